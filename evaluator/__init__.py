@@ -1,0 +1,1 @@
+"""Scores checkpoints: tasks, protocols, frames, agreement and fidelity, the report, the service around them."""

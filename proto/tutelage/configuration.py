@@ -1,0 +1,158 @@
+"""One frozen pydantic model a command, filled from a YAML file, the environment and dotted flags.
+
+Later wins: the model's defaults, `--config FILE`, `<PREFIX>SECTION__KEY` in the environment,
+`--section.key VALUE`. Unknown keys are errors that suggest the nearest known one. `--dry-run` prints the
+resolved file and does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    YamlConfigSettingsSource,
+)
+
+from tutelage.errors import ConfigurationError
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, without unknown keys, its attributes' docstrings are its help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The configuration as the YAML file that `--config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def validate(model: type[ConfigT], values: dict[str, Any]) -> ConfigT:
+    """A configuration from plain values.
+
+    Raises:
+        ConfigurationError: names each offending key, and for an unknown one the nearest that exists.
+
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _configuration_error(model, error) from error
+
+
+def load(model: type[ConfigT], arguments: list[str], *, program: str, environment_prefix: str) -> ConfigT:
+    """A configuration from a command line; prints help or the resolved file and exits if asked to.
+
+    Args:
+        model: what to fill.
+        arguments: the command line after the command's name.
+        program: the command as people type it, for the help.
+        environment_prefix: for example `TUTELAGE_TRAIN_`.
+
+    Raises:
+        ConfigurationError: as `validate`, and for a file that is missing or is no YAML mapping.
+
+    """
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--config", type=Path)
+    own.add_argument("--dry-run", action="store_true")
+    known, rest = own.parse_known_args(arguments)
+    settings = _settings_class(model, known.config, program, environment_prefix)
+    try:
+        filled = CliApp.run(settings, cli_args=rest)
+    except ValidationError as error:
+        raise _configuration_error(model, error) from error
+    except SettingsError as error:
+        raise ConfigurationError(_with_suggestions(model, str(error))) from error
+    config = validate(model, filled.model_dump())
+    if known.dry_run:
+        sys.stdout.write(to_yaml(config))
+        raise SystemExit(0)
+    return config
+
+
+def _settings_class(
+    model: type[Config], file: Path | None, program: str, environment_prefix: str
+) -> type[BaseSettings]:
+    if file is not None:
+        _check_is_mapping(file)
+
+    class Settings(model, BaseSettings):  # type: ignore[misc, valid-type]
+        __doc__ = (model.__doc__ or "") + " Besides: --config FILE (YAML), --dry-run (print the resolved file)."
+        model_config = SettingsConfigDict(
+            env_prefix=environment_prefix,
+            env_nested_delimiter="__",
+            yaml_file=file,
+            cli_prog_name=program,
+            cli_kebab_case=True,
+            cli_avoid_json=True,
+            cli_exit_on_error=False,
+            cli_implicit_flags=True,
+        )
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+    return Settings
+
+
+def _check_is_mapping(file: Path) -> None:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"cannot read {file}: {error}", "config") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{file} holds {type(content).__name__}, expected keys and values", "config")
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _suggestion(model: type[BaseModel], key: str) -> str:
+    nearest = difflib.get_close_matches(key.replace("-", "_"), _keys(model), n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def _with_suggestions(model: type[BaseModel], message: str) -> str:
+    unknown = [word[2:].split("=")[0] for word in message.split() if word.startswith("--")]
+    return message + "".join(_suggestion(model, key) for key in unknown)
+
+
+def _configuration_error(model: type[BaseModel], error: ValidationError) -> ConfigurationError:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{key} is not a key{_suggestion(model, key)}")
+        else:
+            given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
+            lines.append(f"{key}: {problem['msg']}{given}" if key else f"{problem['msg']}")
+    return ConfigurationError("; ".join(lines))

@@ -1,0 +1,125 @@
+"""Every error that a user or a peer can meet, with its gRPC status and its exit code in one table.
+
+To add one: derive it from `TutelageError` and from the built-in class that fits, give it `status` (the
+name of a gRPC status) and `exit_code`, and raise it with a message that says what was given, what is
+allowed and what to do. Instances hold nothing but their arguments, so they pickle (Ray carries them
+between processes).
+"""
+
+from __future__ import annotations
+
+EXIT_DONE, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_DATA, EXIT_INTERRUPTED = 0, 2, 3, 4, 130
+
+
+class TutelageError(Exception):
+    """Root of the errors that this project raises on purpose.
+
+    Args:
+        message: what was given, what is allowed, what to do.
+        field: path of the offending field of a request or a configuration, if there is one.
+
+    """
+
+    status = "INTERNAL"
+    exit_code = 1
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message, field)
+
+    @property
+    def message(self) -> str:
+        """What happened, without the field."""
+        return str(self.args[0])
+
+    @property
+    def field(self) -> str:
+        """Path of the offending field, or the empty string."""
+        return str(self.args[1])
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+
+class ConfigurationError(TutelageError, ValueError):
+    """A configuration that cannot be run as it is."""
+
+    status, exit_code = "INVALID_ARGUMENT", EXIT_USAGE
+
+
+class InvalidRequest(TutelageError, ValueError):
+    """A request whose field is outside what the contract allows."""
+
+    status, exit_code = "INVALID_ARGUMENT", EXIT_USAGE
+
+
+class NotServed(TutelageError, LookupError):
+    """A valid request for something that this server does not serve."""
+
+    status, exit_code = "FAILED_PRECONDITION", EXIT_USAGE
+
+
+class NotFound(TutelageError, LookupError):
+    """A name that nothing goes by."""
+
+    status, exit_code = "NOT_FOUND", EXIT_USAGE
+
+
+class Conflict(TutelageError, ValueError):
+    """The same name for something else."""
+
+    status, exit_code = "ALREADY_EXISTS", EXIT_USAGE
+
+
+class IdentityMismatch(TutelageError, ValueError):
+    """Teacher and student (or the teacher of before and of now) are not what they must be to each other."""
+
+    status, exit_code = "FAILED_PRECONDITION", EXIT_USAGE
+
+
+class Overloaded(TutelageError, RuntimeError):
+    """The server is full; the same request can be tried again."""
+
+    status, exit_code = "RESOURCE_EXHAUSTED", EXIT_UNREACHABLE
+
+
+class Unreachable(TutelageError, ConnectionError):
+    """The peer does not answer, is starting, or is draining."""
+
+    status, exit_code = "UNAVAILABLE", EXIT_UNREACHABLE
+
+
+class CorruptFrame(TutelageError, ValueError):
+    """An answer that is damaged, out of order, or for something else; never used."""
+
+    status, exit_code = "DATA_LOSS", EXIT_DATA
+
+
+class DataError(TutelageError, ValueError):
+    """A data file that is missing or holds what it must not."""
+
+    status, exit_code = "FAILED_PRECONDITION", EXIT_DATA
+
+
+class CheckpointError(TutelageError, OSError):
+    """A checkpoint that is missing, incomplete, changed, or of another run."""
+
+    status, exit_code = "FAILED_PRECONDITION", EXIT_DATA
+
+    def __str__(self) -> str:  # OSError's own would print the pair of arguments.
+        return TutelageError.__str__(self)
+
+
+_BY_STATUS: dict[str, type[TutelageError]] = {
+    "INVALID_ARGUMENT": InvalidRequest,
+    "FAILED_PRECONDITION": NotServed,
+    "NOT_FOUND": NotFound,
+    "ALREADY_EXISTS": Conflict,
+    "RESOURCE_EXHAUSTED": Overloaded,
+    "UNAVAILABLE": Unreachable,
+    "DATA_LOSS": CorruptFrame,
+}
+
+
+def error_of_status(status: str, message: str, field: str = "") -> TutelageError:
+    """The exception that a peer's gRPC status stands for."""
+    return _BY_STATUS.get(status, TutelageError)(message, field)

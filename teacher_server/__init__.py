@@ -1,0 +1,1 @@
+"""A vLLM teacher behind gRPC: the scoring engine, the signal head, the writing engine."""

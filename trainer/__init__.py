@@ -1,0 +1,1 @@
+"""Students: data, live sampling, the teacher's client, smoothing, objectives, the loop, checkpoints, Ray."""

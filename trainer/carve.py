@@ -1,0 +1,53 @@
+"""Carves a student out of a teacher: some of its layers, all of its vocabulary.
+
+The first and the last layer are always kept, the others are spread evenly (as DistilBERT and its
+successors initialise their students; Sanh et al. 2019, arXiv 1910.01108, section 3).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tutelage.errors import ConfigurationError
+
+
+def kept_layers(total: int, keep: int) -> list[int]:
+    """Indices of the kept layers, rising: evenly spread from the first to the last.
+
+    Raises:
+        ConfigurationError: `keep` is not in 2 … total.
+
+    """
+    if not 2 <= keep <= total:
+        raise ConfigurationError(f"cannot keep {keep} of {total} layers; choose 2 to {total}", "layers")
+    return [round(index * (total - 1) / (keep - 1)) for index in range(keep)]
+
+
+def carve(teacher: Path, student: Path, *, layers: int) -> None:
+    """Writes a checkpoint with `layers` of the teacher's layers, its embeddings, head and tokenizer.
+
+    Args:
+        teacher: Hugging Face directory of a causal language model whose layers are `model.layers`.
+        student: directory to write.
+        layers: how many layers to keep.
+
+    Raises:
+        ConfigurationError: the teacher has not that many layers, or keeps them elsewhere.
+
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype="auto")
+    blocks = getattr(getattr(model, "model", None), "layers", None)
+    if blocks is None:
+        raise ConfigurationError(f"{type(model).__name__} has no model.layers to carve from", "teacher")
+    keep = kept_layers(len(blocks), layers)
+    model.model.layers = torch.nn.ModuleList(blocks[index] for index in keep)
+    for index, block in enumerate(model.model.layers):
+        block.self_attn.layer_idx = index
+    model.config.num_hidden_layers = layers
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[index] for index in keep]
+    model.save_pretrained(student)
+    AutoTokenizer.from_pretrained(teacher).save_pretrained(student)
