@@ -1,0 +1,85 @@
+"""Child processes that never outlive their parent: each in a session of its own, ended as a group."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+PR_SET_PDEATHSIG = 1
+STOP_SECONDS = 30.0
+
+
+def _end_with_parent() -> None:
+    """Runs in the child: SIGTERM as soon as the parent is gone, even by SIGKILL."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def start(command: Sequence[str], *, log: Path | None, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Starts a program in a session of its own; its output goes to `log`, or to ours if that is None."""
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(log.open("ab")) if log else None
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+            env={**os.environ, **environment},
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+
+
+def stop(process: subprocess.Popen[bytes], seconds: float = STOP_SECONDS) -> int:
+    """Asks a program to end, insists after `seconds`, and returns its exit code; its group is gone then."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], *, log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that is stopped at the end of the block, whatever ends the block."""
+    process = start(command, log=log, environment=environment)
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def wait_for_file(path: Path, process: subprocess.Popen[bytes], *, log: Path, seconds: float) -> str:
+    """The text of a file that `process` writes when it is ready.
+
+    Raises:
+        SystemExit: the process ended first, or `seconds` went by; the end of its log is in the message.
+
+    """
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            state = "did not get ready" if process.poll() is None else f"ended with {process.returncode}"
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            raise SystemExit(f"{' '.join(process.args)} {state}; the end of {log}:\n{tail}")
+        time.sleep(0.2)
+    return path.read_text().strip()
+
+
+def left_behind(mark: str, value: str) -> list[psutil.Process]:
+    """Processes other than this one whose environment has `mark=value`."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(mark) == value:
+                found.append(process)
+    return found

@@ -1,0 +1,73 @@
+"""Children of the demonstration end with it: as a group, on time-out, and when the parent is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import left_behind, running, start, stop, wait_for_file
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+# A program that ignores SIGTERM and has a child of its own that does, too.
+STUBBORN = """
+import pathlib, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if len(sys.argv) > 1:
+    subprocess.Popen([sys.executable, __file__])
+    pathlib.Path(sys.argv[1]).write_text("ready")
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def stubborn(tmp_path) -> Path:
+    script = tmp_path / "stubborn.py"
+    script.write_text(STUBBORN)
+    return script
+
+
+def test_stopping_ends_the_whole_group_even_if_it_refuses(stubborn, tmp_path):
+    mark = {"TUTELAGE_TEST": tmp_path.name}
+    log, ready = tmp_path / "log", tmp_path / "ready"
+    process = start([sys.executable, str(stubborn), str(ready)], log=log, environment=mark)
+    assert wait_for_file(ready, process, log=log, seconds=20) == "ready"
+    assert len(left_behind("TUTELAGE_TEST", tmp_path.name)) == 2
+    assert stop(process, seconds=0.2) == -signal.SIGKILL
+    _wait_until(lambda: not left_behind("TUTELAGE_TEST", tmp_path.name))
+
+
+def test_a_killed_parent_takes_its_children_along(tmp_path):
+    script = (
+        f"import sys; sys.path.insert(0, {str(DEPLOY)!r})\n"
+        "from pathlib import Path\nfrom processes import start\nimport time\n"
+        f"child = start(['sleep', '60'], log=Path({str(tmp_path / 'log')!r}), environment={{}})\n"
+        "print(child.pid, flush=True)\ntime.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.communicate()
+    _wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_program_that_ends_before_it_is_ready_is_reported_with_its_log(tmp_path):
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", "print('no such model'); raise SystemExit(4)"]
+    with (
+        pytest.raises(SystemExit, match=r"(?s)ended with 4.*no such model"),
+        running(command, log=log, environment={}) as process,
+    ):
+        wait_for_file(tmp_path / "never", process, log=log, seconds=20)
+
+
+def _wait_until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
