@@ -18,7 +18,7 @@ install: $(STAMP) ## the virtual environment, from the lock
 $(STAMP): $(LOCKS) pyproject.toml
 	@echo "Installing $$(cat $(LOCKS) | grep -c ==) packages into $(VENV); the first time takes two to six minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements/cpu.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements/cpu.lock
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements/no-deps.lock
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
