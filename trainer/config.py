@@ -293,8 +293,8 @@ class CohortConfig(Config):
     """Name of the run: 1 to 64 of a-z 0-9 . _ -"""
     output: Path = Path("runs/run")
     """Folder of the run; each student writes below students/<id>."""
-    teacher: TeacherConfig = TeacherConfig()
-    """Where the teacher is."""
+    teacher: TeacherConfig | None = TeacherConfig()
+    """Where the teacher is; none only if no objective needs one."""
     evaluator: EvaluatorConfig | None = None
     """Where checkpoints are scored; none means nowhere."""
     ray: RayConfig = RayConfig()
@@ -329,6 +329,10 @@ class CohortConfig(Config):
         if repeated:
             raise ConfigurationError(f"ids must differ; {', '.join(repeated)} occurs twice", "students")
         for student in self.students:
+            if self.teacher is None and objective_named(student.objective.name).needs_teacher:
+                raise ConfigurationError(
+                    f"{student.id} learns by {student.objective.name}, which needs one; give its address", "teacher"
+                )
             if self.evaluator and self.evaluator.every_steps % student.save_every_steps:
                 raise ConfigurationError(
                     f"{self.evaluator.every_steps} is no multiple of save_every_steps {student.save_every_steps} of "

@@ -79,7 +79,8 @@ def _stored_or_fetched(sequences: Sequence[Scored], path: Path, teacher: Teacher
     if path.exists():
         with safe_open(path, framework="pt") as stored:
             if stored.metadata() == {"key": key}:
-                return stored.get_tensor("hidden_ND")
+                kept_ND: Tensor = stored.get_tensor("hidden_ND")
+                return kept_ND
     requests = [item.request() for item in sequences]
     signals = teacher.score(requests, SignalSpec("hidden"))
     hidden_ND = torch.cat(

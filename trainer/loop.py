@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from trainer.held_out import HeldOut
 from trainer.lock import student_lock
 from trainer.metrics import MetricsLog
 from trainer.objectives.table import objective_named
+from trainer.progress import Outcome, Progress
 from trainer.rows import Scored, scored, unembedding_of
 from trainer.state import State, config_digest, read_state
 from trainer.step import Stepper
@@ -36,34 +37,6 @@ from trainer.student import Student
 from trainer.teacher_client import Teacher
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a training is."""
-
-    student: str
-    step: int
-    """Steps done."""
-    steps: int
-    """Steps in all."""
-    phase: str
-    """What it is doing, for people."""
-    metrics: dict[str, float]
-    """The newest value of each metric."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a training ended."""
-
-    student: str
-    step: int
-    """Steps done."""
-    finished: bool
-    """False if it was asked to stop before."""
-    checkpoint: Path
-    """Its newest checkpoint."""
 
 
 class Evaluations(Protocol):
