@@ -1,0 +1,151 @@
+"""`tutelage teacher serve | info | usage`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tutelage.errors import EXIT_DONE, EXIT_USAGE
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+USAGE = """\
+usage: tutelage teacher COMMAND [OPTIONS]
+
+commands:
+  serve     load a teacher and serve it over gRPC until SIGTERM
+  info      who a served teacher is, what it serves and how exactly
+  usage     what it has done since it started, by student
+
+`tutelage teacher COMMAND --help` says more."""
+_DEFAULT_ADDRESS = "127.0.0.1:50051"
+_TIMEOUT_SECONDS = 10.0
+
+
+def main(arguments: list[str]) -> int:
+    """Serves a teacher, or asks one who it is and what it has done."""
+    commands: dict[str, Callable[[list[str]], int]] = {"serve": serve, "info": info, "usage": usage}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return EXIT_DONE if arguments else EXIT_USAGE
+    if arguments[0] not in commands:
+        print(f"tutelage teacher: {arguments[0]!r} is not a command\n\n{USAGE}", file=sys.stderr)
+        return EXIT_USAGE
+    return commands[arguments[0]](arguments[1:])
+
+
+def serve(arguments: list[str]) -> int:
+    """Serves a teacher until it is told to stop."""
+    from tutelage.configuration import load
+
+    from teacher_server.config import TeacherConfig
+
+    config = load(TeacherConfig, arguments, program="tutelage teacher serve", environment_prefix="TUTELAGE_TEACHER_")
+    _log_to_stderr()
+    import asyncio
+    import uuid
+
+    from teacher_server import guardian
+    from teacher_server.loading import load_teacher
+    from teacher_server.server import serve as serve_teacher
+
+    guardian.start(uuid.uuid4().hex)
+    asyncio.run(serve_teacher(config, lambda *identity: load_teacher(config, *identity)))
+    return EXIT_DONE
+
+
+def info(arguments: list[str]) -> int:
+    """Prints who a served teacher is."""
+    from tutelage.teacher.v1 import teacher_pb2 as pb
+
+    return _ask("info", "GetTeacherInfo", pb.GetTeacherInfoRequest(), arguments, _print_info)
+
+
+def usage(arguments: list[str]) -> int:
+    """Prints what a served teacher has done."""
+    from tutelage.teacher.v1 import teacher_pb2 as pb
+
+    return _ask("usage", "GetTeacherUsage", pb.GetTeacherUsageRequest(), arguments, _print_usage)
+
+
+def _ask(command: str, method: str, request: Message, arguments: list[str], show: Callable[[Any], None]) -> int:
+    parser = argparse.ArgumentParser(prog=f"tutelage teacher {command}", allow_abbrev=False)
+    parser.add_argument("--address", default=_DEFAULT_ADDRESS, help="host:port of the teacher (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    options = parser.parse_args(arguments)
+    import grpc
+    from google.protobuf.json_format import MessageToJson
+    from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
+    from tutelage.transport import CHANNEL_OPTIONS, error_of_rpc
+
+    with grpc.insecure_channel(options.address, options=CHANNEL_OPTIONS) as channel:
+        try:
+            answer = getattr(pb_grpc.TeacherServiceStub(channel), method)(request, timeout=_TIMEOUT_SECONDS)
+        except grpc.RpcError as error:
+            raise error_of_rpc(error, options.address, "teacher") from error
+    if options.json:
+        print(MessageToJson(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+    else:
+        show(answer)
+    return EXIT_DONE
+
+
+def _print_info(answer: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from tutelage.teacher.v1 import teacher_pb2 as pb
+
+    limits, floor = answer.limits, answer.noise_floor
+    rows = {
+        "model": answer.model_name,
+        "roles": ", ".join(pb.TeacherRole.Name(role).removeprefix("TEACHER_ROLE_").lower() for role in answer.roles),
+        "signals": ", ".join(pb.SignalKind.Name(kind).removeprefix("SIGNAL_KIND_").lower() for kind in answer.kinds),
+        "vocabulary": f"{answer.vocabulary_size:,} ids",
+        "hidden size": str(answer.hidden_size),
+        "computes in": f"{answer.dtype} ({answer.engine})",
+        "limits": f"{limits.max_sequence_tokens:,} tokens, k ≤ {limits.max_k:,}, "
+        f"{limits.max_requests_in_flight} requests in flight a stream",
+        "noise floor": f"KL {floor.mean_kl:.2g} nats mean, {floor.max_kl:.2g} max ({floor.positions} positions)",
+        "weights": answer.weights_digest,
+        **{f"tokenizer {field}": digest for field, digest in sorted(answer.tokenizer_digests.items())},
+        "chat template": answer.chat_template_digest or "none",
+        "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.started_at_seconds)),
+    }
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _print_usage(answer: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    numbers = ("open_streams", "sequences", "tokens", "rows", "bytes", "refusals", "written_tokens")
+    table = Table("student", *(name.replace("_", " ") for name in numbers), "last seen")
+    for student in answer.students:
+        seen = time.strftime("%H:%M:%S", time.localtime(student.last_seen_seconds))
+        table.add_row(student.student_id, *(f"{getattr(student, name):,}" for name in numbers), seen)
+    Console().print(table)
+
+
+def _log_to_stderr() -> None:
+    """A readable line for each of our own messages, with the seconds since the start; vLLM logs by itself."""
+    started = time.monotonic()
+
+    class Elapsed(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return f"teacher {time.monotonic() - started:6.1f} s  {record.getMessage()}"
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Elapsed())
+    own = logging.getLogger("teacher_server")
+    own.addHandler(handler)
+    own.setLevel(os.environ.get("TUTELAGE_LOG_LEVEL", "INFO"))
+    own.propagate = False

@@ -1,0 +1,101 @@
+"""What `tutelage teacher serve` can be told; importable without torch or vLLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from tutelage.configuration import Config
+
+Role = Literal["score", "write"]
+
+
+class TeacherConfig(Config):
+    """Serves one teacher over gRPC: `score` answers with signals, `write` with rationales."""
+
+    model: str
+    """Directory of a Hugging Face checkpoint with safetensors weights, or its name on the hub."""
+
+    revision: str | None = None
+    """Revision of a model on the hub: a branch, a tag or, better, a commit."""
+
+    model_name: str = ""
+    """Name shown to people; by default the last part of `model`."""
+
+    roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("score",)
+    """What this process does; each role is one engine."""
+
+    address: str = "127.0.0.1:50051"
+    """host:port to listen on; port 0 chooses a free one."""
+
+    address_file: Path | None = None
+    """File that gets the final host:port once the teacher is serving."""
+
+    insecure: bool = False
+    """Listen beyond loopback although nothing is encrypted or authenticated."""
+
+    reflection: bool = False
+    """Answer gRPC server reflection."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """What the engines compute in."""
+
+    max_sequence_tokens: Annotated[int, Field(ge=2)] = 2048
+    """Longest sequence, prompt and continuation together."""
+
+    batch_tokens: Annotated[int, Field(ge=2)] = 2048
+    """Tokens an engine computes at once, at most; at least one longest sequence always fits."""
+
+    batch_sequences: Annotated[int, Field(ge=1)] = 64
+    """Sequences an engine works on at once, at most."""
+
+    kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    """Key-value cache of each engine, GiB."""
+
+    compile: bool = False
+    """Let vLLM compile the model: a slower start, for a faster engine where that pays."""
+
+    score_cores: str = "auto"
+    """On the CPU: cores of the scoring engine, as "0-3"; "auto" leaves the last one to the front end."""
+
+    write_cores: str = "auto"
+    """On the CPU: cores of the writing engine; "auto" gives each of two engines half of the cores."""
+
+    head_threads: Annotated[int, Field(ge=1)] = 1
+    """Threads that turn hidden states into signals, beside the engine."""
+
+    head_device: str = "auto"
+    """Device of the signal head, as torch names it; "auto" is a GPU if there is one."""
+
+    max_k: Annotated[int, Field(ge=1)] = 1024
+    """Largest k of `topk`, and most candidates a row."""
+
+    max_temperatures: Annotated[int, Field(ge=1)] = 16
+    """Most temperatures in one request."""
+
+    max_samples: Annotated[int, Field(ge=1)] = 16
+    """Most continuations of one prompt in one request."""
+
+    max_requests_in_flight: Annotated[int, Field(ge=1)] = 32
+    """Requests worked on at once for one stream; further ones wait unread."""
+
+    frame_bytes: Annotated[int, Field(ge=64 * 2**10, le=512 * 2**10)] = 256 * 2**10
+    """Size of an answer's frames, bytes."""
+
+    drain_seconds: Annotated[float, Field(ge=0)] = 20.0
+    """After SIGTERM, how long requests in flight may take to finish."""
+
+    engine_log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "ERROR"
+    """How much of vLLM's own log appears."""
+
+    @model_validator(mode="after")
+    def _each_role_once(self) -> TeacherConfig:
+        if len(set(self.roles)) != len(self.roles):
+            raise ValueError(f"roles {list(self.roles)} names a role twice; use score, write or both")
+        return self
+
+    @property
+    def served_name(self) -> str:
+        """The name shown to people."""
+        return self.model_name or Path(self.model).name

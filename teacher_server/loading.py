@@ -1,0 +1,160 @@
+"""From a configuration to a loaded teacher that has answered real requests."""
+
+from __future__ import annotations
+
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutelage import identity
+from tutelage.errors import ConfigurationError
+from tutelage.teacher.v1 import teacher_pb2 as pb
+
+from teacher_server import unembedding, vllm_engine
+from teacher_server.config import TeacherConfig
+from teacher_server.signal_head import SignalHead, use_bfloat16_products
+from teacher_server.teacher import ScoringParts, Teacher
+
+logger = logging.getLogger(__name__)
+
+_ROLES = {"score": pb.TEACHER_ROLE_SCORE, "write": pb.TEACHER_ROLE_WRITE}
+_NEEDED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A teacher's files, and what was read from them."""
+
+    folder: Path
+    weights_digest: str
+    tokenizer_digests: dict[str, str]
+    chat_template_digest: str
+    vocabulary_size: int
+    hidden_size: int
+
+
+def find_checkpoint(model: str, revision: str | None) -> Path:
+    """The directory of a model, downloaded from the hub if `model` is no directory.
+
+    Raises:
+        ConfigurationError: neither a directory nor a model that the hub gives us.
+
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_NEEDED_FILES))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{model!r} is no directory, and the hub does not give it: {error}", "model"
+        ) from error
+
+
+def read_checkpoint(folder: Path, config: TeacherConfig) -> Checkpoint:
+    """Digests and sizes of a checkpoint.
+
+    Raises:
+        ConfigurationError: the model is shorter than `max_sequence_tokens`.
+        DataError: tokenizer or weights are missing.
+
+    """
+    digests = identity.tokenizer_digests(folder)
+    model_config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    longest = model_config.get("max_position_embeddings", config.max_sequence_tokens)
+    if config.max_sequence_tokens > longest:
+        raise ConfigurationError(
+            f"{config.max_sequence_tokens} tokens are more than the model's {longest}", "max_sequence_tokens"
+        )
+    return Checkpoint(
+        folder=folder,
+        weights_digest=identity.weights_digest(folder),
+        tokenizer_digests=digests,
+        chat_template_digest=identity.chat_template_digest(folder),
+        vocabulary_size=identity.vocabulary_size(folder),
+        hidden_size=model_config["hidden_size"],
+    )
+
+
+def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: float) -> Teacher:
+    """Reads the checkpoint and starts the engines: a minute or more, to be run outside the event loop.
+
+    Raises:
+        ConfigurationError: vLLM does not start with this configuration.
+        NotServed: the model's head is not one that is known here.
+        DataError: files of the checkpoint are missing.
+
+    """
+    logger.info("reading %s", config.model)
+    checkpoint = read_checkpoint(find_checkpoint(config.model, config.revision), config)
+    head = load_head(checkpoint, config) if "score" in config.roles else None
+    vllm_engine.prepare_environment(config)
+    scoring = writing = None
+    for role in config.roles:
+        logger.info("starting the %s engine (vLLM, %s)", {"score": "scoring", "write": "writing"}[role], config.dtype)
+        if role == "score":
+            assert head is not None
+            threads = ThreadPoolExecutor(config.head_threads, thread_name_prefix="signal-head")
+            scoring = ScoringParts(vllm_engine.start_scoring(checkpoint.folder, config), head, threads)
+        else:
+            writing = vllm_engine.start_writing(checkpoint.folder, config)
+    info = describe(checkpoint, config, head)
+    info.instance_id, info.started_at_seconds, info.engine = instance_id, started_at_seconds, vllm_engine.version()
+    return Teacher(info, scoring, writing)
+
+
+def load_head(checkpoint: Checkpoint, config: TeacherConfig) -> SignalHead:
+    """The signal head of a checkpoint, on the device that the configuration names."""
+    import torch
+
+    torch.set_num_threads(1)  # each head thread computes alone; more would fight the engine for its cores
+    use_bfloat16_products()
+    device = config.head_device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return SignalHead(unembedding.load(checkpoint.folder, checkpoint.vocabulary_size), device=device)
+
+
+def describe(checkpoint: Checkpoint, config: TeacherConfig, head: SignalHead | None) -> pb.GetTeacherInfoResponse:
+    """Who the teacher is and what it serves; what is measured or drawn at start is filled in later."""
+    info = pb.GetTeacherInfoResponse(
+        model_name=config.served_name,
+        weights_digest=checkpoint.weights_digest,
+        tokenizer_digests=checkpoint.tokenizer_digests,
+        chat_template_digest=checkpoint.chat_template_digest,
+        vocabulary_size=checkpoint.vocabulary_size,
+        hidden_size=checkpoint.hidden_size,
+        dtype=config.dtype,
+        limits=pb.Limits(
+            max_sequence_tokens=config.max_sequence_tokens,
+            max_k=min(config.max_k, checkpoint.vocabulary_size),
+            max_temperatures=config.max_temperatures,
+            max_samples=config.max_samples,
+            max_requests_in_flight=config.max_requests_in_flight,
+            frame_bytes=config.frame_bytes,
+        ),
+        roles=[_ROLES[role] for role in config.roles],
+    )
+    if head is not None:
+        info.kinds.extend([pb.SIGNAL_KIND_TOPK, pb.SIGNAL_KIND_CANDIDATES, pb.SIGNAL_KIND_HIDDEN])
+        info.unembedding.CopyFrom(_describe_unembedding(head.unembedding))
+    return info
+
+
+def _describe_unembedding(head: unembedding.Unembedding) -> pb.Unembedding:
+    import torch
+
+    rows, columns = head.weight_VD.shape
+    return pb.Unembedding(
+        rows=rows,
+        columns=columns,
+        dtype=pb.DTYPE_BFLOAT16 if head.weight_VD.dtype == torch.bfloat16 else pb.DTYPE_FLOAT32,
+        digest=head.digest,
+        has_bias=head.bias_V is not None,
+        logit_scale=head.scale,
+        logit_softcap=head.softcap,
+    )

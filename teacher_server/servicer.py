@@ -1,0 +1,139 @@
+"""The teacher's RPCs. Until a teacher is loaded, and once the server drains, they answer UNAVAILABLE."""
+
+# ruff: noqa: N802, D102 (the contract names the RPCs and says what they do)
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from tutelage.codec import encode
+from tutelage.errors import ConfigurationError, InvalidRequest, TutelageError, Unreachable
+from tutelage.names import check_name
+from tutelage.teacher.v1 import teacher_pb2 as pb
+from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
+from tutelage.transport import STUDENT_METADATA_KEY, refusal_of_error
+
+from teacher_server.streams import DRAINING, Context, ScoringStream, abort_with, write_rationales
+from teacher_server.teacher import Teacher
+from teacher_server.unembedding import Unembedding, rows_bytes
+from teacher_server.usage import Usage
+
+ANONYMOUS = "anonymous"
+_STARTING = "the teacher is loading; wait until its health is SERVING"
+
+
+class TeacherServicer(pb_grpc.TeacherServiceServicer):
+    """Serves one teacher once it is loaded."""
+
+    def __init__(self) -> None:
+        self.instance_id = uuid.uuid4().hex
+        self.started_at_seconds = time.time()
+        self._usage = Usage()
+        self._teacher: Teacher | None = None
+        self._draining = asyncio.Event()
+
+    def open(self, teacher: Teacher) -> None:
+        """Starts answering."""
+        self._teacher = teacher
+
+    def drain(self) -> None:
+        """Takes no new requests, on open streams either; those in flight are finished."""
+        self._draining.set()
+
+    async def GetTeacherInfo(self, request: pb.GetTeacherInfoRequest, context: Context) -> pb.GetTeacherInfoResponse:
+        async with self._call(context) as (teacher, _):
+            return teacher.info
+
+    async def GetTeacherUsage(self, request: pb.GetTeacherUsageRequest, context: Context) -> pb.GetTeacherUsageResponse:
+        return pb.GetTeacherUsageResponse(
+            instance_id=self.instance_id,
+            started_at_seconds=self.started_at_seconds,
+            students=self._usage.snapshot(),
+        )
+
+    # Requests are read from the context, which does not end the call when reading is given up.
+    async def ScoreSequences(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
+        async with self._call(context) as (teacher, student_id):
+            teacher.validator.role(pb.TEACHER_ROLE_SCORE)
+            assert teacher.scoring is not None
+            with self._usage.stream(student_id):
+                stream = ScoringStream(teacher, teacher.scoring, self._usage.of(student_id), context, self._draining)
+                await stream.run()
+            if self._draining.is_set():
+                raise Unreachable(DRAINING)
+
+    async def WriteRationales(  # type: ignore[override]
+        self, request: pb.WriteRationalesRequest, context: Context
+    ) -> None:
+        async with self._call(context) as (teacher, student_id):
+            counters = self._usage.of(student_id)
+            with self._usage.stream(student_id):
+                try:
+                    writing = teacher.validator.writing(request)
+                except TutelageError as error:
+                    counters.refusals += 1
+                    refusal = refusal_of_error(error)
+                    await context.write(pb.WriteRationalesResponse(request_id=request.request_id, refusal=refusal))
+                    return
+                async with aclosing(write_rationales(teacher, writing, request.request_id, counters)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+
+    async def GetUnembedding(  # type: ignore[override]
+        self, request: pb.GetUnembeddingRequest, context: Context
+    ) -> None:
+        async with self._call(context) as (teacher, _):
+            row_start = teacher.validator.unembedding_row(request)
+            assert teacher.scoring is not None
+            unembedding = teacher.scoring.head.unembedding
+            for chunk in unembedding_chunks(unembedding, row_start, teacher.limits.frame_bytes):
+                await context.write(chunk)
+
+    @asynccontextmanager
+    async def _call(self, context: Context) -> AsyncIterator[tuple[Teacher, str]]:
+        """The teacher and the student of a call; turns our errors into its status."""
+        try:
+            student_id = _student_id(context)
+            if self._draining.is_set():
+                raise Unreachable(DRAINING)
+            if self._teacher is None:
+                raise Unreachable(_STARTING)
+            yield self._teacher, student_id
+        except TutelageError as error:
+            await abort_with(context, error)
+
+
+def unembedding_chunks(
+    unembedding: Unembedding, row_start: int, chunk_bytes: int
+) -> Iterator[pb.GetUnembeddingResponse]:
+    """The rows from `row_start` on, in messages of about `chunk_bytes`."""
+    import torch
+
+    total, columns = unembedding.weight_VD.shape
+    rows_a_chunk = max(1, chunk_bytes // (columns * unembedding.weight_VD.element_size()))
+    bfloat16 = unembedding.weight_VD.dtype == torch.bfloat16
+    for start in range(row_start, total, rows_a_chunk):
+        rows = unembedding.weight_VD[start : start + rows_a_chunk]
+        bias = None if unembedding.bias_V is None else unembedding.bias_V[start : start + rows_a_chunk]
+        crc = zlib.crc32(rows_bytes(rows))
+        yield pb.GetUnembeddingResponse(
+            row_start=start,
+            rows=encode(rows.view(torch.uint16).numpy() if bfloat16 else rows.numpy(), bfloat16=bfloat16),
+            bias=None if bias is None else encode(bias.numpy()),
+            checksum=crc if bias is None else zlib.crc32(rows_bytes(bias), crc),
+            last=start + len(rows) == total,
+        )
+
+
+def _student_id(context: Context) -> str:
+    metadata = dict(context.invocation_metadata() or ())
+    try:
+        return check_name(str(metadata.get(STUDENT_METADATA_KEY, ANONYMOUS)), STUDENT_METADATA_KEY)
+    except ConfigurationError as error:
+        raise InvalidRequest(error.message, error.field) from error

@@ -1,0 +1,174 @@
+"""One stream each: scoring, with many requests in flight, and writing.
+
+Back-pressure needs no queue here. A frame is computed when its request is next to write, and writing waits
+for the student to read; so a stream holds at most one frame for each of its requests in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+import grpc.aio
+import numpy as np
+from tutelage.codec import encode
+from tutelage.errors import InvalidRequest, TutelageError, Unreachable
+from tutelage.teacher.v1 import teacher_pb2 as pb
+from tutelage.transport import refusal_of_error, status_code
+
+from teacher_server.engine import WrittenPiece
+from teacher_server.teacher import ScoringParts, Teacher
+from teacher_server.validate import Scoring, Writing
+
+Context = grpc.aio.ServicerContext[Any, Any]
+DRAINING = "the teacher is going away; ask again once one answers here"
+
+
+async def abort_with(context: Context, error: TutelageError) -> NoReturn:
+    """Ends the call with the status that the error stands for."""
+    await context.abort(status_code(error), str(error))
+    raise AssertionError("abort returns never")
+
+
+class ScoringStream:
+    """Answers one `ScoreSequences` call."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        scoring: ScoringParts,
+        counters: pb.StudentUsage,
+        context: Context,
+        draining: asyncio.Event,
+    ) -> None:
+        self._teacher = teacher
+        self._scoring = scoring
+        self._validator = teacher.validator
+        self._counters = counters
+        self._context = context
+        self._draining = draining
+        self._writing = asyncio.Lock()
+        self._slots = asyncio.Semaphore(teacher.limits.max_requests_in_flight)
+        self._ids_in_flight: set[str] = set()
+
+    async def run(self) -> None:
+        """Reads requests until the student has no more, or the server drains; then finishes those in flight.
+
+        Raises:
+            Unreachable: the engine died.
+
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                async for request in self._requests():
+                    tasks.create_task(self._answer(request))
+        except* TutelageError as errors:
+            failure = errors.exceptions[0]
+        else:
+            return
+        raise failure
+
+    async def _requests(self) -> AsyncIterator[pb.ScoreSequencesRequest]:
+        """Requests as slots for them become free."""
+        drained = asyncio.create_task(self._draining.wait())
+        try:
+            while True:
+                await self._slots.acquire()
+                reading = asyncio.ensure_future(self._context.read())
+                await asyncio.wait({reading, drained}, return_when=asyncio.FIRST_COMPLETED)
+                if not reading.done() or reading.result() is grpc.aio.EOF:
+                    reading.cancel()
+                    return
+                yield reading.result()
+        finally:
+            drained.cancel()
+
+    async def _answer(self, request: pb.ScoreSequencesRequest) -> None:
+        request_id = request.request_id
+        try:
+            if request_id in self._ids_in_flight:
+                raise InvalidRequest(f"{request_id!r} is in flight on this stream already", "request_id")
+            self._ids_in_flight.add(request_id)
+            try:
+                await self._send_frames(request_id, self._validator.scoring(request))
+            finally:
+                self._ids_in_flight.discard(request_id)
+        except Unreachable:
+            raise
+        except TutelageError as error:
+            self._counters.refusals += 1
+            await self._send(pb.ScoreSequencesResponse(request_id=request_id, refusal=refusal_of_error(error)))
+        finally:
+            self._slots.release()
+
+    async def _send_frames(self, request_id: str, scoring: Scoring) -> None:
+        async with aclosing(self._scoring.frames(scoring, self._teacher.limits.frame_bytes)) as frames:
+            async for frame in frames:
+                await self._send(pb.ScoreSequencesResponse(request_id=request_id, frame=frame))
+                count_frame(self._counters, frame)
+        count_sequence(self._counters, scoring)
+
+    async def _send(self, response: pb.ScoreSequencesResponse) -> None:
+        async with self._writing:  # a call takes one message at a time
+            await self._context.write(response)
+
+
+async def write_rationales(
+    teacher: Teacher, writing: Writing, request_id: str, counters: pb.StudentUsage
+) -> AsyncGenerator[pb.WriteRationalesResponse]:
+    """Answers one `WriteRationales` call: tokens as they are written, then the signals of each continuation.
+
+    Raises:
+        Unreachable: the engine died.
+
+    """
+    assert teacher.writing is not None  # the validator has checked the role
+    written: dict[int, list[int]] = {index: [] for index in range(writing.sampling.samples)}
+    pieces = teacher.writing.write(writing.prompt_token_ids.tolist(), writing.sampling)
+    async for piece in pieces:
+        written[piece.sample_index] += piece.token_ids
+        counters.written_tokens += len(piece.token_ids)
+        yield _written(request_id, piece)
+    if writing.signal is not None:
+        for index, token_ids in written.items():
+            async for frame in _signals_of(teacher, writing, token_ids, counters):
+                yield pb.WriteRationalesResponse(request_id=request_id, sample_index=index, frame=frame)
+
+
+async def _signals_of(
+    teacher: Teacher, writing: Writing, token_ids: list[int], counters: pb.StudentUsage
+) -> AsyncIterator[pb.SignalFrame]:
+    assert teacher.scoring is not None
+    assert writing.signal is not None
+    sequence = np.concatenate([writing.prompt_token_ids, np.array(token_ids, dtype=np.int32)])
+    scoring = Scoring(sequence, writing.signal, start=len(writing.prompt_token_ids) - 1, end=len(sequence))
+    async for frame in teacher.scoring.frames(scoring, teacher.limits.frame_bytes):
+        count_frame(counters, frame)
+        yield frame
+    count_sequence(counters, scoring)
+
+
+def _written(request_id: str, piece: WrittenPiece) -> pb.WriteRationalesResponse:
+    return pb.WriteRationalesResponse(
+        request_id=request_id,
+        sample_index=piece.sample_index,
+        written=pb.WrittenTokens(
+            token_ids=encode(np.array(piece.token_ids, dtype=np.int32)),
+            text=piece.text,
+            finish_reason=piece.finish_reason,
+        ),
+    )
+
+
+def count_frame(counters: pb.StudentUsage, frame: pb.SignalFrame) -> None:
+    """Adds a frame that was sent."""
+    counters.rows += frame.position_count
+    counters.bytes += frame.ByteSize()
+
+
+def count_sequence(counters: pb.StudentUsage, scoring: Scoring) -> None:
+    """Adds a sequence that was answered in full."""
+    counters.sequences += 1
+    counters.tokens += len(scoring.token_ids)

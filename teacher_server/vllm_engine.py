@@ -1,0 +1,179 @@
+"""Scoring and writing on vLLM's asynchronous engine, through its public interface alone.
+
+Scoring runs the pooling runner, which returns the final hidden state of every token. Chunked prefill and
+prefix caching are off: with either, states of tokens that were computed earlier would be missing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tutelage.errors import ConfigurationError, Unreachable
+
+from teacher_server.config import Role, TeacherConfig
+from teacher_server.engine import Sampling, WrittenPiece
+
+if TYPE_CHECKING:
+    import torch
+
+_DEAD = "the teacher's engine is dead; the server is exiting"
+
+
+def prepare_environment(config: TeacherConfig) -> None:
+    """Sets what vLLM and its children read from the environment; to be called before vLLM is imported."""
+    os.environ["VLLM_LOGGING_LEVEL"] = config.engine_log_level
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if config.engine_log_level == "ERROR":
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+
+
+def cores_of(role: Role, config: TeacherConfig, cores: Sequence[int]) -> str:
+    """The cores that an engine's threads are bound to, as vLLM reads them ("0,1").
+
+    vLLM's own "auto" gives two engines the same cores. Here each of two gets half; one alone gets all but
+    the last, which the front end and the signal head need.
+    """
+    wanted = config.score_cores if role == "score" else config.write_cores
+    if wanted != "auto":
+        return wanted
+    if len(config.roles) == 1:
+        own = cores[:-1] or cores
+    else:
+        half = max(1, len(cores) // 2)
+        own = cores[:half] if role == config.roles[0] else cores[half:] or cores
+    return ",".join(map(str, own))
+
+
+def start_scoring(checkpoint: Path, config: TeacherConfig) -> VllmScoringEngine:
+    """Starts the scoring engine's processes and waits until the model is loaded (tens of seconds).
+
+    Raises:
+        ConfigurationError: vLLM does not start with this configuration.
+
+    """
+    from vllm.config import PoolerConfig
+
+    llm = _start(
+        "score",
+        checkpoint,
+        config,
+        runner="pooling",
+        convert="embed",
+        pooler_config=PoolerConfig(task="token_embed", use_activation=False),
+        hf_overrides={"head_dtype": "model"},  # else states travel as float32: the same numbers in twice the bytes
+        enable_chunked_prefill=False,
+        enable_prefix_caching=False,
+        skip_tokenizer_init=True,
+    )
+    return VllmScoringEngine(llm)
+
+
+def start_writing(checkpoint: Path, config: TeacherConfig) -> VllmWritingEngine:
+    """Starts the writing engine likewise."""
+    return VllmWritingEngine(_start("write", checkpoint, config))
+
+
+def _start(role: Role, checkpoint: Path, config: TeacherConfig, **of_role: Any) -> Any:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    # vLLM reads this when it spawns the engine's processes, and nowhere else.
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_of(role, config, sorted(os.sched_getaffinity(0)))
+    try:
+        return AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=str(checkpoint),
+                dtype=config.dtype,
+                max_model_len=config.max_sequence_tokens,
+                max_num_batched_tokens=max(config.batch_tokens, config.max_sequence_tokens),
+                max_num_seqs=config.batch_sequences,
+                kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
+                enforce_eager=not config.compile,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                **of_role,
+            )
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigurationError(f"vLLM does not start an engine to {role} with this configuration: {error}") from error
+
+
+def version() -> str:
+    """Name and version of the engine, for GetTeacherInfo."""
+    import vllm
+
+    return f"vllm {vllm.__version__}"
+
+
+class _VllmEngine:
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+        self._request_numbers = itertools.count()
+
+    @property
+    def dead(self) -> bool:
+        """As `Engine.dead`."""
+        return bool(self._llm.errored)
+
+    def shutdown(self) -> None:
+        """As `Engine.shutdown`."""
+        self._llm.shutdown()
+
+    def _next_id(self) -> str:
+        return str(next(self._request_numbers))
+
+
+class VllmScoringEngine(_VllmEngine):
+    """A `ScoringEngine`."""
+
+    async def hidden_states(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """As `ScoringEngine.hidden_states`."""
+        from vllm import PoolingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        outputs = self._llm.encode(
+            tokens_input(list(token_ids)), PoolingParams(task="token_embed", use_activation=False), self._next_id()
+        )
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    hidden: torch.Tensor = output.outputs.data
+        except EngineDeadError as error:
+            raise Unreachable(_DEAD) from error
+        return hidden
+
+
+class VllmWritingEngine(_VllmEngine):
+    """A `WritingEngine`."""
+
+    async def write(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncIterator[WrittenPiece]:
+        """As `WritingEngine.write`."""
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        parameters = SamplingParams(
+            n=sampling.samples,
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            stop=list(sampling.stop),
+            output_kind=RequestOutputKind.DELTA,
+        )
+        outputs = self._llm.generate(tokens_input(list(prompt_token_ids)), parameters, self._next_id())
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    for piece in output.outputs:
+                        yield WrittenPiece(piece.index, piece.token_ids, piece.text, piece.finish_reason or "")
+        except EngineDeadError as error:
+            raise Unreachable(_DEAD) from error

@@ -1,0 +1,224 @@
+"""The training of one student, from its start or from its last checkpoint to its end.
+
+    outcome = train(config, folder=folder, teacher=client, report=print)
+
+`train` is the same in a test, in a Ray actor and anywhere else: what it does depends on its arguments and
+on what it finds in `folder`, where it keeps `student.yaml`, `metrics.jsonl`, `metrics.parquet`,
+`held_out.safetensors` and `checkpoints/step-…/`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from tutelage.configuration import to_yaml
+from tutelage.errors import ConfigurationError, DataError
+from tutelage.identity import vocabulary_size
+
+from trainer.checkpoints import Checkpoint, CheckpointStore, write_durably
+from trainer.config import StudentConfig
+from trainer.control import Control
+from trainer.data import Dataset, Example, Order, read_dataset
+from trainer.held_out import HeldOut
+from trainer.lock import student_lock
+from trainer.metrics import MetricsLog
+from trainer.objectives.table import objective_named
+from trainer.progress import Outcome, Progress
+from trainer.rows import Scored, scored, unembedding_of
+from trainer.state import State, config_digest, read_state
+from trainer.step import Stepper
+from trainer.student import Student
+from trainer.teacher_client import Teacher
+
+_log = logging.getLogger(__name__)
+
+
+class Evaluations(Protocol):
+    """Where checkpoints are sent for scoring."""
+
+    every_steps: int
+    """Besides before and after training; 0 means only those."""
+
+    def submit(self, step: int, checkpoint: Path) -> None:
+        """Hands a checkpoint over without waiting."""
+
+
+class NoEvaluations:
+    """Sends nothing."""
+
+    every_steps = 0
+
+    def submit(self, step: int, checkpoint: Path) -> None:
+        """Does nothing."""
+
+
+def _ignore(_progress: Progress) -> None:
+    pass
+
+
+def train(
+    config: StudentConfig,
+    *,
+    folder: Path,
+    teacher: Teacher | None,
+    report: Callable[[Progress], None] = _ignore,
+    evaluations: Evaluations | None = None,
+    control: Control | None = None,
+) -> Outcome:
+    """Trains a student to its last step, or until it is asked to stop.
+
+    Args:
+        config: the student's.
+        folder: its own; one process writes it at a time.
+        teacher: who scores; None if the objective needs no teacher.
+        report: told of every phase.
+        evaluations: sent the first, the last and some checkpoints between.
+        control: asked between steps whether to pause or stop.
+
+    Raises:
+        Conflict: another process trains this student.
+        CheckpointError: the folder holds another configuration's training, or cannot be written.
+        ConfigurationError: the objective needs a teacher and there is none.
+        DataError: the data is not as it must be.
+        IdentityMismatch: the folder's training began with another teacher.
+        Stopped: it was asked to stop while it waited for the teacher.
+        TutelageError: as the teacher's `score`.
+
+    """
+    if teacher is None and objective_named(config.objective.name).needs_teacher:
+        raise ConfigurationError(f"{config.objective.name} needs a teacher; give teacher.address", "teacher")
+    torch.set_num_threads(config.threads)
+    with student_lock(folder):
+        training = _Training(config, folder, teacher, report)
+        with MetricsLog(folder, offset_bytes=training.metrics_bytes) as metrics:
+            return training.run(metrics, control or Control(), evaluations or NoEvaluations())
+
+
+class _Training:
+    """The parts of one training, and how far it is."""
+
+    def __init__(
+        self,
+        config: StudentConfig,
+        folder: Path,
+        teacher: Teacher | None,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self._config, self._folder, self._report_to = config, folder, report
+        self._newest: dict[str, float] = {}
+        self._step = 0
+        self._report("loading the student and its data")
+        self._student = Student(
+            config.init, dtype=config.dtype, optimizer=config.optimizer, vocabulary_size=vocabulary_size(config.init)
+        )
+        dataset, held_out = _read_data(config, self._student)
+        self._examples, self._order = dataset.examples, Order(len(dataset.examples), config.seed)
+        teacher_digest = teacher.identity.weights_digest if teacher else ""
+        self._state = State(0, 0, config_digest(config), dataset.fingerprint, teacher_digest)
+        self._checkpoints = CheckpointStore(folder / "checkpoints", keep=config.keep_checkpoints)
+        self._checkpoint = self._checkpoints.latest()
+        if self._checkpoint is not None:
+            self._resume(self._checkpoint)
+        write_durably(folder / "student.yaml", to_yaml(config).encode())
+        self._report("asking the teacher about held-out sequences")
+        unembedding = unembedding_of(teacher.unembedding()) if teacher else None
+        self._held_out = HeldOut(
+            held_out, folder=folder, teacher=teacher, unembedding=unembedding, batch=config.batch.micro_batch_sequences
+        )
+        self._stepper = Stepper(config, self._student, teacher, unembedding)
+
+    @property
+    def metrics_bytes(self) -> int:
+        """Length of the metrics that count."""
+        return self._state.metrics_bytes
+
+    def run(self, metrics: MetricsLog, control: Control, evaluations: Evaluations) -> Outcome:
+        """Steps, measures, saves, until the end or a stop."""
+        if self._state.metrics_bytes == 0:
+            evaluations.submit(0, self._config.init)
+            self._record(metrics, self._held_out.measure(self._student))
+        while self._step < self._config.steps and not control.stopped:
+            self._record(metrics, self._do_step())
+            if self._step % self._config.save_every_steps == 0:
+                self._save(metrics, evaluations)
+            control.wait_while_paused()
+        checkpoint = self._save(metrics, evaluations)
+        finished = self._step == self._config.steps
+        if finished:
+            evaluations.submit(self._step, checkpoint.path)
+        self._report("finished" if finished else "stopped")
+        return Outcome(self._config.id, self._step, finished, checkpoint.path)
+
+    def _do_step(self) -> dict[str, float]:
+        """One step, and the held-out measures where they are due."""
+        size = self._config.batch.sequences
+        examples = [self._examples[index] for index in self._order.take(self._step * size, size)]
+        row = self._stepper.step(self._step, examples, self._report)
+        self._step += 1
+        if self._step % self._config.held_out.every_steps == 0 or self._step == self._config.steps:
+            self._report("measuring on held-out sequences")
+            row |= self._held_out.measure(self._student)
+        return row
+
+    def _record(self, metrics: MetricsLog, values: dict[str, float]) -> None:
+        metrics.append({"step": self._step, "time_seconds": time.time(), "student": self._config.id, **values})
+        self._newest |= values
+
+    def _save(self, metrics: MetricsLog, evaluations: Evaluations) -> Checkpoint:
+        """Commits this step, unless it is committed already."""
+        if self._checkpoint is not None and self._checkpoint.step == self._step:
+            return self._checkpoint
+        self._report("saving")
+        state = replace(self._state, step=self._step, metrics_bytes=metrics.commit())
+
+        def write(folder: Path) -> None:
+            self._student.save(folder)
+            state.save(folder)
+
+        every = evaluations.every_steps
+        scored_steps = range(every, self._step + 1, every) if every else ()
+        self._checkpoint = self._checkpoints.save(self._step, write, protected=scored_steps)
+        if self._step in scored_steps and self._step < self._config.steps:
+            evaluations.submit(self._step, self._checkpoint.path)
+        return self._checkpoint
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        state = read_state(checkpoint.path)
+        state.require_same_training(self._state)
+        self._student.load_state(checkpoint.path, steps_done=state.step)
+        self._state, self._step = state, state.step
+        _log.info("%s goes on from step %d", self._config.id, state.step)
+
+    def _report(self, phase: str) -> None:
+        config = self._config
+        self._report_to(Progress(config.id, self._step, config.steps, phase, dict(self._newest)))
+
+
+def _read_data(config: StudentConfig, student: Student) -> tuple[Dataset, list[Scored]]:
+    """The examples to train on, and the held-out sequences."""
+    whole = read_dataset(
+        config.data.path, student.tokenizer, template=config.data.template, max_tokens=config.batch.max_tokens
+    )
+    if whole.dropped_prompts or whole.truncated_completions:
+        _log.warning(
+            "%s: %d rows left out because their prompt fills batch.max_tokens, %d completions lost %d tokens",
+            *(config.data.path, whole.dropped_prompts, whole.truncated_completions, whole.tokens_cut),
+        )
+    dataset, held_out = whole.split(held_out=config.held_out.sequences, seed=config.seed)
+    return dataset, [_held_out_sequence(example, config) for example in held_out]
+
+
+def _held_out_sequence(example: Example, config: StudentConfig) -> Scored:
+    if not len(example.completion_ids):
+        raise DataError(
+            f"a held-out row of {config.data.path} has no completion to measure on; give completions, or set "
+            "held_out.sequences: 0",
+            "held_out.sequences",
+        )
+    return scored(example.prompt_ids, example.completion_ids, loss_on_prompt=config.loss_on_prompt)

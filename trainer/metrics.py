@@ -1,0 +1,61 @@
+"""Metrics on disk: one JSON line a step, each step once, however often the training was interrupted.
+
+A checkpoint remembers how long the file was; resuming cuts it back to that length, so the steps that are
+done again are written again and none is there twice. The Parquet form is made from the lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+Row = Mapping[str, float | int | str]
+
+
+class MetricsLog:
+    """`metrics.jsonl` and `metrics.parquet` in a student's folder.
+
+    Args:
+        folder: the student's.
+        offset_bytes: length of the lines that count; what follows is cut off.
+
+    """
+
+    def __init__(self, folder: Path, *, offset_bytes: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
+        self._stream = self._path.open("ab")
+        self._stream.truncate(offset_bytes)
+        self._stream.seek(0, os.SEEK_END)
+
+    def append(self, row: Row) -> None:
+        """Adds a row and hands it to the operating system, so that readers see it now."""
+        self._stream.write(json.dumps(row).encode() + b"\n")
+        self._stream.flush()
+
+    def commit(self) -> int:
+        """Makes all rows durable, brings the Parquet file up to date, and returns the length in bytes."""
+        os.fsync(self._stream.fileno())
+        self._write_parquet()
+        return self._stream.tell()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._stream.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write_parquet(self) -> None:
+        import polars
+
+        rows = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        if rows:
+            partial = self._path.with_suffix(".parquet.partial")
+            polars.DataFrame(rows, infer_schema_length=None).write_parquet(partial)
+            partial.replace(self._path.with_suffix(".parquet"))

@@ -1,0 +1,36 @@
+"""Losses from the sampled token alone, each named for the divergence whose gradient it has in expectation.
+
+For tokens that the student sampled (with its present weights, at its distillation temperature), r = ln q − ln p
+at the token. Schulman's k1 = r estimates KL(q‖p) without bias, but as a loss its expected gradient is 0: it is
+not offered. Legend: N rows, p teacher, q student.
+
+Schulman, "Approximating KL divergence", 2020; Tang and Munos, "On a few pitfalls in KL divergence gradient
+estimation for RL", 2025, arXiv 2506.09477.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def policy_gradient(student_logp_N: Tensor, teacher_logp_N: Tensor, sampler_logp_N: Tensor | None = None) -> Tensor:
+    """−ratio·reward with the reward ln p − ln q held constant: the gradient of KL(q‖p), [N].
+
+    The on-policy distillation of Lu et al., Thinking Machines Lab, 2025. The ratio q / q_sampler, 1 in value if the
+    sampler had the present weights (`sampler_logp_N` None), corrects for a sampler that lagged behind.
+    """
+    if sampler_logp_N is None:
+        sampler_logp_N = student_logp_N.detach()
+    reward_N = teacher_logp_N - student_logp_N.detach()
+    return -(student_logp_N - sampler_logp_N).exp() * reward_N
+
+
+def k2_reverse_kl(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
+    """½·r²: the gradient of KL(q‖p), [N], in [0, ∞]; its value estimates KL(q‖p) with a bias."""
+    return 0.5 * (student_logp_N - teacher_logp_N).square()
+
+
+def k3_forward_kl(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
+    """exp(−r) − 1 + r: the gradient of KL(p‖q), [N], in [0, ∞]; its value estimates KL(q‖p) without bias."""
+    ratio_N = teacher_logp_N - student_logp_N
+    return ratio_N.expm1() - ratio_N

@@ -1,0 +1,145 @@
+"""Between sequences, what is asked about them, and the rows that the objectives take.
+
+Row of position t: the distribution over the token at t+1. A sequence of n tokens whose prompt has p is
+scored at p-1 … n-2, and from 0 if prompt tokens count: every row has a realised token, and the last
+position, after which nothing was written, has no part.
+
+Shape suffixes: N rows, K kept ids, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tutelage import codec
+
+from trainer.config import ObjectiveConfig
+from trainer.frames import SignalRequest, Signals, SignalSpec
+from trainer.signals import CandidateRows, HiddenRows, TeacherRows, TopKRows, Unembedding
+from trainer.smoothing import Smoothing
+from trainer.teacher_client import UnembeddingArrays
+
+TokenIds = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A sequence and which of its positions count."""
+
+    ids: TokenIds
+    """[n], prompt and completion."""
+    prompt_tokens: int
+    """Tokens of the prompt."""
+    start: int
+    """First scored position."""
+    weights_version: int | None = None
+    """Of the student that wrote the completion; None if the data did."""
+
+    @property
+    def end(self) -> int:
+        """One past the last scored position."""
+        return len(self.ids) - 1
+
+    @property
+    def rows(self) -> int:
+        """Scored positions."""
+        return self.end - self.start
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of the completion."""
+        return len(self.ids) - self.prompt_tokens
+
+    @property
+    def targets(self) -> TokenIds:
+        """The realised token of each row."""
+        return self.ids[self.start + 1 :]
+
+    def request(self, candidate_ids_RK: npt.NDArray[np.int32] | None = None) -> SignalRequest:
+        """What to ask the teacher; `candidates` needs the student's ids [rows, C]."""
+        return SignalRequest(self.ids, self.start, self.end, candidate_ids_RK)
+
+
+def scored(
+    prompt_ids: TokenIds, completion_ids: TokenIds, *, loss_on_prompt: bool, weights_version: int | None = None
+) -> Scored:
+    """The sequence of a prompt and its completion, neither empty."""
+    start = 0 if loss_on_prompt else len(prompt_ids) - 1
+    return Scored(np.concatenate([prompt_ids, completion_ids]), len(prompt_ids), start, weights_version)
+
+
+def signal_spec(objective: ObjectiveConfig) -> SignalSpec:
+    """What the objective asks of the teacher; it must need one."""
+    assert objective.signal is not None
+    if objective.signal == "hidden":
+        return SignalSpec("hidden")
+    return SignalSpec(objective.signal, objective.k if objective.signal == "topk" else 0, (objective.temperature,))
+
+
+def smoothing_of(objective: ObjectiveConfig, noise_seed: int) -> Smoothing:
+    """The objective's smoothing."""
+    return Smoothing(
+        temperature=objective.temperature,
+        student_temperature=objective.student_temperature,
+        noise=objective.noise,
+        noise_seed=noise_seed,
+        scale_by_temperature_squared=objective.scale_by_temperature_squared,
+        top_k=objective.teacher_top_k,
+        top_p=objective.teacher_top_p,
+    )
+
+
+def unembedding_of(arrays: UnembeddingArrays) -> Unembedding:
+    """The teacher's head as tensors that share the arrays' memory."""
+    matrix_VD = torch.from_numpy(arrays.rows_VD)
+    if arrays.rows_VD.dtype == np.uint16:
+        matrix_VD = matrix_VD.view(torch.bfloat16)
+    bias_V = None if arrays.bias_V is None else torch.from_numpy(arrays.bias_V)
+    return Unembedding(matrix_VD, bias_V, arrays.scale, arrays.softcap)
+
+
+def teacher_rows(
+    sequences: Sequence[Scored],
+    requests: Sequence[SignalRequest],
+    signals: Sequence[Signals],
+    unembedding: Unembedding | None,
+) -> TeacherRows:
+    """The rows of several sequences, one after the other, from what was asked and answered."""
+    digest_N, position_N = sequence_digests(sequences), positions(sequences)
+    if signals[0].hidden_RD is not None:
+        assert unembedding is not None
+        hidden_ND = _joined([signal.hidden_RD for signal in signals]).view(torch.bfloat16)
+        return HiddenRows(hidden_ND, digest_N, position_N, unembedding)
+    logits_NK = _joined([signal.logits_RK for signal in signals])
+    logsumexp_N = _joined([signal.logsumexp_RM for signal in signals])[:, 0]
+    realized_N = _joined([signal.realized_logits for signal in signals])
+    if signals[0].ids_RK is not None:
+        ids_NK = _joined([signal.ids_RK for signal in signals]).long()
+        return TopKRows(ids_NK, logits_NK, logsumexp_N, realized_N, digest_N, position_N)
+    ids_NC = _joined([request.candidate_ids_RK for request in requests]).long()
+    return CandidateRows(ids_NC, logits_NK, logsumexp_N, realized_N, digest_N, position_N)
+
+
+def _joined(arrays: Sequence[npt.NDArray[np.generic] | None]) -> Tensor:
+    # numpy reads bytes of the wire, which it may not write; concatenation copies them.
+    return torch.from_numpy(np.concatenate([array for array in arrays if array is not None]))
+
+
+def sequence_digests(sequences: Sequence[Scored]) -> Tensor:
+    """For each row the digest of its sequence, int64 [N] in two's complement."""
+    digests = np.array([codec.sequence_digest(sequence.ids) for sequence in sequences], np.uint64)
+    return torch.from_numpy(digests.view(np.int64)).repeat_interleave(_counts(sequences))
+
+
+def positions(sequences: Sequence[Scored]) -> Tensor:
+    """For each row its position, int64 [N]."""
+    return torch.cat([torch.arange(sequence.start, sequence.end) for sequence in sequences])
+
+
+def _counts(sequences: Sequence[Scored]) -> Tensor:
+    return torch.tensor([sequence.rows for sequence in sequences])

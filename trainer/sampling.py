@@ -1,0 +1,113 @@
+"""Live sampling: the student writes continuations with the weights that it has now.
+
+Prompts are padded on the left; sequences that have ended leave the batch, so it grows cheaper as it goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+TokenIds = npt.NDArray[np.int32]
+
+
+@torch.inference_mode()
+def sample(
+    model: Any,
+    prompts: Sequence[TokenIds],
+    *,
+    generator: torch.Generator,
+    max_new_tokens: int,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    end_ids: frozenset[int],
+    vocabulary_size: int,
+) -> list[TokenIds]:
+    """One continuation a prompt; it ends with an end token unless it was cut off.
+
+    Args:
+        model: a transformers causal language model.
+        prompts: token ids, none empty.
+        generator: on the CPU; the only source of randomness.
+        max_new_tokens: tokens to write at most.
+        max_tokens: prompt and continuation together at most.
+        temperature: of the sampling; > 0.
+        top_p: nucleus mass, in (0, 1].
+        end_ids: tokens that end a continuation.
+        vocabulary_size: ids from here on (padded rows of the head) are never written.
+
+    """
+    from transformers import DynamicCache
+
+    room = [min(max_new_tokens, max_tokens - len(prompt)) for prompt in prompts]
+    written: list[list[int]] = [[] for _ in prompts]
+    active = list(range(len(prompts)))
+    ids_BT, mask_BT = _left_padded(prompts)
+    cache = DynamicCache(config=model.config)
+    while active:
+        logits_BV = _next_logits(model, ids_BT, mask_BT, cache)[:, :vocabulary_size]
+        chosen_B = choose(logits_BV, generator, temperature=temperature, top_p=top_p)
+        for row, token in zip(active, chosen_B.tolist(), strict=True):
+            written[row].append(token)
+        going = [
+            place
+            for place, row in enumerate(active)
+            if written[row][-1] not in end_ids and len(written[row]) < room[row]
+        ]
+        ids_BT, mask_BT = chosen_B[:, None], torch.cat([mask_BT, mask_BT.new_ones(len(active), 1)], dim=1)
+        if len(going) < len(active):
+            kept = torch.tensor(going, dtype=torch.long)
+            ids_BT, mask_BT = ids_BT[kept], mask_BT[kept]
+            cache.batch_select_indices(kept)
+            active = [active[place] for place in going]
+    return [np.asarray(tokens, np.int32) for tokens in written]
+
+
+def choose(logits_BV: Tensor, generator: torch.Generator, *, temperature: float, top_p: float) -> Tensor:
+    """One id a row, int64 [B], drawn from softmax(logits / temperature) within its nucleus.
+
+    Inverts the cumulative distribution with one uniform number a row; `torch.multinomial` draws one per
+    vocabulary id, which on a CPU takes longer than the head of a small model.
+    """
+    probabilities_BV = torch.softmax(logits_BV.float() / temperature, dim=-1)
+    if top_p < 1.0:
+        sorted_BV, order_BV = probabilities_BV.sort(dim=-1, descending=True, stable=True)
+        outside_BV = sorted_BV.cumsum(-1) - sorted_BV >= top_p
+        probabilities_BV = probabilities_BV.scatter(-1, order_BV, sorted_BV.masked_fill(outside_BV, 0.0))
+    cumulative_BV = probabilities_BV.cumsum(-1)
+    uniform_B1 = torch.rand(len(logits_BV), 1, generator=generator).to(logits_BV.device)
+    # right=True steps over ids of probability 0, whose cumulative value equals their left neighbour's.
+    index_B1 = torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True)
+    return index_B1[:, 0].clamp(max=logits_BV.shape[1] - 1)
+
+
+def _left_padded(prompts: Sequence[TokenIds]) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, int64 [B, T]; padding is id 0, which the mask hides."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids_BT = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, prompt in enumerate(prompts):
+        ids_BT[row, longest - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+        mask_BT[row, longest - len(prompt) :] = 1
+    return ids_BT, mask_BT
+
+
+def _next_logits(model: Any, ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
+    """Logits [B, V] after the newest token; the cache takes the new keys and values in."""
+    position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
+    output = model(
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
+        position_ids=position_BT,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    logits_BV: Tensor = output.logits[:, -1]
+    return logits_BV

@@ -1,0 +1,70 @@
+"""What a checkpoint remembers besides tensors: how far the training was, and of what it is the training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tutelage.errors import CheckpointError, IdentityMismatch
+
+from trainer.config import StudentConfig
+
+STATE_FILE = "state.json"
+# Other values of these change no number of a training.
+_FREE_SETTINGS = {"gpus", "save_every_steps", "keep_checkpoints"}
+
+
+@dataclass(frozen=True)
+class State:
+    """All of a training's state that is no tensor.
+
+    Generators have none: each is made anew from the seed, the step and its purpose.
+    """
+
+    step: int
+    """Steps done; the schedule and the place in the data follow from it."""
+    metrics_bytes: int
+    """Length of `metrics.jsonl` at that step."""
+    config_digest: str
+    """As `config_digest`."""
+    data_fingerprint: str
+    """Of the data set."""
+    teacher_digest: str
+    """Weights of the teacher; empty without one."""
+
+    def save(self, folder: Path) -> None:
+        """Writes `state.json`."""
+        (folder / STATE_FILE).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+    def require_same_training(self, now: State) -> None:
+        """Refuses to go on with something else than was begun.
+
+        Raises:
+            CheckpointError: configuration or data have changed.
+            IdentityMismatch: the teacher has.
+
+        """
+        advice = "go on with what it began with, or begin a new run in another output folder"
+        if self.config_digest != now.config_digest:
+            raise CheckpointError(f"this student's training began with other settings; {advice}", "students")
+        if self.data_fingerprint != now.data_fingerprint:
+            raise CheckpointError(f"this student's training began with other data; {advice}", "data.path")
+        if self.teacher_digest != now.teacher_digest:
+            raise IdentityMismatch(
+                f"this student's training began with the teacher {self.teacher_digest[:12]}…, but "
+                f"{now.teacher_digest[:12] or 'none'}… answers; {advice}",
+                "teacher",
+            )
+
+
+def read_state(folder: Path) -> State:
+    """The state in a checkpoint."""
+    return State(**json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+
+
+def config_digest(config: StudentConfig) -> str:
+    """SHA-256, hex, of the settings that change numbers."""
+    settings = config.model_dump(mode="json", exclude=_FREE_SETTINGS)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,243 @@
+"""One optimizer step: whose sequences, what the teacher says about them, the loss, the update.
+
+Each sequence of a batch is the student's own with probability λ, drawn for that sequence alone; the others
+come from the data. Samples and scores are of this very step: nothing is stale.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tutelage.errors import DataError
+
+from trainer.config import StudentConfig
+from trainer.data import Example, TokenIds
+from trainer.frames import SignalRequest
+from trainer.objectives.diagnostics import diagnostics
+from trainer.objectives.loss import token_cross_entropy, token_divergence, token_policy_gradient
+from trainer.objectives.reductions import reduce_token_mean
+from trainer.objectives.table import objective_named, resolve_parameters
+from trainer.rows import Scored, scored, signal_spec, smoothing_of, teacher_rows
+from trainer.sampling import sample
+from trainer.seeds import derived_seed, numpy_generator
+from trainer.signals import TeacherRows, Unembedding
+from trainer.student import Student, learning_rate_at
+from trainer.teacher_client import Teacher
+
+_MEASURES = ("forward_kl", "reverse_kl", "tail_mass", "teacher_entropy", "student_entropy", "top1_agreement")
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Sequences that go through the student at once, and what the teacher says about them."""
+
+    sequences: list[Scored]
+    teacher: TeacherRows | None
+
+    @property
+    def rows(self) -> int:
+        """Scored positions."""
+        return sum(sequence.rows for sequence in self.sequences)
+
+
+class Stepper:
+    """Takes optimizer steps of one student.
+
+    Args:
+        config: the student's.
+        student: its weights.
+        teacher: asked for signals if the objective needs them.
+        unembedding: the teacher's, for the signal `hidden`.
+
+    """
+
+    def __init__(
+        self, config: StudentConfig, student: Student, teacher: Teacher | None, unembedding: Unembedding | None
+    ) -> None:
+        self._config, self._student, self._unembedding = config, student, unembedding
+        self._entry = objective_named(config.objective.name)
+        self._teacher = teacher if self._entry.needs_teacher else None
+        self._smoothing = smoothing_of(config.objective, derived_seed(config.seed, "noise"))
+
+    def step(self, step: int, examples: Sequence[Example], report: Callable[[str], None]) -> dict[str, float]:
+        """Does step number `step` (0, 1, …) on these examples.
+
+        Args:
+            step: steps done before.
+            examples: `batch.sequences` of them.
+            report: told the phase: sampling, scoring, stepping.
+
+        Returns:
+            The step's metrics by name.
+
+        Raises:
+            DataError: an example has no completion to learn from.
+            TutelageError: as the teacher's `score`.
+
+        """
+        # Dropout, where a model has it, is all that draws from the global generator.
+        torch.manual_seed(derived_seed(self._config.seed, "dropout", self._config.id, step))
+        clock = _Clock(self._teacher)
+        report("sampling")
+        sequences = self._compose(step, examples)
+        clock.lap("sampling")
+        report("scoring")
+        batches = self._score(sequences)
+        clock.lap("scoring")
+        report("stepping")
+        metrics = self._update(step, batches)
+        clock.lap("stepping")
+        return metrics | _lengths(sequences) | clock.metrics()
+
+    def _compose(self, step: int, examples: Sequence[Example]) -> list[Scored]:
+        """Own samples where the draw says so, else the data's completions."""
+        config = self._config
+        draws = numpy_generator(config.seed, "on-policy", config.id, step).random(len(examples))
+        own = [place for place, draw in enumerate(draws) if draw < config.objective.own_fraction]
+        completions = {place: example.completion_ids for place, example in enumerate(examples)}
+        versions = dict.fromkeys(own, step)
+        for place, ids in zip(own, self._write(step, [examples[place] for place in own]), strict=True):
+            completions[place] = ids
+        return [
+            self._scored(example, completions[place], versions.get(place)) for place, example in enumerate(examples)
+        ]
+
+    def _write(self, step: int, examples: Sequence[Example]) -> list[TokenIds]:
+        """The student's own completions of these examples' prompts, written with its present weights."""
+        if not examples:
+            return []
+        config = self._config
+        generator = torch.Generator().manual_seed(derived_seed(config.seed, "sampling", config.id, step))
+        self._student.model.eval()
+        completions = sample(
+            self._student.model,
+            [example.prompt_ids for example in examples],
+            generator=generator,
+            max_new_tokens=config.sampling.max_new_tokens,
+            max_tokens=config.batch.max_tokens,
+            temperature=config.sampling.temperature,
+            top_p=config.sampling.top_p,
+            end_ids=self._student.end_ids,
+            vocabulary_size=self._student.vocabulary_size,
+        )
+        self._student.model.train()
+        return completions
+
+    def _score(self, sequences: Sequence[Scored]) -> list[MicroBatch]:
+        """Micro-batches of sequences of like length, with the teacher's rows."""
+        size = self._config.batch.micro_batch_sequences
+        ordered = sorted(sequences, key=lambda sequence: -len(sequence.ids))
+        batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        if self._teacher is None:
+            return [MicroBatch(batch, None) for batch in batches]
+        requests = [[self._request(sequence) for sequence in batch] for batch in batches]
+        spec = signal_spec(self._config.objective)
+        signals = iter(self._teacher.score([request for batch in requests for request in batch], spec))
+        return [
+            MicroBatch(batch, teacher_rows(batch, asked, [next(signals) for _ in batch], self._unembedding))
+            for batch, asked in zip(batches, requests, strict=True)
+        ]
+
+    def _request(self, sequence: Scored) -> SignalRequest:
+        if self._config.objective.signal != "candidates":
+            return sequence.request()
+        return sequence.request(self._student.likeliest_ids(sequence, self._config.objective.k))
+
+    def _update(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
+        """Forward and backward over all micro-batches, then the optimizer."""
+        total_rows = sum(batch.rows for batch in batches)
+        loss, measured = 0.0, []
+        for batch in batches:
+            hidden_ND, head = self._student.hidden(batch.sequences), self._student.head()
+            if batch.teacher is not None:
+                measured.append(diagnostics(hidden_ND.detach(), head, batch.teacher, smoothing=self._smoothing))
+            part = reduce_token_mean(self._loss(hidden_ND, head, batch), total_rows)
+            part.backward()
+            self._student.collect_gradients()
+            loss += float(part.detach())
+        learning_rate = learning_rate_at(step, self._config.steps, self._config.optimizer)
+        norm = self._student.step(learning_rate)
+        return {
+            "train/loss": loss,
+            **_means(measured),
+            "train/gradient_norm": norm,
+            "train/learning_rate": learning_rate,
+            "train/tokens": total_rows,
+        }
+
+    def _loss(self, hidden_ND: Tensor, head: Unembedding, batch: MicroBatch) -> Tensor:
+        """Per row, [N]."""
+        objective = self._config.objective
+        targets_N = torch.cat([torch.from_numpy(sequence.targets).long() for sequence in batch.sequences])
+        if batch.teacher is None:
+            return token_cross_entropy(hidden_ND, head, targets_N)
+        if self._entry.sampled_token:
+            estimator = str(resolve_parameters(objective.name, objective.parameters)["estimator"])
+            return token_policy_gradient(
+                hidden_ND, head, batch.teacher, targets_N, estimator=estimator, smoothing=self._smoothing
+            )
+        return token_divergence(
+            hidden_ND,
+            head,
+            batch.teacher,
+            objective=objective.name,
+            parameters=objective.parameters,
+            smoothing=self._smoothing,
+            approximate=objective.approximate,
+        )
+
+    def _scored(self, example: Example, completion_ids: TokenIds, version: int | None) -> Scored:
+        if not len(completion_ids):
+            raise DataError(
+                f"a row of {self._config.data.path} has no completion, and the student was not to write one; give "
+                "completions, or set objective.on_policy_fraction: 1",
+                "data.path",
+            )
+        return scored(
+            example.prompt_ids,
+            completion_ids,
+            loss_on_prompt=self._config.loss_on_prompt,
+            weights_version=version,
+        )
+
+
+class _Clock:
+    """Seconds by phase; what the teacher client spent waiting is taken out of scoring."""
+
+    def __init__(self, teacher: Teacher | None) -> None:
+        self._teacher = teacher
+        self._waited = self._waited_seconds()
+        self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """Ends a phase."""
+        now = time.perf_counter()
+        self._seconds[phase], self._last = now - self._last, now
+
+    def metrics(self) -> dict[str, float]:
+        """By name `seconds/…`."""
+        waiting = self._waited_seconds() - self._waited
+        seconds = self._seconds | {"scoring": self._seconds["scoring"] - waiting, "waiting": waiting}
+        return {f"seconds/{phase}": value for phase, value in seconds.items()}
+
+    def _waited_seconds(self) -> float:
+        return 0.0 if self._teacher is None else self._teacher.waited_seconds
+
+
+def _means(measured: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Means over all rows of the step."""
+    return {
+        f"train/{name}": float(torch.cat([values[name] for values in measured]).double().mean())
+        for name in (_MEASURES if measured else ())
+    }
+
+
+def _lengths(sequences: Sequence[Scored]) -> dict[str, float]:
+    """How many sequences the student wrote, and how long they are on average (0 if none)."""
+    own = [sequence.completion_tokens for sequence in sequences if sequence.weights_version is not None]
+    return {"train/own_sequences": len(own), "train/sample_length": sum(own) / len(own) if own else 0.0}

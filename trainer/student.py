@@ -1,0 +1,187 @@
+"""A student: its weights, its optimizer, and everything of them that a checkpoint keeps.
+
+Forward and backward run in `dtype`; the optimizer steps float32 weights, which are copied back after each
+step (mixed precision as Micikevicius et al. 2018, arXiv 1710.03740, without loss scaling, which bfloat16
+does not need).
+
+Shape suffixes: B sequences, T positions, N scored rows, V vocabulary, D hidden width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tutelage.errors import CheckpointError
+
+from trainer.config import OptimizerConfig
+from trainer.rows import Scored
+from trainer.signals import Unembedding
+
+STATE_FILE = "trainer_state.safetensors"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Student:
+    """A causal language model under training.
+
+    Args:
+        folder: Hugging Face directory with safetensors weights.
+        dtype: of forward and backward.
+        optimizer: AdamW's settings.
+        vocabulary_size: ids that the tokenizer can produce; later rows of the head are padding.
+
+    """
+
+    def __init__(self, folder: Path, *, dtype: str, optimizer: OptimizerConfig, vocabulary_size: int) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True
+        )
+        self.model.train()
+        self._settings = optimizer
+        self.vocabulary_size = vocabulary_size
+        # Tied weights occur once in named_parameters.
+        self._parameters: dict[str, Tensor] = dict(self.model.named_parameters())
+        # In float32 the optimizer steps the model's own weights.
+        self._masters = {
+            name: parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_()
+            for name, parameter in self._parameters.items()
+        }
+        self._optimizer = _adamw(self._masters, optimizer)
+
+    @property
+    def parameters_count(self) -> int:
+        """Trained numbers."""
+        return sum(parameter.numel() for parameter in self._parameters.values())
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a sequence: the tokenizer's and the model's."""
+        configured = self.model.generation_config.eos_token_id
+        configured = [] if configured is None else configured
+        return frozenset({self.tokenizer.eos_token_id, *([configured] if isinstance(configured, int) else configured)})
+
+    def head(self) -> Unembedding:
+        """What turns its hidden states into logits, over the tokenizer's vocabulary; gradients reach it."""
+        layer = self.model.get_output_embeddings()
+        bias = getattr(layer, "bias", None)
+        config = self.model.config
+        return Unembedding(
+            layer.weight[: self.vocabulary_size],
+            None if bias is None else bias[: self.vocabulary_size],
+            _logit_scale(config),
+            float(getattr(config, "final_logit_softcapping", None) or 0.0),
+        )
+
+    def hidden(self, sequences: Sequence[Scored]) -> Tensor:
+        """Final hidden states [N, D] of the scored positions of each sequence, one after the other."""
+        ids_BT = torch.zeros(len(sequences), max(len(sequence.ids) for sequence in sequences), dtype=torch.long)
+        for place, sequence in enumerate(sequences):
+            ids_BT[place, : len(sequence.ids)] = torch.from_numpy(sequence.ids)
+        # Padding is on the right, where causal attention never looks, so no mask is needed.
+        hidden_BTD = self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        return torch.cat([hidden_BTD[place, item.start : item.end] for place, item in enumerate(sequences)])
+
+    @torch.no_grad()
+    def likeliest_ids(self, sequence: Scored, k: int) -> npt.NDArray[np.int32]:
+        """The k ids that it finds likeliest at each scored position, int32 [rows, k]."""
+        logits_NV = self.head().logits(self.hidden([sequence]))
+        ids_NK = logits_NV.topk(min(k, self.vocabulary_size), dim=-1).indices
+        return ids_NK.to(torch.int32).numpy()
+
+    def collect_gradients(self) -> None:
+        """Adds the model's gradients to the float32 ones and clears them; after each backward."""
+        for name, parameter in self._parameters.items():
+            master = self._masters[name]
+            if parameter.grad is None or master is parameter:
+                continue
+            if master.grad is None:
+                master.grad = parameter.grad.to(torch.float32, copy=True)
+            else:
+                master.grad += parameter.grad
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> float:
+        """Clips, steps, clears the gradients, and returns their norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self._masters.values(), self._settings.clip, error_if_nonfinite=True)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._publish()
+        return float(norm)
+
+    def save(self, folder: Path) -> None:
+        """Writes the Hugging Face checkpoint and `trainer_state.safetensors`."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        tensors = {f"master.{name}": master.detach() for name, master in self._masters.items()}
+        for name, master in self._masters.items():
+            state = self._optimizer.state.get(master, {})
+            tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if moment in state}
+        save_file(tensors, folder / STATE_FILE)
+
+    @torch.no_grad()
+    def load_state(self, folder: Path, *, steps_done: int) -> None:
+        """Takes weights and optimizer from a checkpoint of `save`.
+
+        Raises:
+            CheckpointError: its tensors are not this model's.
+
+        """
+        tensors = load_file(folder / STATE_FILE)
+        if {name for name in tensors if name.startswith("master.")} != {f"master.{name}" for name in self._masters}:
+            raise CheckpointError(f"{folder / STATE_FILE} is of another model; begin a new run in another folder")
+        for name, master in self._masters.items():
+            master.copy_(tensors[f"master.{name}"])
+            moments = {moment: tensors[f"{moment}.{name}"] for moment in _MOMENTS if f"{moment}.{name}" in tensors}
+            if moments:  # A weight that never had a gradient has none.
+                self._optimizer.state[master] = {"step": torch.tensor(float(steps_done)), **moments}
+        self._publish()
+
+    def _publish(self) -> None:
+        """Copies the optimizer's weights into the model."""
+        for name, parameter in self._parameters.items():
+            parameter.data.copy_(self._masters[name])
+
+
+def learning_rate_at(step: int, steps: int, settings: OptimizerConfig) -> float:
+    """The rate of step `step` (0, 1, …) of `steps`: linear warm-up, then the schedule.
+
+    The first step after a warm-up of w steps is at the peak; `linear` and `cosine` would reach 0 one
+    step after the last.
+    """
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
+    progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    match settings.schedule:
+        case "constant":
+            return settings.learning_rate
+        case "linear":
+            return settings.learning_rate * (1.0 - progress)
+        case "cosine":
+            return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _adamw(masters: dict[str, Tensor], settings: OptimizerConfig) -> torch.optim.AdamW:
+    groups = [
+        {"params": [tensor for tensor in masters.values() if tensor.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [tensor for tensor in masters.values() if tensor.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, foreach=True)
+
+
+def _logit_scale(config: Any) -> float:
+    """Factor on the logits: Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`."""
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
