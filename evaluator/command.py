@@ -33,14 +33,20 @@ def main(arguments: list[str]) -> int:
 
 def _evaluate(arguments: list[str]) -> int:
     config = load(EvaluateConfig, arguments, program="tutelage evaluate", environment_prefix=_PREFIX)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich import progress as rich_progress
 
     from evaluator.evaluation import evaluate
     from evaluator.frames import read, summarize
 
     evaluation = _evaluation_of(config)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[rate]}")) as bar:
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[rate]}"),
+    )
+    with rich_progress.Progress(*columns) as bar:
         shown = bar.add_task(f"evaluating {evaluation.labels.student}", total=None, rate="loading")
 
         def show(progress: Progress) -> None:
@@ -113,15 +119,12 @@ def _tasks(arguments: list[str]) -> int:
     from evaluator.tasks.base import default_data_dir
 
     data_dir = config.data_dir or default_data_dir()
-    for task in TASKS.values():
-        missing = task.missing(data_dir)
-        print(
-            f"{task.name:<14}{task.count:>6} items, chance {task.chance_level:.0%}, {', '.join(task.protocols)}"
-            f"{' (data missing)' if missing else ''}"
-        )
+    missing = {name: task.missing(data_dir) for name, task in TASKS.items()}
+    for name, task in TASKS.items():
+        facts = f"{task.count:>6} items, chance {task.chance_level:.0%}, {', '.join(task.protocols)}"
+        print(f"{name:<14}{facts}{' (data missing)' if missing[name] else ''}")
         for problem in task.known_problems:
             print(f"{'':<20} - {problem}")
-    missing = {task.name: task.missing(data_dir) for task in TASKS.values()}
     if any(missing.values()):
         print(f"\n{next(filter(None, missing.values()))}")
     return EXIT_DONE

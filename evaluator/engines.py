@@ -57,13 +57,30 @@ class ScoringGroup:
 class Engine(Protocol):
     """A checkpoint that writes and scores."""
 
-    name: str
-    dtype: str
-    max_tokens: int
-    """Prompt and answer together may have so many tokens."""
-    batch_items: int
-    """Items that are handed over together, and durable together."""
-    tokenizer: Any
+    @property
+    def name(self) -> str:
+        """For the rows."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Arithmetic of the model, for the rows."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Prompt and answer together may have so many tokens."""
+        ...
+
+    @property
+    def batch_items(self) -> int:
+        """Items that are handed over together, and durable together."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer, as transformers loads it."""
+        ...
 
     def write(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Writing]:
         """One answer a prompt; `seeds` decide the samples, one a prompt."""
@@ -85,10 +102,10 @@ def open_engine(name: EngineName, checkpoint: Path, *, dtype: Dtype, batch_items
         CheckpointError: it does not load.
 
     """
-    kind = VllmEngine if name == "vllm" else TransformersEngine
+    kind: type[VllmEngine] | type[TransformersEngine] = VllmEngine if name == "vllm" else TransformersEngine
     started = time.perf_counter()
     try:
-        engine: Engine = kind(checkpoint, dtype=dtype, batch_items=batch_items)
+        engine = kind(checkpoint, dtype=dtype, batch_items=batch_items)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{checkpoint} does not load as a causal language model: {error}") from error
     _logger.info("loaded %s with %s in %.1f s", checkpoint, name, time.perf_counter() - started)

@@ -16,51 +16,50 @@ from typing import Any
 
 import polars as pl
 
-SCHEMA = pl.Schema(
-    {
-        # Who: copied from the request.
-        "run": pl.String,
-        "student": pl.String,
-        "teacher": pl.String,
-        "objective": pl.String,
-        "temperature": pl.Float64,  # of distillation; 0 where it does not apply
-        "noise": pl.Float64,
-        "step": pl.UInt64,
-        "training_seed": pl.UInt64,
-        "evaluation_id": pl.String,
-        "checkpoint": pl.String,
-        "checkpoint_digest": pl.String,
-        # What was asked, and how.
-        "task": pl.String,
-        "task_version": pl.UInt32,
-        "protocol": pl.String,
-        "template": pl.String,
-        "engine": pl.String,
-        "dtype": pl.String,
-        "sampling_temperature": pl.Float64,  # 0: greedy; null under loglik
-        "seed": pl.UInt64,
-        "item_id": pl.String,
-        "item_hash": pl.String,
-        "prompt_hash": pl.String,
-        # What came out. Null where a protocol does not have it; the empty string is "no answer found".
-        "output": pl.String,
-        "extracted": pl.String,  # paper: LLM-Adapters' rule; loglik: the most likely choice
-        "extracted_corrected": pl.String,
-        "extracted_normalized": pl.String,  # loglik: the most likely choice per character
-        "target": pl.String,
-        "metric": pl.String,
-        "score": pl.Float64,  # in [0, 1]; null where the item failed
-        "score_corrected": pl.Float64,
-        "score_normalized": pl.Float64,
-        "choices_logp": pl.List(pl.Float64),
-        # What it cost.
-        "prompt_tokens": pl.UInt32,
-        "output_tokens": pl.UInt32,
-        "finish_reason": pl.String,  # "stop", "length", "scored"; "error" where the item failed
-        "seconds": pl.Float64,  # the item's share of its batch
-        "error": pl.String,  # empty, or why the item failed
-    }
-)
+_COLUMNS: dict[str, type[pl.DataType] | pl.DataType] = {
+    # Who: copied from the request.
+    "run": pl.String,
+    "student": pl.String,
+    "teacher": pl.String,
+    "objective": pl.String,
+    "temperature": pl.Float64,  # of distillation; 0 where it does not apply
+    "noise": pl.Float64,
+    "step": pl.UInt64,
+    "training_seed": pl.UInt64,
+    "evaluation_id": pl.String,
+    "checkpoint": pl.String,
+    "checkpoint_digest": pl.String,
+    # What was asked, and how.
+    "task": pl.String,
+    "task_version": pl.UInt32,
+    "protocol": pl.String,
+    "template": pl.String,
+    "engine": pl.String,
+    "dtype": pl.String,
+    "sampling_temperature": pl.Float64,  # 0: greedy; null under loglik
+    "seed": pl.UInt64,
+    "item_id": pl.String,
+    "item_hash": pl.String,
+    "prompt_hash": pl.String,
+    # What came out. Null where a protocol does not have it; the empty string is "no answer found".
+    "output": pl.String,
+    "extracted": pl.String,  # paper: LLM-Adapters' rule; loglik: the most likely choice
+    "extracted_corrected": pl.String,
+    "extracted_normalized": pl.String,  # loglik: the most likely choice per character
+    "target": pl.String,
+    "metric": pl.String,
+    "score": pl.Float64,  # in [0, 1]; null where the item failed
+    "score_corrected": pl.Float64,
+    "score_normalized": pl.Float64,
+    "choices_logp": pl.List(pl.Float64),
+    # What it cost.
+    "prompt_tokens": pl.UInt32,
+    "output_tokens": pl.UInt32,
+    "finish_reason": pl.String,  # "stop", "length", "scored"; "error" where the item failed
+    "seconds": pl.Float64,  # the item's share of its batch
+    "error": pl.String,  # empty, or why the item failed
+}
+SCHEMA = pl.Schema(_COLUMNS)
 EVALUATION_KEYS = (
     "run",
     "student",
