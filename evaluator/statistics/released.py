@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
+from tutelage.errors import DataError
 
 from evaluator.statistics.scores import BASE, FINE_TUNED, SCORES, SIMILARITIES
-from tutelage.errors import DataError
 
 MATH, COMMONSENSE = "math", "commonsense"
 

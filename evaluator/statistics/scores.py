@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Literal
 
 import polars as pl
-
 from tutelage.errors import DataError
 
 AVERAGE = "Average"
@@ -107,17 +106,24 @@ def scores_of_items(items: pl.DataFrame, sizes: dict[str, float], track: str) ->
     """`SCORES` from rows of `strict.ITEMS`: the mean over items and seeds, and the mean of the tasks.
 
     Args:
-        items: rows of `strict.ITEMS`; teacher is null for models without one.
+        items: rows of `strict.ITEMS`; objective is `base` or `sft` and teacher null for models without one.
+            Rows with noise, or of a task-unaware teacher, are the caller's to leave out.
         sizes: parameters by student, any one unit.
         track: name of the track that these tasks make up.
 
     """
-    keys = ["teacher", "student", "method", "temperature", "teacher_tuned"]
+    keys = ["teacher", "student", "objective", "temperature"]
     by_task = items.group_by(*keys, "task", maintain_order=True).agg(score=100 * pl.col("score").mean())
     average = by_task.group_by(keys, maintain_order=True).agg(task=pl.lit(AVERAGE), score=pl.col("score").mean())
     rows = pl.concat([by_task, average.select(by_task.columns)])
-    sized = rows.with_columns(
-        track=pl.lit(track),
-        student_size=pl.col("student").replace_strict(sizes, return_dtype=pl.Float64),
-    )
-    return sized.select(SCORES.names()).cast(dict(SCORES))
+    return rows.select(
+        pl.lit(track).alias("track"),
+        "teacher",
+        "student",
+        pl.col("student").replace_strict(sizes, return_dtype=pl.Float64).alias("student_size"),
+        pl.col("objective").alias("method"),
+        "temperature",
+        pl.when(pl.col("teacher").is_not_null()).then(True).alias("teacher_tuned"),
+        "task",
+        "score",
+    ).match_to_schema(SCORES)
