@@ -67,8 +67,8 @@ def pair(teacher: pl.DataFrame, student: pl.DataFrame) -> pl.DataFrame:
     for name, rows in (("teacher", teacher), ("student", student)):
         if rows.select("evaluation_id", "task", "protocol").n_unique() != 1:
             raise DataError(f"the {name}'s rows are not of one evaluation of one task; filter them first")
-    rows = [one.filter(pl.col("error") == "").select(columns) for one in (teacher, student)]
-    both = rows[0].join(rows[1], on=["task", "item_id", "item_hash"], suffix="_student", validate="1:1")
+    left, right = (one.filter(pl.col("error") == "").select(columns) for one in (teacher, student))
+    both = left.join(right, on=["task", "item_id", "item_hash"], suffix="_student", validate="1:1")
     if both.is_empty():
         raise DataError("no item is in both evaluations; evaluate both on the same task")
     return both.sort(pl.col("item_id").cast(pl.UInt32))
