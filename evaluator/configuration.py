@@ -1,0 +1,107 @@
+"""What the evaluator can be told: the settings that every evaluation shares, the command's and the service's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from tutelage.configuration import Config
+
+
+class EvaluationSettings(Config):
+    """How items are asked and answered; all of it is in the rows."""
+
+    prompt: Literal["alpaca_leaked_indentation", "alpaca", "chat"] = "alpaca_leaked_indentation"
+    """Prompt template of the protocol `paper`: LLM-Adapters' own, a clean one, or the model's chat template."""
+    sampling_temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Of generated answers; 0 is greedy. The paper's authors sampled at 1."""
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Length limit of generated answers; by default each task's own."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What generates: `vllm` on a GPU; `transformers` starts faster and is enough for small models."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Arithmetic of the model."""
+    batch_items: Annotated[int, Field(ge=1)] = 32
+    """Items handled together and made durable together."""
+    data_dir: Path | None = None
+    """Folder with `tasks/<task>/test.json`; by default what TUTELAGE_DATA_DIR names."""
+
+
+class EvaluateConfig(EvaluationSettings):
+    """Scores one checkpoint on tasks and writes a Parquet frame, one row an item."""
+
+    checkpoint: Path
+    """Hugging Face directory of a causal language model."""
+    tasks: str
+    """Comma-separated TASK:PROTOCOL, for example `arithmetic:paper,ARC-Easy:loglik`, or `all`."""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """Items of each task, the first ones of its file; 0 is all."""
+    out: Path = Path("frames")
+    """Folder of the frames."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of sampling."""
+    run: str = "default"
+    """Name of the run, for the rows."""
+    student: str | None = None
+    """Name of the model, for the rows; by default the checkpoint folder's."""
+    teacher: str = ""
+    """Name of its teacher, for the rows."""
+    objective: str = ""
+    """Objective that it was trained with, for the rows."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Distillation temperature, for the rows; 0 if it does not apply."""
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    """Noise on the teacher's logits, for the rows."""
+    step: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps done, for the rows."""
+    training_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the training, for the rows."""
+
+
+class ServeConfig(EvaluationSettings):
+    """Serves evaluations over gRPC, one at a time, from a queue on disk."""
+
+    address: str = "127.0.0.1:50061"
+    """host:port; port 0 takes a free one."""
+    frames: Path = Path("frames")
+    """Folder of the frames."""
+    queue: Path = Path("evaluations")
+    """Folder of the queue."""
+    address_file: Path | None = None
+    """Written with the address once the service answers."""
+    insecure: bool = False
+    """Allows an address other than loopback although nothing is encrypted."""
+
+
+class ArithmeticConfig(Config):
+    """Writes arithmetic word problems with worked rationales as a JSON list of records."""
+
+    split: Literal["train", "test"] = "train"
+    """The two splits share no set of numbers."""
+    count: Annotated[int, Field(ge=1)] = 400
+    """How many problems."""
+    seed: int = 0
+    """The same seed gives the same problems."""
+    out: Path
+    """File to write."""
+
+
+class ReportConfig(Config):
+    """Writes a self-contained HTML report from frames, with its figures and tables beside it."""
+
+    frames: Path = Path("frames")
+    """Folder of the frames."""
+    run_dir: Path | None = None
+    """Folder of the run, for learning curves (`students/*/metrics.jsonl`) and `teacher_usage.json`."""
+    run: str | None = None
+    """Only rows of this run."""
+    out: Path = Path("report.html")
+    """File to write; figures and tables go to folders beside it."""
+
+
+class TasksConfig(Config):
+    """Lists the tasks, what is known against them, and whether their data is here."""
+
+    data_dir: Path | None = None
+    """Folder with `tasks/<task>/test.json`; by default what TUTELAGE_DATA_DIR names."""

@@ -1,0 +1,144 @@
+"""One row an item: the declared schema, Parquet files partitioned by run and task, and what is derived from them.
+
+    <frames>/run=<run>/task=<task>/<evaluation_id>--<protocol>.parquet
+
+A file holds one evaluation of one task under one protocol and is renamed into place whole, so that a redo
+replaces its rows and never doubles them. Summaries are derived from the rows and never stored.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+_COLUMNS: dict[str, type[pl.DataType] | pl.DataType] = {
+    # Who: copied from the request.
+    "run": pl.String,
+    "student": pl.String,
+    "teacher": pl.String,
+    "objective": pl.String,
+    "temperature": pl.Float64,  # of distillation; 0 where it does not apply
+    "noise": pl.Float64,
+    "step": pl.UInt64,
+    "training_seed": pl.UInt64,
+    "evaluation_id": pl.String,
+    "checkpoint": pl.String,
+    "checkpoint_digest": pl.String,
+    # What was asked, and how.
+    "task": pl.String,
+    "task_version": pl.UInt32,
+    "protocol": pl.String,
+    "template": pl.String,
+    "engine": pl.String,
+    "dtype": pl.String,
+    "sampling_temperature": pl.Float64,  # 0: greedy; null under loglik
+    "seed": pl.UInt64,
+    "item_id": pl.String,
+    "item_hash": pl.String,
+    "prompt_hash": pl.String,
+    # What came out. Null where a protocol does not have it; the empty string is "no answer found".
+    "output": pl.String,
+    "extracted": pl.String,  # paper: LLM-Adapters' rule; loglik: the most likely choice
+    "extracted_corrected": pl.String,
+    "extracted_normalized": pl.String,  # loglik: the most likely choice per character
+    "target": pl.String,
+    "metric": pl.String,
+    "score": pl.Float64,  # in [0, 1]; null where the item failed
+    "score_corrected": pl.Float64,
+    "score_normalized": pl.Float64,
+    "choices_logp": pl.List(pl.Float64),
+    # What it cost.
+    "prompt_tokens": pl.UInt32,
+    "output_tokens": pl.UInt32,
+    "finish_reason": pl.String,  # "stop", "length", "scored"; "error" where the item failed
+    "seconds": pl.Float64,  # the item's share of its batch
+    "error": pl.String,  # empty, or why the item failed
+}
+SCHEMA = pl.Schema(_COLUMNS)
+EVALUATION_KEYS = (
+    "run",
+    "student",
+    "teacher",
+    "objective",
+    "temperature",
+    "noise",
+    "step",
+    "training_seed",
+    "evaluation_id",
+)
+SUMMARY_KEYS = (*EVALUATION_KEYS, "task", "protocol", "template", "metric")
+
+
+def frame_of_rows(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    """Rows as a frame of the declared schema."""
+    return pl.DataFrame(rows, schema=SCHEMA, strict=True)
+
+
+def frame_path(frames: Path, run: str, task: str, evaluation_id: str, protocol: str) -> Path:
+    """Where the rows of one evaluation of one task under one protocol are."""
+    return frames / f"run={run}" / f"task={task}" / f"{evaluation_id}--{protocol}.parquet"
+
+
+def write_atomically(frame: pl.DataFrame, path: Path, *, metadata: dict[str, str] | None = None) -> None:
+    """Writes a Parquet file beside its place, forces it to disk, and renames it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as stream:
+        try:
+            frame.write_parquet(stream, metadata=metadata)
+            stream.flush()
+            os.fsync(stream.fileno())
+            os.replace(stream.name, path)
+        except BaseException:
+            os.unlink(stream.name)
+            raise
+    path.chmod(0o644)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Forces the names in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(frames: Path) -> pl.LazyFrame:
+    """All rows below a folder, lazily; filters on `run` and `task` open only the files that match."""
+    if not any(frames.glob("run=*/task=*/*.parquet")):
+        return SCHEMA.to_frame(eager=False)
+    hive = {"run": pl.String, "task": pl.String}
+    scanned = pl.scan_parquet(
+        frames / "run=*" / "task=*" / "*.parquet", hive_partitioning=True, hive_schema=hive, glob=True
+    )
+    return scanned.select(list(SCHEMA))
+
+
+def summarize(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Per evaluation, task and protocol: `score`, `standard_error`, `n`, `failed` and the other scores' means.
+
+    Scores are means over the items that did not fail, in [0, 1]; the standard error is the sample standard
+    deviation over the square root of n. A failed item counts in `failed` alone.
+    """
+    score = pl.col("score")
+    return (
+        rows.group_by(SUMMARY_KEYS)
+        .agg(
+            score.mean(),
+            (score.std() / score.count().sqrt()).alias("standard_error"),
+            score.count().alias("n"),
+            (pl.col("error") != "").sum().alias("failed"),
+            (pl.col("extracted") == "").sum().alias("unparsable"),
+            pl.col("score_corrected").mean(),
+            pl.col("score_normalized").mean(),
+            pl.col("output_tokens").sum(),
+            pl.col("seconds").sum(),
+        )
+        .sort(SUMMARY_KEYS)
+    )

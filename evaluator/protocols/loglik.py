@@ -1,0 +1,114 @@
+"""Protocol `loglik`: the most likely choice, scored as lm-evaluation-harness 0.4 scores `multiple_choice` tasks.
+
+`acc` takes the choice with the greatest sum of log-probabilities, `acc_norm` the one with the greatest sum per
+character. Context and continuation are tokenized together and split at the length of the tokenized context;
+spaces at the end of a context go to the continuation; a context that does not fit is cut on its left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tutelage.errors import InvalidRequest
+
+from evaluator.configuration import EvaluationSettings
+from evaluator.engines import Engine, ScoringGroup
+from evaluator.tasks.base import Choices, Item, Task
+
+TEMPLATE = "lm_eval"
+
+
+@dataclass(frozen=True)
+class Question:
+    """An item as this model scores it: one group for each distinct context, in order of the choices."""
+
+    item: Item
+    choices: Choices
+    groups: tuple[ScoringGroup, ...]
+    prompt_hash: str
+
+    @property
+    def tokens(self) -> int:
+        """By which items of like length share a batch."""
+        return sum(
+            len(group.context) + sum(len(continuation) for continuation in group.continuations) for group in self.groups
+        )
+
+
+def template_of(settings: EvaluationSettings) -> str:
+    """Name of the prompt template."""
+    return TEMPLATE
+
+
+def split_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Token ids of a context and of its continuation (`TemplateLM._encode_pair` of lm-evaluation-harness).
+
+    Raises:
+        InvalidRequest: the context is empty, or the continuation has no token of its own.
+
+    """
+    kept = context.rstrip()
+    continuation = context[len(kept) :] + continuation
+    if not kept:
+        raise InvalidRequest("the context is empty")
+    context_ids = tokenizer.encode(kept)
+    continuation_ids = tokenizer.encode(kept + continuation)[len(context_ids) :]
+    if not continuation_ids:
+        raise InvalidRequest(f"{continuation!r} has no token of its own after its context")
+    return context_ids, continuation_ids
+
+
+def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings) -> Question:
+    """The item's choices as token ids.
+
+    Raises:
+        InvalidRequest: a choice cannot be scored.
+
+    """
+    assert task.choices is not None
+    choices = task.choices(item)
+    grouped: list[tuple[tuple[int, ...], list[tuple[int, ...]]]] = []
+    for context, continuation in zip(choices.contexts, choices.continuations, strict=True):
+        context_ids, continuation_ids = split_pair(engine.tokenizer, context, continuation)
+        room = engine.max_tokens + 1 - len(continuation_ids)
+        key = tuple(context_ids[-room:])
+        if not grouped or grouped[-1][0] != key:
+            grouped.append((key, []))
+        grouped[-1][1].append(tuple(continuation_ids))
+    groups = tuple(ScoringGroup(context_ids, tuple(continuations)) for context_ids, continuations in grouped)
+    text = repr((choices.contexts, choices.continuations))
+    return Question(item, choices, groups, hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def answer(
+    task: Task, questions: Sequence[Question], engine: Engine, settings: EvaluationSettings, seed: int
+) -> list[dict[str, Any]]:
+    """What of the rows this protocol knows, one a question; nothing is drawn, so the seed changes nothing."""
+    scores = iter(engine.score([group for question in questions for group in question.groups]))
+    return [_row(question, [logp for _ in question.groups for logp in next(scores)]) for question in questions]
+
+
+def _row(question: Question, logps: list[float]) -> dict[str, Any]:
+    choices = question.choices
+    per_character = [logp / length for logp, length in zip(logps, choices.lengths, strict=True)]
+    best, best_normalized = _argmax(logps), _argmax(per_character)
+    return {
+        "output": choices.continuations[best].strip(),
+        "extracted": choices.labels[best],
+        "extracted_normalized": choices.labels[best_normalized],
+        "metric": "acc",
+        "score": float(best == choices.gold),
+        "score_normalized": float(best_normalized == choices.gold),
+        "choices_logp": logps,
+        "prompt_tokens": sum(len(group.context) for group in question.groups),
+        "output_tokens": sum(len(one) for group in question.groups for one in group.continuations),
+        "finish_reason": "scored",
+    }
+
+
+def _argmax(values: Sequence[float]) -> int:
+    """Index of the greatest value, the first of equals."""
+    return max(range(len(values)), key=values.__getitem__)

@@ -1,0 +1,96 @@
+"""Protocol `paper`: ask zero-shot, let the model write, read the answer by LLM-Adapters' rule and by a corrected one.
+
+Source: LLM-Adapters' `evaluate.py` and `commonsense_evaluate.py` (Hu et al. 2023, arXiv 2304.01933). What the
+model writes after a second "### Response:" is cut, as there. Special tokens are left out of the text; for math
+LLM-Adapters keeps them, which changes no answer of a tokenizer whose end token has no digit and no capital A to E.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tutelage.errors import InvalidRequest
+
+from evaluator.configuration import EvaluationSettings
+from evaluator.engines import Engine, Sampling
+from evaluator.extraction import score
+from evaluator.protocols.prompts import prompt_of
+from evaluator.tasks.base import Item, Task
+
+_RESPONSE = "### Response:"
+
+
+@dataclass(frozen=True)
+class Question:
+    """An item as this model is asked it."""
+
+    item: Item
+    prompt_ids: list[int]
+    prompt_hash: str
+
+    @property
+    def tokens(self) -> int:
+        """By which items of like length share a batch."""
+        return len(self.prompt_ids)
+
+
+def sampling_of(task: Task, settings: EvaluationSettings) -> Sampling:
+    """The task's limit unless the settings have one."""
+    return Sampling(settings.sampling_temperature, settings.max_new_tokens or task.max_new_tokens)
+
+
+def template_of(settings: EvaluationSettings) -> str:
+    """Name of the prompt template."""
+    return settings.prompt
+
+
+def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings) -> Question:
+    """The item's prompt as token ids.
+
+    Raises:
+        InvalidRequest: prompt and answer do not fit into the model's context.
+
+    """
+    text, special = prompt_of(settings.prompt, item.instruction, item.input, engine.tokenizer)
+    ids = engine.tokenizer.encode(text, add_special_tokens=special)
+    room = engine.max_tokens - sampling_of(task, settings).max_new_tokens
+    if len(ids) > room:
+        raise InvalidRequest(f"the prompt has {len(ids)} tokens; {room} fit beside the answer")
+    return Question(item, ids, hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def answer(
+    task: Task, questions: Sequence[Question], engine: Engine, settings: EvaluationSettings, seed: int
+) -> list[dict[str, Any]]:
+    """What of the rows this protocol knows, one a question."""
+    seeds = [_item_seed(seed, task, question.item) for question in questions]
+    written = engine.write([question.prompt_ids for question in questions], seeds, sampling_of(task, settings))
+    rows = []
+    for question, writing in zip(questions, written, strict=True):
+        output = writing.text.split(_RESPONSE)[0].strip()
+        extracted, corrected = task.extraction.paper(output), task.extraction.corrected(output)
+        target = question.item.target
+        rows.append(
+            {
+                "sampling_temperature": settings.sampling_temperature,
+                "output": output,
+                "extracted": extracted,
+                "extracted_corrected": corrected,
+                "metric": "accuracy",
+                "score": score(task.extraction, extracted, target),
+                "score_corrected": score(task.extraction, corrected, target),
+                "prompt_tokens": question.tokens,
+                "output_tokens": writing.tokens,
+                "finish_reason": writing.finish_reason,
+            }
+        )
+    return rows
+
+
+def _item_seed(seed: int, task: Task, item: Item) -> int:
+    """63 bits from the evaluation's seed and the item, whatever batch it is in."""
+    key = f"{seed} {task.name} {item.item_id} {item.item_hash}"
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1

@@ -1,0 +1,5 @@
+"""The report: one HTML file that needs nothing else, with its figures and tables beside it."""
+
+from evaluator.report.writing import write_report
+
+__all__ = ["write_report"]

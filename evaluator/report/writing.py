@@ -1,0 +1,314 @@
+"""Puts the page together: sections of a sentence, a figure, a table and a caption, then the files beside it."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from tutelage import __version__
+
+from evaluator.report import comparisons, figures, tables
+from evaluator.report.material import Material, gather
+from evaluator.report.tables import Table
+
+_SAMPLES = 3
+_PNG_SCALE = 2
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart and the sentence under it."""
+
+    name: str
+    alt: str
+    chart: figures.Chart
+    caption: str
+
+    @property
+    def svg(self) -> Markup:
+        """The chart as inline SVG; ids carry the figure's name, since a page has one space of ids."""
+        svg = re.sub(r'(id="|url\(#)', rf"\g<1>{self.name}-", _rendered(self.chart, "svg").decode())
+        return Markup(svg)  # noqa: S704 -- made by vl-convert, which escapes the labels
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what to see there, figures, tables with their captions."""
+
+    title: str
+    text: str = ""
+    figures: Sequence[Figure] = ()
+    tables: Sequence[tuple[Table, str]] = ()
+    samples: Sequence[dict[str, Any]] = field(default_factory=list)
+
+
+def write_report(*, frames: Path, run_dir: Path | None, run: str | None, out: Path) -> Path:
+    """Writes `out` and, beside it, `figures/*.svg`, `figures/*.png` and `tables/*.csv`.
+
+    Args:
+        frames: folder of the frames.
+        run_dir: folder of the run, for learning curves and the teacher's counters.
+        run: only rows of this run; needed if the frames hold several.
+        out: the HTML file.
+
+    Raises:
+        DataError: there are no rows, or the run folder holds something unreadable.
+
+    """
+    material = gather(frames, run_dir, run)
+    sections = _sections(material)
+    environment = Environment(
+        loader=PackageLoader("evaluator.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("report.html.jinja").render(
+        run=material.run, facts=_facts(material), tiles=_tiles(material), sections=sections
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write_besides(sections, out.parent)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def _write_besides(sections: Sequence[Section], folder: Path) -> None:
+    (folder / "figures").mkdir(exist_ok=True)
+    (folder / "tables").mkdir(exist_ok=True)
+    for section in sections:
+        for figure in section.figures:
+            for form in ("svg", "png"):
+                (folder / "figures" / f"{figure.name}.{form}").write_bytes(_rendered(figure.chart, form))
+        for table, _ in section.tables:
+            table.frame.write_csv(folder / "tables" / f"{table.name}.csv")
+
+
+def _rendered(chart: figures.Chart, form: str) -> bytes:
+    target = io.BytesIO() if form == "png" else io.StringIO()
+    chart.save(target, format=form, **({"scale_factor": _PNG_SCALE} if form == "png" else {}))
+    content = target.getvalue()
+    return content if isinstance(content, bytes) else content.encode()
+
+
+def _facts(material: Material) -> list[tuple[str, str]]:
+    """What the run was, for the head of the page."""
+    rows = material.rows
+    teachers = material.summary.filter(role="teacher")["student"].unique().sort().to_list()
+    seeds = rows["training_seed"].unique().sort().to_list()
+    decoding = rows.filter(protocol="paper")["sampling_temperature"].drop_nulls().unique().sort().to_list()
+    facts = [
+        ("teacher", ", ".join(teachers) or "not evaluated"),
+        ("students", ", ".join(_described(material, student) for student in material.students) or "none"),
+        ("tasks", ", ".join(f"{task} ({protocol})" for task, protocol in _cells(rows))),
+        ("items", f"{len(rows):,} rows, {int((rows['error'] != '').sum())} failed"),
+        ("prompts", ", ".join(rows["template"].unique().sort())),
+        ("training seeds", ", ".join(map(str, seeds))),
+    ]
+    if decoding:
+        facts.append(("decoding", ", ".join("greedy" if one == 0 else f"sampled at T = {one:g}" for one in decoding)))
+    return [*facts, ("written", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by tutelage {__version__}")]
+
+
+def _cells(rows: pl.DataFrame) -> list[tuple[str, str]]:
+    return rows.select("task", "protocol").unique().sort("task", "protocol").rows()
+
+
+def _described(material: Material, student: str) -> str:
+    """The student with its objective, temperature and noise."""
+    trained = material.rows.filter((pl.col("student") == student) & (pl.col("objective") != ""))
+    if trained.is_empty():
+        return student
+    row = trained.row(0, named=True)
+    noise = f", σ = {row['noise']:g}" if row["noise"] else ""
+    return f"{student} ({row['objective']}, T = {row['temperature']:g}{noise})"
+
+
+def _tiles(material: Material) -> list[dict[str, str]]:
+    """The headline: how far each student's held-out KL fell."""
+    if material.metrics.is_empty():
+        return []
+    tiles = []
+    for row in tables.training(material).frame.to_dicts():
+        ends = row.get("heldout/forward_kl")
+        if ends:
+            first, last = (float(one) for one in ends.strip("()").split(","))
+            tiles.append(
+                {
+                    "student": row["student"],
+                    "value": f"{tables.signed_points((last - first) / first)[:-2]} %",
+                    "text": f"held-out KL to the teacher, {first:.3f} → {last:.3f} nats a token",
+                }
+            )
+    return tiles
+
+
+def _sections(material: Material) -> list[Section]:
+    changes, likeness = comparisons.changes(material), comparisons.likeness(material)
+    sections = [_learning(material), _scores(material), _changes(material, changes), _likeness(material, likeness)]
+    sections += [_outputs(material), _speed(material)]
+    return [section for section in sections if section is not None]
+
+
+def _learning(material: Material) -> Section | None:
+    if material.metrics.is_empty():
+        return None
+    curves = {
+        "heldout/forward_kl": ("held-out KL, nats a token", "KL(teacher ‖ student)", False),
+        "heldout/top1_agreement": ("held-out top-1 agreement", "share of tokens", True),
+        "train/loss": ("training loss", "each objective's own loss", False),
+    }
+    shown = [
+        Figure(
+            name=column.replace("/", "_"),
+            alt=f"{title} over optimizer steps, a line a student",
+            chart=figures.curve(material.metrics, column, material.students, title=title, percent=share),
+            caption=f"{title[0].upper()}{title[1:]}: {meaning}, by optimizer step; one run a student.",
+        )
+        for column, (title, meaning, share) in curves.items()
+        if column in material.metrics.columns
+    ]
+    caption = (
+        "First → last value of each measure. Held-out sequences are never trained on; the divergence is exact, at "
+        "temperature 1, averaged over their scored tokens. Losses of different objectives are not comparable."
+    )
+    return Section(
+        "Learning", "How near each student came to its teacher.", shown, [(tables.training(material), caption)]
+    )
+
+
+def _scores(material: Material) -> Section:
+    summary = material.summary
+    figure = Figure(
+        name="scores",
+        alt="mean score with standard error of every model on every task",
+        chart=figures.scores(summary, tables.model_order(summary), material.students),
+        caption="Mean score ± one standard error over items. Dark: the teacher. Hollow: before training.",
+    )
+    shown = [
+        (
+            tables.scores(material),
+            "Mean score in points ± standard error over items; n is the number of items; chance is uniform guessing. "
+            "paper: zero-shot generation, LLM-Adapters' extraction, accuracy. loglik: lm-evaluation-harness' acc.",
+        )
+    ]
+    if len(summary.filter(protocol="paper")):
+        shown.append(
+            (
+                tables.extraction(material),
+                "Accuracy in points of the same outputs under LLM-Adapters' extraction and under a corrected one, and "
+                "the share of outputs in which LLM-Adapters' rule finds no answer.",
+            )
+        )
+    if len(summary.filter(protocol="loglik")):
+        shown.append(
+            (
+                tables.normalized(material),
+                "Accuracy in points by sum of log-probabilities (acc) and by sum per character (acc_norm).",
+            )
+        )
+    return Section("Scores", "What every model gets right.", [figure], shown)
+
+
+def _changes(material: Material, frame: pl.DataFrame) -> Section | None:
+    if frame.is_empty():
+        return None
+    figure = Figure(
+        name="changes",
+        alt="change of every student's score by training with its interval",
+        chart=figures.forest(frame, material.students),
+        caption="After minus before on the same items. An interval that crosses the dashed line is compatible with no change.",
+    )
+    caption = (
+        "Points. The interval is a bias-corrected accelerated bootstrap over items (2,000 resamples; items with the "
+        "same text are drawn together). Gained and lost count items right only after and only before; p is McNemar's "
+        "exact two-sided test, not adjusted for several comparisons. One training seed a student: the interval says "
+        "nothing about other seeds."
+    )
+    return Section(
+        "Before and after", "What training changed, item by item.", [figure], [(tables.changes(frame), caption)]
+    )
+
+
+def _likeness(material: Material, frame: pl.DataFrame) -> Section | None:
+    if frame.is_empty():
+        return None
+    shown = [
+        Figure(
+            name="agreement",
+            alt="agreement with the teacher before and after training",
+            chart=figures.agreement(frame, material.students),
+            caption="Share of items with the teacher's answer, right or wrong. Hollow: before. Filled: after training.",
+        )
+    ]
+    texts = frame.drop_nulls("bleu")
+    if len(texts):
+        shown.append(
+            Figure(
+                name="accuracy_fidelity",
+                alt="accuracy against BLEU fidelity",
+                chart=figures.accuracy_against_fidelity(frame, material.students),
+                caption="Being right against sounding like the teacher. Hollow: before training.",
+            )
+        )
+    signature = f" BLEU: sacreBLEU, {texts['signature'][0]}." if len(texts) else ""
+    caption = (
+        "Points. An output without an answer agrees with nothing and is counted apart. Kappa is Cohen's, among items "
+        "where both answered. BLEU and chrF compare the student's text with the teacher's, on a scale of 0 to 100."
+        + signature
+    )
+    text = "Whether a student says what its teacher says, and in the same words."
+    return Section("Agreement and fidelity", text, shown, [(tables.likeness(frame), caption)])
+
+
+def _outputs(material: Material) -> Section | None:
+    """The first items of the first generated task, as every model answered them."""
+    summary = tables.ordered(material.summary.filter(protocol="paper"))
+    if summary.is_empty():
+        return None
+    task = summary["task"].unique().sort()[0]
+    labels = {row["evaluation_id"]: row["label"] for row in summary.filter(task=task).to_dicts()}
+    rows = material.rows.filter(task=task, protocol="paper").sort(pl.col("item_id").cast(pl.UInt32))
+    samples = []
+    for item in rows["item_id"].unique(maintain_order=True)[:_SAMPLES]:
+        answers = {row["evaluation_id"]: row for row in rows.filter(item_id=item).to_dicts()}
+        samples.append(
+            {
+                "title": f"{task}, item {item}; right answer: {next(iter(answers.values()))['target']}",
+                "answers": [
+                    {"label": label, "output": answers[one]["output"] or "", "right": answers[one]["score"] == 1.0}
+                    for one, label in labels.items()
+                    if one in answers
+                ],
+            }
+        )
+    return Section("In their own words", "The first items of a task, not chosen.", samples=samples)
+
+
+def _speed(material: Material) -> Section:
+    shown: list[Figure] = []
+    seconds = tables.seconds_by_phase(material.metrics) if len(material.metrics) else pl.DataFrame()
+    if len(seconds):
+        shown.append(
+            Figure(
+                name="phases",
+                alt="mean seconds a step by phase",
+                chart=figures.phases(seconds),
+                caption="Where a training step's time goes; waiting is for a teacher that was away.",
+            )
+        )
+    listed = [
+        (tables.evaluation_speed(material), "Wall-clock seconds of the evaluator, its model's loading not counted.")
+    ]
+    if material.usage is not None:
+        started = datetime.fromtimestamp(material.usage.started_at_seconds, UTC)
+        caption = (
+            f"The teacher's own counters: {len(material.usage.students)} students attached to one process "
+            f"(instance {material.usage.instance_id}), started {started:%Y-%m-%d %H:%M:%S} UTC."
+        )
+        listed.insert(0, (tables.usage(material), caption))
+    return Section("Throughput", "What it cost.", shown, listed)

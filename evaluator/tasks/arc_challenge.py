@@ -1,0 +1,36 @@
+"""ARC-Challenge: grade-school science questions that retrieval and co-occurrence get wrong (Clark et al. 2018)."""
+
+from __future__ import annotations
+
+from evaluator.extraction import labelled
+from evaluator.tasks.base import (
+    LLM_ADAPTERS,
+    Choices,
+    Item,
+    Task,
+    labelled_options,
+    numbered_gold,
+    numbered_labels,
+    shared_context,
+)
+
+
+def _choices(item: Item) -> Choices:
+    question, options = labelled_options(
+        item, lead="Please choose the correct answer to the question: ", label="Answer"
+    )
+    return shared_context(
+        f"Question: {question}\nAnswer:", options, numbered_labels("answer", len(options)), numbered_gold(item)
+    )
+
+
+TASK = Task(
+    name="ARC-Challenge",
+    version=1,
+    source=LLM_ADAPTERS + "ARC-Challenge/test.json",
+    count=1172,
+    chance_level=0.25,
+    max_new_tokens=32,
+    extraction=labelled("answer", 5),
+    choices=_choices,
+)

@@ -1,0 +1,38 @@
+"""arithmetic: generated word problems of one and two steps, disjoint from their training text; needs no data."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from evaluator import arithmetic
+from evaluator.extraction import NUMBER
+from evaluator.tasks.base import Choices, Item, Task, items_of_records, shared_context
+
+_COUNT = 1000
+
+
+def _load(task: Task, data_dir: Path | None) -> list[Item]:
+    return items_of_records(arithmetic.generate("test", _COUNT, seed=0))
+
+
+def _choices(item: Item) -> Choices:
+    """The answer among three near misses, in an order drawn from the item."""
+    options = [int(item.target), *arithmetic.distractors(int(item.target), item.item_hash)]
+    random.Random(f"order {item.item_hash}").shuffle(options)  # noqa: S311
+    texts = [str(option) for option in options]
+    return shared_context(f"Question: {item.instruction}\nAnswer:", texts, texts, texts.index(item.target))
+
+
+TASK = Task(
+    name="arithmetic",
+    version=1,
+    source="generated: evaluator/arithmetic.py, split test, seed 0",
+    count=_COUNT,
+    chance_level=0.25,
+    max_new_tokens=64,
+    extraction=NUMBER,
+    known_problems=("ten templates with numbers below 150: easier and narrower than written problems",),
+    choices=_choices,
+    load=_load,
+)

@@ -1,0 +1,191 @@
+"""What a task is: where its items are, how they are asked, read and scored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tutelage.errors import DataError
+
+from evaluator.extraction import Extraction
+
+LLM_ADAPTERS = "https://github.com/AGI-Edgerunners/LLM-Adapters, commit 8166572, dataset/"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    Attributes:
+        item_id: its index in the test file, as text.
+        instruction: the question as LLM-Adapters words it.
+        input: further context, usually empty.
+        target: the gold answer.
+
+    """
+
+    item_id: str
+    instruction: str
+    input: str
+    target: str
+
+    @property
+    def item_hash(self) -> str:
+        """16 hex digits of the SHA-256 of what is asked and what is right."""
+        content = json.dumps([self.instruction, self.input, self.target])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One item as lm-evaluation-harness scores it: the log-probability of each continuation of its context.
+
+    Attributes:
+        contexts: one a choice (all equal, but for tasks that fill a blank).
+        continuations: one a choice, with the space before it.
+        lengths: characters of each choice, by which `acc_norm` divides.
+        labels: the answer that each choice stands for.
+        gold: index of the right one.
+
+    """
+
+    contexts: tuple[str, ...]
+    continuations: tuple[str, ...]
+    lengths: tuple[int, ...]
+    labels: tuple[str, ...]
+    gold: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One test set.
+
+    Attributes:
+        name: as LLM-Adapters spells it.
+        version: rises when a change here changes rows.
+        source: where the items come from.
+        count: items in all.
+        chance_level: score of guessing (for two or more choices: uniformly), in [0, 1].
+        max_new_tokens: length limit of an answer under `paper`.
+        extraction: from text to answer.
+        known_problems: what a reader of its scores should know.
+        choices: the item under `loglik`, or None if the task has no choices.
+        load: reads the items from the folder of the test sets.
+
+    """
+
+    name: str
+    version: int
+    source: str
+    count: int
+    chance_level: float
+    max_new_tokens: int
+    extraction: Extraction
+    known_problems: tuple[str, ...] = ()
+    choices: Callable[[Item], Choices] | None = None
+    load: Callable[[Task, Path | None], list[Item]] | None = None
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Protocols under which the task can run."""
+        return ("paper",) if self.choices is None else ("paper", "loglik")
+
+    def items(self, data_dir: Path | None, limit: int = 0) -> list[Item]:
+        """The first `limit` items in the file's order; 0 means all.
+
+        Raises:
+            DataError: the test file is missing or malformed; the message says how to get it.
+
+        """
+        items = (self.load or read_test_file)(self, data_dir)
+        return items[:limit] if limit else items
+
+    def missing(self, data_dir: Path | None) -> str:
+        """How to get the data; empty if it is here."""
+        if self.load is not None or (data_dir and _test_file(self, data_dir).is_file()):
+            return ""
+        return (
+            f"{self.name} needs <data>/tasks/{self.name}/test.json, which is dataset/{self.name}/test.json of "
+            f"{LLM_ADAPTERS.split(',')[0]} ({'looked in ' + str(data_dir) if data_dir else 'no data folder is set'}); "
+            "name the folder <data> by --data-dir or TUTELAGE_DATA_DIR"
+        )
+
+
+def default_data_dir() -> Path | None:
+    """The folder that TUTELAGE_DATA_DIR names, if it does."""
+    folder = os.environ.get("TUTELAGE_DATA_DIR")
+    return Path(folder) if folder else None
+
+
+def _test_file(task: Task, data_dir: Path) -> Path:
+    return data_dir / "tasks" / task.name / "test.json"
+
+
+def read_test_file(task: Task, data_dir: Path | None) -> list[Item]:
+    """Items of `<data_dir>/tasks/<task>/test.json`: a list of `instruction`, `input`, `output`, `answer`.
+
+    The `output` of that file is a model's rationale and often wrong; it is not read.
+    """
+    missing = task.missing(data_dir)
+    if missing or data_dir is None:
+        raise DataError(missing, "tasks")
+    path = _test_file(task, data_dir)
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        return items_of_records(records)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a list of instruction, input, answer ({error!r})", "tasks") from error
+
+
+def items_of_records(records: Sequence[dict[str, str]]) -> list[Item]:
+    """Items from records of `instruction`, `input`, `answer`."""
+    return [
+        Item(str(index), record["instruction"], record["input"], record["answer"])
+        for index, record in enumerate(records)
+    ]
+
+
+def shared_context(context: str, options: Sequence[str], labels: Sequence[str], gold: int) -> Choices:
+    """Choices that continue one context, each after a space."""
+    return Choices(
+        contexts=(context,) * len(options),
+        continuations=tuple(f" {option}" for option in options),
+        lengths=tuple(len(option) for option in options),
+        labels=tuple(labels),
+        gold=gold,
+    )
+
+
+def labelled_options(
+    item: Item, *, lead: str, label: str, separator: str = " ", end: str = "\n\n"
+) -> tuple[str, list[str]]:
+    """Question and options of "<lead><question>⏎⏎<Label>1: …<separator><Label>2: …<end>Answer format: …".
+
+    Raises:
+        DataError: the instruction does not have that form.
+
+    """
+    body, _, answer_format = item.instruction.rpartition(f"{end}Answer format: ")
+    question, mark, rest = body.removeprefix(lead).partition(f"\n\n{label}1: ")
+    options = []
+    for number in range(2, answer_format.count("/") + 2):
+        option, found, rest = rest.partition(f"{separator}{label}{number}: ")
+        options.append(option)
+        mark = mark and found
+    if not mark or not item.instruction.startswith(lead):
+        raise DataError(f"item {item.item_id} does not read '{lead}… {label}1: …'", "tasks")
+    return question, [*options, rest]
+
+
+def numbered_labels(stem: str, count: int) -> list[str]:
+    """`<stem>1` … `<stem><count>`."""
+    return [f"{stem}{number}" for number in range(1, count + 1)]
+
+
+def numbered_gold(item: Item) -> int:
+    """Index of a target such as `answer3`."""
+    return int(item.target[-1]) - 1

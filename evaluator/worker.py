@@ -1,0 +1,103 @@
+"""The worker: one thread that takes evaluations from the queue and runs them one after the other."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from tutelage.errors import TutelageError
+
+from evaluator.configuration import EvaluationSettings
+from evaluator.engines import Engine
+from evaluator.evaluation import Progress, Stopped, evaluate
+from evaluator.frames import read, summarize
+from evaluator.queue import Entry, Queue, Score
+
+_logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Runs a queue until it is stopped; stops between two batches."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        settings: EvaluationSettings,
+        frames: Path,
+        engines: Callable[[Path], Engine] | None = None,
+    ) -> None:
+        self._queue, self._settings, self._frames, self._engines = queue, settings, frames, engines
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="evaluator-worker", daemon=True)
+
+    def start(self) -> None:
+        """Begins with the oldest queued evaluation."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Waits until the batch at hand is on disk, and ends the thread."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            entry = self._queue.next_queued(timeout_seconds=0.2)
+            if entry is not None:
+                self._work(entry)
+
+    def _work(self, entry: Entry) -> None:
+        evaluation = entry.evaluation
+        self._queue.change(evaluation.evaluation_id, state="running")
+        _logger.info("evaluating %s", evaluation.evaluation_id)
+
+        def note(progress: Progress) -> None:
+            self._queue.change(
+                evaluation.evaluation_id,
+                items_done=progress.done,
+                items_total=progress.total,
+                items_failed=progress.failed,
+                items_per_second=progress.items_per_second,
+                seconds_left=progress.seconds_left,
+            )
+
+        try:
+            evaluate(
+                evaluation,
+                self._settings,
+                self._frames,
+                on_progress=note,
+                should_stop=self._stopping.is_set,
+                engines=self._engines,
+            )
+        except Stopped:
+            self._queue.change(evaluation.evaluation_id, state="queued")
+        except TutelageError as error:
+            self._fail(evaluation.evaluation_id, str(error))
+        except Exception as error:  # One evaluation that cannot run must not end the service.
+            _logger.exception("%s failed", evaluation.evaluation_id)
+            self._fail(evaluation.evaluation_id, f"{type(error).__name__}: {error}")
+        else:
+            scores = scores_of(self._frames, evaluation.labels.run, evaluation.evaluation_id)
+            self._queue.change(evaluation.evaluation_id, state="done", seconds_left=0.0, scores=scores)
+
+    def _fail(self, evaluation_id: str, error: str) -> None:
+        _logger.warning("%s failed: %s", evaluation_id, error)
+        self._queue.change(evaluation_id, state="failed", seconds_left=0.0, error=error)
+
+
+def scores_of(frames: Path, run: str, evaluation_id: str) -> tuple[Score, ...]:
+    """Mean scores of an evaluation, derived from its rows; 0 where every item failed."""
+    rows = read(frames).filter(run=run, evaluation_id=evaluation_id)
+    return tuple(
+        Score(
+            task=row["task"],
+            protocol=row["protocol"],
+            metric=row["metric"],
+            score=row["score"] or 0.0,
+            standard_error=row["standard_error"] or 0.0,
+            items=row["n"],
+        )
+        for row in summarize(rows).collect().to_dicts()
+    )

@@ -1,0 +1,218 @@
+"""The strict methods equal published examples, scipy and statsmodels."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+import statsmodels.api as sm
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import ttost_paired
+
+from evaluator.statistics import paired
+from evaluator.statistics.equivalence import equivalence_test
+from evaluator.statistics.families import holm, holm_within
+from evaluator.statistics.groups import friedman, kruskal_wallis
+from evaluator.statistics.mixed import mixed_model
+from evaluator.statistics.power import items_needed, minimum_detectable_difference, power_of
+
+
+@pytest.fixture
+def clustered() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(3)
+    clusters = np.repeat(np.arange(40), generator.integers(1, 6, 40))
+    shared = generator.normal(0.2, 1, 40)[clusters]
+    return shared + generator.normal(0, 0.5, len(clusters)), clusters
+
+
+def test_holm_on_a_worked_example() -> None:
+    # Four hypotheses with p = 0.01, 0.04, 0.03, 0.005: Holm multiplies 0.005 by 4, 0.01 by 3, 0.03 by 2.
+    adjusted = holm([0.01, 0.04, 0.03, 0.005])
+    assert adjusted.p_values == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert adjusted.rejected.tolist() == [True, False, False, True]
+
+
+def test_holm_equals_statsmodels() -> None:
+    p_values = np.random.default_rng(1).uniform(size=50) ** 3
+    assert holm(p_values).p_values == pytest.approx(multipletests(p_values, method="holm")[1], rel=1e-12)
+
+
+def test_holm_stays_within_its_family_and_passes_nulls_over() -> None:
+    frame = pl.DataFrame({"family": ["a", "b", "a", "b", "b"], "p_value": [0.02, 0.01, 0.03, None, 0.5]})
+    assert holm_within(frame, ["family"])["p_holm"].to_list() == pytest.approx([0.04, 0.02, 0.04, None, 0.5])
+
+
+def test_mcnemar_on_a_published_table() -> None:
+    # Fay 2010 (R Journal 2:1, "Two-sided exact tests"): table 21, 9, 2, 12; discordant 9 and 2, p = 0.06543.
+    first = np.repeat([1, 1, 0, 0], [21, 9, 2, 12])
+    second = np.repeat([1, 0, 1, 0], [21, 9, 2, 12])
+    result = paired.mcnemar_exact(first, second)
+    assert (result.only_first, result.only_second) == (9, 2)
+    assert result.p_value == pytest.approx(0.06543, abs=5e-6)
+    assert result.p_value == pytest.approx(mcnemar([[21, 9], [2, 12]], exact=True).pvalue, rel=1e-12)
+
+
+def test_mcnemar_without_discordant_items() -> None:
+    assert paired.mcnemar_exact([1, 0, 1], [1, 0, 1]).p_value == 1.0
+
+
+def test_cluster_robust_error_equals_statsmodels(clustered: tuple[np.ndarray, np.ndarray]) -> None:
+    differences, clusters = clustered
+    fit = sm.OLS(differences, np.ones(len(differences))).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True
+    )
+    interval = paired.cluster_robust_interval(differences, clusters)
+    assert interval.standard_error == pytest.approx(fit.bse[0], rel=1e-12)
+    assert (interval.low, interval.high) == pytest.approx(tuple(fit.conf_int()[0]), rel=1e-9)
+    assert paired.t_test(interval).p_value == pytest.approx(fit.pvalues[0], rel=1e-9)
+    assert (interval.observations, interval.clusters) == (len(differences), 40)
+
+
+def test_two_way_error_equals_statsmodels(clustered: tuple[np.ndarray, np.ndarray]) -> None:
+    differences, clusters = clustered
+    seeds = np.random.default_rng(5).integers(0, 6, len(differences))
+    both = clusters * 10 + seeds
+    one_way = [
+        sm.OLS(differences, np.ones(len(differences))).fit(cov_type="cluster", cov_kwds={"groups": groups}).bse[0]
+        for groups in (clusters, seeds, both)
+    ]
+    variances = np.square(one_way)
+    expected = np.sqrt(max(variances[0] + variances[1] - variances[2], variances[0], variances[1]))
+    interval = paired.two_way_interval(differences, clusters, seeds)
+    assert interval.standard_error == pytest.approx(expected, rel=1e-12)
+    assert interval.clusters == 6
+
+
+def test_clusters_of_one_give_the_paired_t_test() -> None:
+    generator = np.random.default_rng(4)
+    first, second = generator.normal(0.3, 1, 60), generator.normal(0, 1, 60)
+    interval = paired.cluster_robust_interval(first - second, np.arange(60))
+    expected = stats.ttest_rel(first, second)
+    assert paired.t_test(interval).statistic == pytest.approx(expected.statistic, rel=1e-12)
+    assert paired.t_test(interval).p_value == pytest.approx(expected.pvalue, rel=1e-12)
+    assert (interval.low, interval.high) == pytest.approx(tuple(expected.confidence_interval()), rel=1e-12)
+
+
+def test_bootstrap_agrees_with_scipy() -> None:
+    sample = np.random.default_rng(6).exponential(1, 80)  # skewed, so that BCa differs from percentile
+    ours = {
+        method: paired.cluster_bootstrap_interval(
+            sample, np.arange(80), np.random.default_rng(7), method=method, resamples=40_000
+        )
+        for method in ("bca", "percentile")
+    }
+    for method, interval in ours.items():
+        theirs = stats.bootstrap(
+            (sample,), np.mean, method=method, n_resamples=40_000, rng=np.random.default_rng(8), batch=4000
+        ).confidence_interval
+        assert (interval.low, interval.high) == pytest.approx(tuple(theirs), abs=0.01)
+    assert ours["bca"].high - ours["percentile"].high > 0.02
+
+
+def test_sign_flips_are_exact_for_few_clusters() -> None:
+    # Fisher's paired data (Darwin's maize, 15 pairs, eighths of an inch): exact two-sided p = 0.0526
+    # (Fisher 1935, The Design of Experiments, section 21: 863 of 32,768 arrangements each way).
+    darwin = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48])
+    result = paired.sign_flip_test(darwin, np.arange(15), np.random.default_rng(0), resamples=2**15)
+    assert result.p_value == pytest.approx(2 * 863 / 32768, abs=1e-9)
+
+
+def test_effect_sizes_by_hand() -> None:
+    effect = paired.effect_size([1, 1, 1, 0], [0, 1, 0, 0])
+    assert effect.difference == 0.5
+    assert effect.standardised == pytest.approx(0.5 / np.std([1, 0, 1, 0], ddof=1))
+    assert effect.cohens_h == pytest.approx(2 * np.arcsin(np.sqrt(0.75)) - 2 * np.arcsin(np.sqrt(0.25)))
+
+
+def test_a_constant_difference_has_no_error() -> None:
+    same, shifted = (paired.cluster_robust_interval([value] * 5, np.arange(5)) for value in (0.0, 1.0))
+    assert paired.t_test(same).p_value == 1.0
+    assert paired.t_test(shifted).p_value == 0.0
+    assert equivalence_test(same, margin=0.1).equivalent
+    assert not equivalence_test(shifted, margin=0.1).equivalent
+
+
+def test_mean_of_intervals_is_welch_for_two() -> None:
+    generator = np.random.default_rng(9)
+    one, two = generator.normal(1, 2, 12), generator.normal(0, 1, 30)
+    intervals = [paired.cluster_robust_interval(sample, np.arange(len(sample))) for sample in (one, -two)]
+    expected = stats.ttest_ind(one, two, equal_var=False)  # the mean of one and -two is half their difference
+    assert paired.t_test(paired.mean_of_intervals(intervals)).p_value == pytest.approx(expected.pvalue, rel=1e-12)
+
+
+def test_equivalence_equals_statsmodels() -> None:
+    generator = np.random.default_rng(10)
+    first, second = generator.normal(0.05, 1, 300), generator.normal(0, 1, 300)
+    interval = paired.cluster_robust_interval(first - second, np.arange(300))
+    result = equivalence_test(interval, margin=0.3)
+    assert result.p_value == pytest.approx(ttost_paired(first, second, -0.3, 0.3)[0], rel=1e-10)
+    assert result.equivalent == (result.low > -0.3 and result.high < 0.3)
+
+
+def test_power_is_what_the_detectable_difference_says() -> None:
+    detectable = minimum_detectable_difference(1.5).minimum_detectable
+    assert detectable == pytest.approx(1.5 * 2.8016, rel=1e-4)
+    assert power_of(detectable, 1.5) == pytest.approx(0.8, abs=1e-4)
+    assert power_of(0, 1.5) == pytest.approx(0.05)
+
+
+def test_items_needed_on_a_published_example() -> None:
+    # Miller 2024, section 5: 3 points, variance 1/9 of the paired differences, one answer each: about 969 items.
+    assert items_needed(0.03, (1 / 9) ** 0.5) == pytest.approx(969, abs=1)
+
+
+def test_friedman_and_nemenyi_on_a_published_study() -> None:
+    # Demšar 2006, table 6: four C4.5 variants on 14 data sets. Average ranks 3.143, 2.000, 2.893, 1.964,
+    # chi² = 9.28 (no correction for ties); at 0.10 Nemenyi tells C4.5 from +m and +m+cf, at 0.05 no pair.
+    # The 0.9751 is one of two equal printed values that the paper ranks 2 and 3.
+    table = np.array(
+        [
+            [0.763, 0.768, 0.771, 0.798], [0.599, 0.591, 0.590, 0.569], [0.954, 0.971, 0.968, 0.967],
+            [0.628, 0.661, 0.654, 0.657], [0.882, 0.888, 0.886, 0.898], [0.936, 0.931, 0.916, 0.931],
+            [0.661, 0.668, 0.609, 0.685], [0.583, 0.583, 0.563, 0.625], [0.775, 0.838, 0.866, 0.875],
+            [1.000, 1.000, 1.000, 1.000], [0.940, 0.962, 0.965, 0.962], [0.619, 0.666, 0.614, 0.669],
+            [0.972, 0.981, 0.9751, 0.975], [0.957, 0.978, 0.946, 0.970],
+        ]
+    )  # fmt: skip
+    result = friedman(table, ("C4.5", "+m", "+cf", "+m+cf"))
+    ranks = stats.rankdata(-table, axis=1)
+    ties = sum(sum(n**3 - n for n in np.unique(row, return_counts=True)[1]) for row in ranks)
+    assert ranks.mean(0) == pytest.approx([3.143, 2.0, 2.893, 1.964], abs=5e-4)
+    assert result.statistic * (1 - ties / (14 * (4**3 - 4))) == pytest.approx(9.28, abs=0.01)
+    assert result.effect == pytest.approx(result.statistic / (14 * 3))
+    upper = result.pairwise_p_values[np.triu_indices(4, 1)]  # 01 02 03 12 13 23
+    assert ((upper > 0.05) & (upper < 0.10)).tolist() == [True, False, True, False, False, False]
+    assert upper.min() > 0.05
+
+
+def test_kruskal_equals_scipy_and_its_effect_by_hand() -> None:
+    groups = {"a": [27, 2, 4, 18, 7, 9], "b": [20, 8, 14, 36, 21, 22], "c": [34, 31, 3, 23, 30, 6]}
+    result = kruskal_wallis(groups)
+    assert result.p_value == pytest.approx(stats.kruskal(*groups.values()).pvalue)
+    assert result.effect == pytest.approx(result.statistic / 17)
+    assert result.methods == ("a", "b", "c")
+
+
+def test_mixed_model_finds_what_was_put_in() -> None:
+    generator = np.random.default_rng(11)
+    rows = []
+    seed_shifts = generator.normal(0, 1, 6)
+    for task, task_shift in enumerate(generator.normal(0, 8, 12)):
+        for seed, seed_shift in enumerate(seed_shifts):
+            for objective, gain in (("sft", 0.0), ("gkd", 3.0), ("seq_kd", 0.0)):
+                rows.append((objective, f"t{task}", seed, 50 + task_shift + seed_shift + gain + generator.normal(0, 1)))
+    cells = pl.DataFrame(rows, schema=["objective", "task", "seed", "score"], orient="row")
+    model = mixed_model(cells, "score", "objective", "sft", ["task", "seed"])
+    effects = {effect.name: effect for effect in model.effects}
+    # The design is balanced, so the coefficient is the plain difference of means.
+    means = dict(cells.group_by("objective").agg(pl.col("score").mean()).iter_rows())
+    assert effects["gkd"].estimate == pytest.approx(means["gkd"] - means["sft"], abs=1e-6)
+    assert abs(effects["gkd"].estimate - 3) < 4 * effects["gkd"].standard_error
+    assert effects["gkd"].standard_error == pytest.approx((2 * model.residual_variance / 72) ** 0.5, rel=1e-4)
+    assert effects["gkd"].p_value < 1e-6
+    assert effects["seq_kd"].p_value > 0.01
+    assert model.variances["task"] > 10 * model.variances["seed"]
+    assert model.residual_variance == pytest.approx(1, abs=0.3)
+    assert model.observations == 216
