@@ -62,7 +62,7 @@ class EvaluateConfig(EvaluationSettings):
 class ServeConfig(EvaluationSettings):
     """Serves evaluations over gRPC, one at a time, from a queue on disk."""
 
-    address: str = "127.0.0.1:50061"
+    address: str = "127.0.0.1:50052"
     """host:port; port 0 takes a free one."""
     frames: Path = Path("frames")
     """Folder of the frames."""

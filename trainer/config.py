@@ -57,7 +57,7 @@ class TaskConfig(Config):
 class EvaluatorConfig(Config):
     """Where the evaluator is and what it is asked for."""
 
-    address: str = "127.0.0.1:50061"
+    address: str = "127.0.0.1:50052"
     """host:port of the evaluator."""
     tasks: tuple[TaskConfig, ...]
     """Tasks for each evaluated checkpoint."""
