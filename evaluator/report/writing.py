@@ -182,14 +182,19 @@ def _learning(material: Material) -> Section | None:
 
 
 def _scores(material: Material) -> Section:
-    summary = material.summary
-    figure = Figure(
-        name="scores",
-        alt="mean score with standard error of every model on every task",
-        chart=figures.scores(summary, tables.model_order(summary), material.students),
-        caption="Mean score ± one standard error over items. Dark: the teacher. Hollow: before training.",
-    )
-    shown = [
+    summary, shown = material.summary, []
+    for task, protocol in _cells(summary):
+        own = summary.filter(task=task, protocol=protocol)
+        shown.append(
+            Figure(
+                name=f"scores_{task}_{protocol}",
+                alt=f"mean score with standard error of every model on {task}",
+                chart=figures.scores(own, tables.model_order(summary), material.students),
+                caption=f"{task}, {protocol}: mean ± one standard error over items (n = {_range(own['n'])}). "
+                "Dark: the teacher. Hollow: before training.",
+            )
+        )
+    listed = [
         (
             tables.scores(material),
             "Mean score in points ± standard error over items; n is the number of items; chance is uniform guessing. "
@@ -197,21 +202,20 @@ def _scores(material: Material) -> Section:
         )
     ]
     if len(summary.filter(protocol="paper")):
-        shown.append(
-            (
-                tables.extraction(material),
-                "Accuracy in points of the same outputs under LLM-Adapters' extraction and under a corrected one, and "
-                "the share of outputs in which LLM-Adapters' rule finds no answer.",
-            )
+        caption = (
+            "Accuracy in points of the same outputs under LLM-Adapters' extraction and under a corrected one, and the "
+            "share of outputs in which LLM-Adapters' rule finds no answer."
         )
+        listed.append((tables.extraction(material), caption))
     if len(summary.filter(protocol="loglik")):
-        shown.append(
-            (
-                tables.normalized(material),
-                "Accuracy in points by sum of log-probabilities (acc) and by sum per character (acc_norm).",
-            )
-        )
-    return Section("Scores", "What every model gets right.", [figure], shown)
+        caption = "Accuracy in points by sum of log-probabilities (acc) and by sum per character (acc_norm)."
+        listed.append((tables.normalized(material), caption))
+    return Section("Scores", "What every model gets right.", shown, listed)
+
+
+def _range(values: pl.Series) -> str:
+    low, *_, high = [*sorted(values.to_list())] * 2
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _changes(material: Material, frame: pl.DataFrame) -> Section | None:
@@ -221,7 +225,7 @@ def _changes(material: Material, frame: pl.DataFrame) -> Section | None:
         name="changes",
         alt="change of every student's score by training with its interval",
         chart=figures.forest(frame, material.students),
-        caption="After minus before on the same items. An interval that crosses the dashed line is compatible with no change.",
+        caption="After minus before on the same items. An interval across the dashed line fits no change.",
     )
     caption = (
         "Points. The interval is a bias-corrected accelerated bootstrap over items (2,000 resamples; items with the "
@@ -257,8 +261,9 @@ def _likeness(material: Material, frame: pl.DataFrame) -> Section | None:
         )
     signature = f" BLEU: sacreBLEU, {texts['signature'][0]}." if len(texts) else ""
     caption = (
-        "Points. An output without an answer agrees with nothing and is counted apart. Kappa is Cohen's, among items "
-        "where both answered. BLEU and chrF compare the student's text with the teacher's, on a scale of 0 to 100."
+        "Points. Teacher right and wrong: agreement among the items that the teacher gets right and the others. An "
+        "output without an answer agrees with nothing; the student's share of them is given. Kappa is Cohen's, among "
+        "items where both answered. BLEU and chrF compare the student's text with the teacher's, on a scale of 0 to 100."
         + signature
     )
     text = "Whether a student says what its teacher says, and in the same words."
