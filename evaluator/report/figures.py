@@ -122,7 +122,7 @@ def agreement(likeness: pl.DataFrame, students: Sequence[str]) -> Chart:
 def accuracy_against_fidelity(likeness: pl.DataFrame, students: Sequence[str]) -> Chart:
     """Score against BLEU of the student's text with the teacher's; hollow is before training."""
     data = likeness.filter(pl.col("bleu").is_not_null()).with_columns(filled=pl.col("role") != "before")
-    shapes = alt.Legend(title=None, symbolStrokeColor=_MUTED, symbolStrokeWidth=2, symbolFillColor="white")
+    shapes = alt.Legend(title=None, symbolFillColor=_MUTED)
     base = alt.Chart(data).encode(
         y=alt.Y("score:Q", title="accuracy", axis=_PERCENT_AXIS),
         color=_colour(students),

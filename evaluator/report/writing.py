@@ -18,6 +18,8 @@ from tutelage import __version__
 from evaluator.report import comparisons, figures, tables
 from evaluator.report.material import Material, gather
 from evaluator.report.tables import Table
+from evaluator.tasks import TASKS
+from evaluator.tasks.base import default_data_dir
 
 _SAMPLES = 3
 _PNG_SCALE = 2
@@ -263,7 +265,7 @@ def _likeness(material: Material, frame: pl.DataFrame) -> Section | None:
     caption = (
         "Points. Teacher right and wrong: agreement among the items that the teacher gets right and the others. An "
         "output without an answer agrees with nothing; the student's share of them is given. Kappa is Cohen's, among "
-        "items where both answered. BLEU and chrF compare the student's text with the teacher's, on a scale of 0 to 100."
+        "items where both answered. BLEU and chrF compare the student's text with the teacher's, from 0 to 100."
         + signature
     )
     text = "Whether a student says what its teacher says, and in the same words."
@@ -278,12 +280,14 @@ def _outputs(material: Material) -> Section | None:
     task = summary["task"].unique().sort()[0]
     labels = {row["evaluation_id"]: row["label"] for row in summary.filter(task=task).to_dicts()}
     rows = material.rows.filter(task=task, protocol="paper").sort(pl.col("item_id").cast(pl.UInt32))
+    questions = _questions(str(task))
     samples = []
     for item in rows["item_id"].unique(maintain_order=True)[:_SAMPLES]:
         answers = {row["evaluation_id"]: row for row in rows.filter(item_id=item).to_dicts()}
         samples.append(
             {
                 "title": f"{task}, item {item}; right answer: {next(iter(answers.values()))['target']}",
+                "question": questions.get(next(iter(answers.values()))["item_hash"], ""),
                 "answers": [
                     {"label": label, "output": answers[one]["output"] or "", "right": answers[one]["score"] == 1.0}
                     for one, label in labels.items()
@@ -292,6 +296,14 @@ def _outputs(material: Material) -> Section | None:
             }
         )
     return Section("In their own words", "The first items of a task, not chosen.", samples=samples)
+
+
+def _questions(task: str) -> dict[str, str]:
+    """Questions by hash, if the task's data is here; the rows hold only their hashes."""
+    known, data_dir = TASKS.get(task), default_data_dir()
+    if known is None or known.missing(data_dir):
+        return {}
+    return {item.item_hash: item.instruction for item in known.items(data_dir)}
 
 
 def _speed(material: Material) -> Section:
