@@ -257,6 +257,7 @@ class _TaskWork:
             "item_hash": item.item_hash,
             "prompt_hash": prompt_hash,
             "target": item.target,
+            "metric": self.protocol.METRIC,
             "seconds": seconds,
             "error": "",
             **answer,

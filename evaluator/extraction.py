@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 NUMBER_TOLERANCE = 0.001
 
@@ -76,24 +77,28 @@ def paper_label(text: str, *, labels: tuple[str, ...]) -> str:
 
 # Corrected rules. `++` and `(?>…)` do not backtrack.
 
-_ANSWER_IS = re.compile(r"(?:answer|option|choice)(?:\s+is|\s*[:=])|####|\\boxed\{", re.IGNORECASE)
+_READ = 10_000  # characters; no protocol here lets a model write as many
+_MARKERS = 50
 _REACH = 48  # characters after "the answer is" in which the answer must begin
+_NEXT_TURNS = ("### Instruction", "### Response", "### Input", "\nQuestion:", "\nQ:")
+_ANSWER_IS = re.compile(r"(?:answer|option|choice)(?:\s+is|\s*[:=])|####|\\boxed\{", re.IGNORECASE)
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\d)])[-−])?\$?(?P<sign_after>-)?"
+    r"(?P<sign>(?<![\d)])[-−])?(?:\$(?P<sign_after>-)?)?"
     r"(?P<value>(?>\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?|\.\d++)(?P<denominator>/\d++)?"
 )
-_NEXT_TURN = re.compile(r"###[^\S\n]*(?:Instruction|Response|Input)|\n[^\S\n]*(?:Question|Q):", re.IGNORECASE)
 
 
 def _first_turn(text: str) -> str:
     """The text up to where the model starts to ask itself the next question."""
-    found = _NEXT_TURN.search(text)
-    return text[: found.start()] if found else text
+    text = text[:_READ]
+    ends = [position for turn in _NEXT_TURNS if (position := text.find(turn)) >= 0]
+    return text[: min(ends)] if ends else text
 
 
 def _after_markers(text: str) -> list[str]:
-    """What follows each "the answer is", "answer:", "####" or boxed answer, in order."""
-    return [text[marker.end() : marker.end() + _REACH] for marker in _ANSWER_IS.finditer(text)]
+    """What follows the first few "the answer is", "answer:", "####" or boxed answers, in order."""
+    markers = islice(_ANSWER_IS.finditer(text), _MARKERS)
+    return [text[marker.end() : marker.end() + _REACH] for marker in markers]
 
 
 def _value(number: re.Match[str]) -> float:

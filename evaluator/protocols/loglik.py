@@ -18,6 +18,7 @@ from evaluator.configuration import EvaluationSettings
 from evaluator.engines import Engine, ScoringGroup
 from evaluator.tasks.base import Choices, Item, Task
 
+METRIC = "acc"
 TEMPLATE = "lm_eval"
 
 
@@ -99,7 +100,6 @@ def _row(question: Question, logps: list[float]) -> dict[str, Any]:
         "output": choices.continuations[best].strip(),
         "extracted": choices.labels[best],
         "extracted_normalized": choices.labels[best_normalized],
-        "metric": "acc",
         "score": float(best == choices.gold),
         "score_normalized": float(best_normalized == choices.gold),
         "choices_logp": logps,

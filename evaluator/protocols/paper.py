@@ -20,6 +20,7 @@ from evaluator.extraction import score
 from evaluator.protocols.prompts import prompt_of
 from evaluator.tasks.base import Item, Task
 
+METRIC = "accuracy"
 _RESPONSE = "### Response:"
 
 
@@ -79,7 +80,6 @@ def answer(
                 "output": output,
                 "extracted": extracted,
                 "extracted_corrected": corrected,
-                "metric": "accuracy",
                 "score": score(task.extraction, extracted, target),
                 "score_corrected": score(task.extraction, corrected, target),
                 "prompt_tokens": question.tokens,

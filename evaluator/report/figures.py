@@ -16,6 +16,7 @@ _FONT = "Helvetica, Arial, sans-serif"
 _WIDTH, _HEIGHT = 300, 200
 _MARKED_POINTS = 30  # a line with more points than that shows the line only
 _TEACHER = "teacher"
+_PERCENT_AXIS = alt.Axis(format=".0%", tickCount=4)
 _PHASES = {"sampling": "#56B4E9", "scoring": "#E69F00", "stepping": "#009E73", "waiting": "#999999"}
 Chart: TypeAlias = alt.TopLevelMixin
 
@@ -24,10 +25,10 @@ def _colours(names: Sequence[str]) -> list[str]:
     return [PALETTE[index % len(PALETTE)] for index in range(len(names))]
 
 
-def _colour(names: Sequence[str]) -> alt.Color:
-    return alt.Color(
-        "student:N", scale=alt.Scale(domain=list(names), range=_colours(names)), legend=alt.Legend(title=None)
-    )
+def _colour(names: Sequence[str], symbol: str = "circle") -> alt.Color:
+    scale = alt.Scale(domain=list(names), range=_colours(names))
+    legend = alt.Legend(title=None, symbolType=symbol, symbolStrokeWidth=3)
+    return alt.Color("student:N", scale=scale, legend=legend)
 
 
 def _styled(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> Chart:
@@ -41,7 +42,7 @@ def _styled(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> Chart:
         "domainColor": _GRID,
         "tickColor": _GRID,
     }
-    legend = {"orient": "bottom", "columns": 2, "labelFontSize": 12, "labelColor": _INK, "symbolType": "circle"}
+    legend = {"orient": "bottom", "columns": 2, "labelFontSize": 12, "labelColor": _INK, "symbolStrokeColor": _MUTED}
     styled = chart.configure(font=_FONT, background="white", padding=6).configure_view(stroke=None)
     return styled.configure_axis(**axis).configure_legend(**legend)
 
@@ -56,11 +57,11 @@ def _dots(base: alt.Chart, x: alt.X) -> alt.LayerChart:
 def curve(metrics: pl.DataFrame, column: str, students: Sequence[str], *, title: str, percent: bool = False) -> Chart:
     """One measure over training steps, a line a student; `title` names the measure and its unit."""
     data = metrics.filter(pl.col(column).is_not_null()).select("student", "step", value=pl.col(column))
-    axis = alt.Axis(format="%" if percent else "~g", tickCount=5)
+    axis = _PERCENT_AXIS if percent else alt.Axis(format="~g", tickCount=5)
     base = alt.Chart(data).encode(
         x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickMinStep=1, tickCount=6, format="d")),
         y=alt.Y("value:Q", title=title, axis=axis, scale=alt.Scale(zero=not percent, nice=True)),
-        color=_colour(students),
+        color=_colour(students, symbol="stroke"),
     )
     lines = base.mark_line(strokeWidth=2)
     sparse = len(data) <= _MARKED_POINTS * max(len(students), 1)
@@ -69,9 +70,8 @@ def curve(metrics: pl.DataFrame, column: str, students: Sequence[str], *, title:
 
 
 def scores(summary: pl.DataFrame, order: Sequence[str], students: Sequence[str]) -> Chart:
-    """Mean scores with standard errors, a line a model, a panel a task."""
+    """Mean scores of one task with standard errors, a line a model."""
     data = summary.with_columns(
-        cell=pl.format("{} · {}", "task", "protocol"),
         low=pl.max_horizontal(pl.col("score") - pl.col("standard_error"), pl.lit(0.0)),
         high=pl.min_horizontal(pl.col("score") + pl.col("standard_error"), pl.lit(1.0)),
         series=pl.when(role="teacher").then(pl.lit(_TEACHER)).otherwise(pl.col("student")),
@@ -83,10 +83,8 @@ def scores(summary: pl.DataFrame, order: Sequence[str], students: Sequence[str])
         color=alt.Color("series:N", scale=colours, legend=None),
     )
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
-    x = alt.X("score:Q", title="score ± standard error", axis=alt.Axis(format="%", tickCount=5))
-    panel = (bars + _dots(base, x)).properties(width=210, height=alt.Step(22))
-    header = alt.Header(labelFontSize=13, labelFontWeight="bold", labelAnchor="start", labelColor=_INK)
-    return _styled(panel.facet(facet=alt.Facet("cell:N", title=None, header=header), columns=1, spacing=14))
+    x = alt.X("score:Q", title="score ± standard error", axis=_PERCENT_AXIS, scale=alt.Scale(domainMin=0))
+    return _styled((bars + _dots(base, x)).properties(width=170, height=alt.Step(24)))
 
 
 def _by_cell(data: pl.DataFrame, students: Sequence[str]) -> alt.Chart:
@@ -116,18 +114,19 @@ def agreement(likeness: pl.DataFrame, students: Sequence[str]) -> Chart:
     """Agreement with the teacher before (hollow) and after (filled) training."""
     data = likeness.filter(pl.col("role").is_in(["before", "after"])).with_columns(filled=pl.col("role") == "after")
     base = _by_cell(data, students)
-    x = alt.X("agreement:Q", title="same answer as the teacher", axis=alt.Axis(format="%", tickCount=5))
-    lines = base.mark_line(strokeWidth=2).encode(x=x, detail="student:N")
+    x = alt.X("agreement:Q", title="same answer as the teacher", axis=_PERCENT_AXIS)
+    lines = base.mark_line(strokeWidth=2).encode(x=x, detail=["student:N", "cell:N"])
     return _styled((lines + _dots(base, x)).properties(width=210, height=_cell_height(students)))
 
 
 def accuracy_against_fidelity(likeness: pl.DataFrame, students: Sequence[str]) -> Chart:
     """Score against BLEU of the student's text with the teacher's; hollow is before training."""
     data = likeness.filter(pl.col("bleu").is_not_null()).with_columns(filled=pl.col("role") != "before")
+    shapes = alt.Legend(title=None, symbolFillColor=_MUTED)
     base = alt.Chart(data).encode(
-        y=alt.Y("score:Q", title="accuracy", axis=alt.Axis(format="%", tickCount=5)),
+        y=alt.Y("score:Q", title="accuracy", axis=_PERCENT_AXIS),
         color=_colour(students),
-        shape=alt.Shape("task:N", legend=alt.Legend(title=None) if data["task"].n_unique() > 1 else None),
+        shape=alt.Shape("task:N", legend=shapes if data["task"].n_unique() > 1 else None),
     )
     dots = _dots(base, alt.X("bleu:Q", title="BLEU against the teacher's text", scale=alt.Scale(zero=True, nice=True)))
     return _styled(dots.properties(width=_WIDTH, height=_HEIGHT))

@@ -50,24 +50,27 @@ def model_order(summary: pl.DataFrame) -> list[str]:
 
 
 def scores(material: Material) -> Table:
-    """Models by tasks: mean score ± standard error in points, and the number of items."""
+    """Models by tasks: mean score ± standard error in points; the number of items is in the head if one for all."""
     summary = ordered(material.summary)
-    cells = summary.select(CELL).unique(maintain_order=True).sort(CELL).rows()
-    columns = ["model", *(f"{task} · {protocol}" for task, protocol in cells)]
-    rows = []
-    for label in model_order(summary):
-        own = {(row["task"], row["protocol"]): row for row in summary.filter(label=label).to_dicts()}
-        rows.append([label, *(_score(own.get(cell)) for cell in cells)])
-    rows.append(["chance", *(percent(TASKS[task].chance_level if task in TASKS else None) for task, _ in cells)])
-    return Table("scores", columns, rows, summary)
+    heads, cells = ["model"], summary.select(CELL).unique().sort(CELL).rows()
+    columns: list[list[str]] = []
+    for task, protocol in cells:
+        own = summary.filter(task=task, protocol=protocol)
+        counts = own["n"].unique().to_list()
+        heads.append(f"{task} · {protocol}" + (f" (n = {counts[0]})" if len(counts) == 1 else ""))
+        by_label = {row["label"]: _score(row, with_count=len(counts) > 1) for row in own.to_dicts()}
+        chance = percent(TASKS[task].chance(protocol)) if task in TASKS else "–"
+        columns.append([*(by_label.get(label, "–") for label in model_order(summary)), chance])
+    rows = [list(row) for row in zip([*model_order(summary), "chance"], *columns, strict=True)]
+    return Table("scores", heads, rows, summary)
 
 
-def _score(row: dict[str, float] | None) -> str:
-    if row is None or row["score"] is None:
-        return "–"
+def _score(row: dict[str, float], *, with_count: bool) -> str:
+    if row["score"] is None:
+        return f"– ({row['failed']} failed)"
     error = "" if row["standard_error"] is None else f" ± {percent(row['standard_error'])}"
-    failed = f", {row['failed']} failed" if row["failed"] else ""
-    return f"{percent(row['score'])}{error} (n {row['n']}{failed})"
+    notes = [f"n = {row['n']}"] * with_count + [f"{row['failed']} failed"] * bool(row["failed"])
+    return percent(row["score"]) + error + (f" ({', '.join(notes)})" if notes else "")
 
 
 def extraction(material: Material) -> Table:
@@ -124,7 +127,7 @@ def likeness(frame: pl.DataFrame) -> Table:
             "–" if row["kappa"] is None else f"{row['kappa']:.2f}",
             percent(row["when_teacher_right"]),
             percent(row["when_teacher_wrong"]),
-            f"{percent(row['student_unparsable'])} / {percent(row['teacher_unparsable'])}",
+            percent(row["student_unparsable"]),
             "–" if row["bleu"] is None else f"{row['bleu']:.1f}",
             "–" if row["chrf"] is None else f"{row['chrf']:.1f}",
             str(row["items"]),
@@ -132,7 +135,7 @@ def likeness(frame: pl.DataFrame) -> Table:
         for row in frame.to_dicts()
     ]
     columns = ["student and task", "agreement", "kappa", "teacher right", "teacher wrong"]
-    columns += ["no answer: student / teacher", "BLEU", "chrF", "n"]
+    columns += ["no answer", "BLEU", "chrF", "n"]
     return Table("agreement", columns, rows, frame)
 
 
@@ -148,7 +151,7 @@ def training(material: Material) -> Table:
                 str(student),
                 str(record["steps"]),
                 _arrow(record.get("heldout/forward_kl"), "{:.3f}"),
-                _arrow(record.get("heldout/top1_agreement"), "{:.1%}"),
+                _arrow(record.get("heldout/top1_agreement"), "{:.1%}").replace("%", " %"),
                 _arrow(record.get("train/loss"), "{:.3f}"),
                 "–" if record["seconds_a_step"] is None else f"{record['seconds_a_step']:.2f}",
             ]

@@ -18,6 +18,8 @@ from tutelage import __version__
 from evaluator.report import comparisons, figures, tables
 from evaluator.report.material import Material, gather
 from evaluator.report.tables import Table
+from evaluator.tasks import TASKS
+from evaluator.tasks.base import default_data_dir
 
 _SAMPLES = 3
 _PNG_SCALE = 2
@@ -182,14 +184,19 @@ def _learning(material: Material) -> Section | None:
 
 
 def _scores(material: Material) -> Section:
-    summary = material.summary
-    figure = Figure(
-        name="scores",
-        alt="mean score with standard error of every model on every task",
-        chart=figures.scores(summary, tables.model_order(summary), material.students),
-        caption="Mean score ± one standard error over items. Dark: the teacher. Hollow: before training.",
-    )
-    shown = [
+    summary, shown = material.summary, []
+    for task, protocol in _cells(summary):
+        own = summary.filter(task=task, protocol=protocol)
+        shown.append(
+            Figure(
+                name=f"scores_{task}_{protocol}",
+                alt=f"mean score with standard error of every model on {task}",
+                chart=figures.scores(own, tables.model_order(summary), material.students),
+                caption=f"{task}, {protocol}: mean ± one standard error over items (n = {_range(own['n'])}). "
+                "Dark: the teacher. Hollow: before training.",
+            )
+        )
+    listed = [
         (
             tables.scores(material),
             "Mean score in points ± standard error over items; n is the number of items; chance is uniform guessing. "
@@ -197,21 +204,20 @@ def _scores(material: Material) -> Section:
         )
     ]
     if len(summary.filter(protocol="paper")):
-        shown.append(
-            (
-                tables.extraction(material),
-                "Accuracy in points of the same outputs under LLM-Adapters' extraction and under a corrected one, and "
-                "the share of outputs in which LLM-Adapters' rule finds no answer.",
-            )
+        caption = (
+            "Accuracy in points of the same outputs under LLM-Adapters' extraction and under a corrected one, and the "
+            "share of outputs in which LLM-Adapters' rule finds no answer."
         )
+        listed.append((tables.extraction(material), caption))
     if len(summary.filter(protocol="loglik")):
-        shown.append(
-            (
-                tables.normalized(material),
-                "Accuracy in points by sum of log-probabilities (acc) and by sum per character (acc_norm).",
-            )
-        )
-    return Section("Scores", "What every model gets right.", [figure], shown)
+        caption = "Accuracy in points by sum of log-probabilities (acc) and by sum per character (acc_norm)."
+        listed.append((tables.normalized(material), caption))
+    return Section("Scores", "What every model gets right.", shown, listed)
+
+
+def _range(values: pl.Series) -> str:
+    low, *_, high = [*sorted(values.to_list())] * 2
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _changes(material: Material, frame: pl.DataFrame) -> Section | None:
@@ -221,7 +227,7 @@ def _changes(material: Material, frame: pl.DataFrame) -> Section | None:
         name="changes",
         alt="change of every student's score by training with its interval",
         chart=figures.forest(frame, material.students),
-        caption="After minus before on the same items. An interval that crosses the dashed line is compatible with no change.",
+        caption="After minus before on the same items. An interval across the dashed line fits no change.",
     )
     caption = (
         "Points. The interval is a bias-corrected accelerated bootstrap over items (2,000 resamples; items with the "
@@ -257,8 +263,9 @@ def _likeness(material: Material, frame: pl.DataFrame) -> Section | None:
         )
     signature = f" BLEU: sacreBLEU, {texts['signature'][0]}." if len(texts) else ""
     caption = (
-        "Points. An output without an answer agrees with nothing and is counted apart. Kappa is Cohen's, among items "
-        "where both answered. BLEU and chrF compare the student's text with the teacher's, on a scale of 0 to 100."
+        "Points. Teacher right and wrong: agreement among the items that the teacher gets right and the others. An "
+        "output without an answer agrees with nothing; the student's share of them is given. Kappa is Cohen's, among "
+        "items where both answered. BLEU and chrF compare the student's text with the teacher's, from 0 to 100."
         + signature
     )
     text = "Whether a student says what its teacher says, and in the same words."
@@ -273,12 +280,14 @@ def _outputs(material: Material) -> Section | None:
     task = summary["task"].unique().sort()[0]
     labels = {row["evaluation_id"]: row["label"] for row in summary.filter(task=task).to_dicts()}
     rows = material.rows.filter(task=task, protocol="paper").sort(pl.col("item_id").cast(pl.UInt32))
+    questions = _questions(str(task))
     samples = []
     for item in rows["item_id"].unique(maintain_order=True)[:_SAMPLES]:
         answers = {row["evaluation_id"]: row for row in rows.filter(item_id=item).to_dicts()}
         samples.append(
             {
                 "title": f"{task}, item {item}; right answer: {next(iter(answers.values()))['target']}",
+                "question": questions.get(next(iter(answers.values()))["item_hash"], ""),
                 "answers": [
                     {"label": label, "output": answers[one]["output"] or "", "right": answers[one]["score"] == 1.0}
                     for one, label in labels.items()
@@ -287,6 +296,14 @@ def _outputs(material: Material) -> Section | None:
             }
         )
     return Section("In their own words", "The first items of a task, not chosen.", samples=samples)
+
+
+def _questions(task: str) -> dict[str, str]:
+    """Questions by hash, if the task's data is here; the rows hold only their hashes."""
+    known, data_dir = TASKS.get(task), default_data_dir()
+    if known is None or known.missing(data_dir):
+        return {}
+    return {item.item_hash: item.instruction for item in known.items(data_dir)}
 
 
 def _speed(material: Material) -> Section:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tutelage.errors import DataError
 
-from evaluator.extraction import Extraction
+from evaluator.extraction import NUMBER, Extraction
 
 LLM_ADAPTERS = "https://github.com/AGI-Edgerunners/LLM-Adapters, commit 8166572, dataset/"
 
@@ -93,6 +93,10 @@ class Task:
     def protocols(self) -> tuple[str, ...]:
         """Protocols under which the task can run."""
         return ("paper",) if self.choices is None else ("paper", "loglik")
+
+    def chance(self, protocol: str) -> float:
+        """Score of guessing under a protocol; a number that must be written is not guessed."""
+        return 0.0 if protocol == "paper" and self.extraction is NUMBER else self.chance_level
 
     def items(self, data_dir: Path | None, limit: int = 0) -> list[Item]:
         """The first `limit` items in the file's order; 0 means all.

@@ -1,0 +1,160 @@
+"""The evaluator's contract over a real connection, with a made-up engine behind it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from evaluator_support import EchoEngine, write_checkpoint
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tutelage.errors import ConfigurationError
+from tutelage.evaluator.v1 import evaluator_pb2 as pb
+from tutelage.evaluator.v1 import evaluator_pb2_grpc as pb_grpc
+from tutelage.transport import CHANNEL_OPTIONS
+
+from evaluator.configuration import ServeConfig
+from evaluator.frames import read
+from evaluator.service import SERVICE_NAME, Service
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "checkpoint")
+
+
+@asynccontextmanager
+async def serving(folder: Path, *, delay: float = 0.0) -> AsyncIterator[tuple[grpc.aio.Channel, Service]]:
+    config = ServeConfig(
+        address="127.0.0.1:0", frames=folder / "frames", queue=folder / "queue", prompt="chat", max_new_tokens=8
+    )
+    service = Service(config, engines=lambda _checkpoint: EchoEngine(delay=delay))
+    await service.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}", options=CHANNEL_OPTIONS) as channel:
+        yield channel, service
+        await service.stop()
+
+
+def request(checkpoint: Path, name: str = "first", **fields: object) -> pb.SubmitEvaluationRequest:
+    labels = pb.EvaluationLabels(run="r1", student="gkd", teacher="big", temperature=2.0, step=5)
+    tasks = [
+        pb.TaskRequest(task="arithmetic", protocol="paper", limit=10),
+        pb.TaskRequest(task="arithmetic", protocol="loglik", limit=6),
+    ]
+    content = {"evaluation_id": name, "checkpoint": str(checkpoint), "labels": labels, "tasks": tasks, **fields}
+    return pb.SubmitEvaluationRequest(**content)
+
+
+async def watched(stub: pb_grpc.EvaluatorServiceStub, name: str) -> list[pb.EvaluationStatus]:
+    call = stub.WatchEvaluation(pb.WatchEvaluationRequest(evaluation_id=name))
+    return [response.status async for response in call]
+
+
+async def test_work_is_submitted_watched_and_listed(checkpoint: Path, tmp_path: Path) -> None:
+    async with serving(tmp_path, delay=0.3) as (channel, _):
+        stub = pb_grpc.EvaluatorServiceStub(channel)
+        submitted = await stub.SubmitEvaluation(request(checkpoint))
+        assert submitted.evaluation_id == "first"
+        statuses = await watched(stub, "first")
+        assert statuses[-1].state == pb.EVALUATION_STATE_DONE
+        assert (statuses[-1].items_done, statuses[-1].items_total, statuses[-1].items_failed) == (16, 16, 0)
+        assert statuses[-1].seconds_left == 0
+        between = [one for one in statuses if 0 < one.items_done < 16]
+        assert between
+        assert all(one.items_per_second > 0 and one.seconds_left > 0 for one in between)
+        scores = {(one.task, one.protocol): one for one in statuses[-1].scores}
+        assert scores["arithmetic", "loglik"].metric == "acc"
+        assert scores["arithmetic", "loglik"].items == 6
+        listed = await stub.ListEvaluations(pb.ListEvaluationsRequest())
+        assert [one.evaluation_id for one in listed.evaluations] == ["first"]
+        assert listed.evaluations[0].labels == request(checkpoint).labels
+        assert not (await stub.ListEvaluations(pb.ListEvaluationsRequest(run="another"))).evaluations
+    assert len(read(tmp_path / "frames").collect()) == 16
+
+
+async def test_the_same_again_is_the_same_and_another_is_a_conflict(checkpoint: Path, tmp_path: Path) -> None:
+    async with serving(tmp_path) as (channel, _):
+        stub = pb_grpc.EvaluatorServiceStub(channel)
+        await stub.SubmitEvaluation(request(checkpoint))
+        await watched(stub, "first")
+        again = await stub.SubmitEvaluation(request(checkpoint))
+        assert again.state == pb.EVALUATION_STATE_DONE
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.SubmitEvaluation(request(checkpoint, seed=1))
+        assert caught.value.code() == grpc.StatusCode.ALREADY_EXISTS
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "reason"),
+    [
+        ({"evaluation_id": "../up"}, grpc.StatusCode.INVALID_ARGUMENT, "is not an id"),
+        ({"tasks": []}, grpc.StatusCode.INVALID_ARGUMENT, "no task"),
+        ({"tasks": [pb.TaskRequest(task="gsm9k", protocol="paper")]}, grpc.StatusCode.NOT_FOUND, "choose from"),
+        ({"tasks": [pb.TaskRequest(task="gsm8k", protocol="loglik")]}, grpc.StatusCode.INVALID_ARGUMENT, "protocol"),
+        ({"labels": pb.EvaluationLabels(run="/")}, grpc.StatusCode.INVALID_ARGUMENT, "is not a name"),
+    ],
+)
+async def test_what_cannot_be_done_is_refused(
+    fields: dict[str, object], status: grpc.StatusCode, reason: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    async with serving(tmp_path) as (channel, _):
+        stub = pb_grpc.EvaluatorServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.SubmitEvaluation(request(checkpoint, **fields))
+        assert caught.value.code() == status
+        assert reason in caught.value.details()
+        assert not list((tmp_path / "queue").iterdir())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await watched(stub, "nobody")
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_one_that_fails_says_why_and_the_next_one_runs(checkpoint: Path, tmp_path: Path) -> None:
+    async with serving(tmp_path) as (channel, _):
+        stub = pb_grpc.EvaluatorServiceStub(channel)
+        await stub.SubmitEvaluation(request(tmp_path / "nowhere", "lost"))
+        await stub.SubmitEvaluation(request(checkpoint, "found"))
+        lost = (await watched(stub, "lost"))[-1]
+        assert lost.state == pb.EVALUATION_STATE_FAILED
+        assert "nowhere is not a Hugging Face checkpoint" in lost.error
+        assert (await watched(stub, "found"))[-1].state == pb.EVALUATION_STATE_DONE
+
+
+async def test_a_stopped_service_finishes_its_batch_and_goes_on_later(checkpoint: Path, tmp_path: Path) -> None:
+    async with serving(tmp_path, delay=0.2) as (channel, _):
+        stub = pb_grpc.EvaluatorServiceStub(channel)
+        await stub.SubmitEvaluation(request(checkpoint))
+        async for response in stub.WatchEvaluation(pb.WatchEvaluationRequest(evaluation_id="first")):
+            if response.status.items_done:
+                break
+    parts = list((tmp_path / "frames").rglob(".parts/**/*.parquet"))
+    assert 0 < len(parts) < 5
+    async with serving(tmp_path) as (channel, _):
+        stub = pb_grpc.EvaluatorServiceStub(channel)
+        assert (await watched(stub, "first"))[-1].state == pb.EVALUATION_STATE_DONE
+    assert len(read(tmp_path / "frames").collect()) == 16
+
+
+async def test_it_says_who_it_is_and_that_it_serves(tmp_path: Path) -> None:
+    instances = set()
+    for _ in range(2):
+        async with serving(tmp_path) as (channel, _):
+            info = await pb_grpc.EvaluatorServiceStub(channel).GetEvaluatorInfo(pb.GetEvaluatorInfoRequest())
+            instances.add(info.instance_id)
+            tasks = {task.name: task for task in info.tasks}
+            assert not tasks["arithmetic"].missing
+            assert list(tasks["gsm8k"].protocols) == ["paper"]
+            assert info.frames == str((tmp_path / "frames").resolve())
+            health = await health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(service=SERVICE_NAME)
+            )
+            assert health.status == health_pb2.HealthCheckResponse.SERVING
+    assert len(instances) == 2
+
+
+async def test_it_listens_on_loopback_only_unless_told(tmp_path: Path) -> None:
+    config = ServeConfig(address="0.0.0.0:0", frames=tmp_path / "frames", queue=tmp_path / "queue")
+    with pytest.raises(ConfigurationError, match="--insecure"):
+        await Service(config).start()

@@ -1,0 +1,98 @@
+"""Kill -9 the evaluator in the middle: it goes on where it was, no row twice, no row missing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from tutelage.evaluator.v1 import evaluator_pb2 as pb
+from tutelage.evaluator.v1 import evaluator_pb2_grpc as pb_grpc
+
+from evaluator.frames import read
+
+ITEMS = 60
+
+
+def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """The service as people start it, and its address."""
+    address_file = folder / "address"
+    address_file.unlink(missing_ok=True)
+    flags = ["--address", "127.0.0.1:0", "--address-file", str(address_file)]
+    flags += ["--frames", str(folder / "frames"), "--queue", str(folder / "queue")]
+    flags += ["--prompt", "chat", "--max-new-tokens", "40", "--batch-items", "2", "--dtype", "float32"]
+    program = "import sys; from tutelage.command import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, "evaluate", "serve", *flags], env=environment, stdout=log, stderr=log
+        )
+    deadline = time.monotonic() + 60
+    while not address_file.exists():
+        assert process.poll() is None, (folder / "log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process, address_file.read_text().strip()
+
+
+def watch(address: str, *, until_items: int) -> pb.EvaluationStatus:
+    """The first status with so many items, or the last one."""
+    with grpc.insecure_channel(address) as channel:
+        call = pb_grpc.EvaluatorServiceStub(channel).WatchEvaluation(pb.WatchEvaluationRequest(evaluation_id="first"))
+        for response in call:
+            if response.status.items_done >= until_items or response.status.state == pb.EVALUATION_STATE_FAILED:
+                break
+        return response.status
+
+
+@pytest.mark.timeout(240)
+def test_killed_twice_and_once_terminated_it_completes_without_doubles(tiny_model: Path, tmp_path: Path) -> None:
+    request = pb.SubmitEvaluationRequest(
+        evaluation_id="first",
+        checkpoint=str(tiny_model),
+        labels=pb.EvaluationLabels(run="r1", student="tiny"),
+        tasks=[
+            pb.TaskRequest(task="arithmetic", protocol="paper", limit=ITEMS),
+            pb.TaskRequest(task="arithmetic", protocol="loglik", limit=ITEMS),
+        ],
+    )
+    process, address = start(tmp_path)
+    try:
+        with grpc.insecure_channel(address) as channel:
+            pb_grpc.EvaluatorServiceStub(channel).SubmitEvaluation(request)
+        for items, number in ((8, signal.SIGKILL), (20, signal.SIGTERM), (ITEMS + 6, signal.SIGKILL)):
+            status = watch(address, until_items=items)
+            assert status.items_done < 2 * ITEMS, "too fast to be killed in the middle"
+            process.send_signal(number)
+            process.wait(timeout=30)
+            assert number == signal.SIGKILL or process.returncode == 0
+            process, address = start(tmp_path)
+        status = watch(address, until_items=10**6)
+        assert status.state == pb.EVALUATION_STATE_DONE, status.error
+    finally:
+        process.kill()
+        process.wait()
+    rows = read(tmp_path / "frames").collect()
+    assert len(rows) == 2 * ITEMS
+    assert rows.select("protocol", "item_id").n_unique() == 2 * ITEMS
+    assert set(rows["error"]) == {""}
+    assert not list((tmp_path / "frames").rglob(".parts/first/*"))
+    _assert_same_as_uninterrupted(tiny_model, tmp_path)
+
+
+def _assert_same_as_uninterrupted(tiny_model: Path, folder: Path) -> None:
+    from evaluator.configuration import EvaluationSettings
+    from evaluator.evaluation import evaluate
+    from evaluator.requests import Evaluation, Labels, TaskRequest
+
+    tasks = tuple(TaskRequest("arithmetic", protocol, ITEMS) for protocol in ("paper", "loglik"))
+    settings = EvaluationSettings(prompt="chat", max_new_tokens=40, batch_items=2, dtype="float32")
+    evaluate(Evaluation("first", tiny_model, Labels("r1", "tiny"), tasks), settings, folder / "again")
+    columns = ["protocol", "item_id", "output", "extracted", "score"]
+    interrupted = read(folder / "frames").select(columns).sort(columns).collect()
+    assert read(folder / "again").select(columns).sort(columns).collect().equals(interrupted)

@@ -1,0 +1,217 @@
+"""Hand-made outputs through both extractions of every family of tasks: (text, LLM-Adapters' rule, corrected rule)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from evaluator.extraction import LETTER, NUMBER, TRUTH, labelled, score
+
+NUMBERS = [
+    ("The answer is 4.", "4", "4"),
+    ("4", "4", "4"),
+    ("", "", ""),
+    ("I do not know.", "", ""),
+    ("-12", "-12", "-12"),
+    ("The answer is -3.5", "-3.5", "-3.5"),
+    ("16-12", "-12", "12"),
+    ("16 - 12 = 4", "4", "4"),
+    ("x = -5", "-5", "-5"),
+    ("He paid $1,000", "1000", "1000"),
+    ("The answer is $1,234,567.89 in all.", "1234567.89", "1234567.89"),
+    ("1,2345", "12345", "2345"),
+    ("She ate 3/4", "4", "0.75"),
+    ("The answer is 1/0", "0", "1"),
+    (".5", "5", "0.5"),
+    ("The answer is .25", "25", "0.25"),
+    ("50%", "50", "50"),
+    ("The answer is 7. There are 30 days in a month.", "30", "7"),
+    ("First I thought the answer is 3, so the answer is 8", "8", "3"),
+    ("The answer is not clear. 12 apples, 5 pears", "5", "12"),
+    ("#### 42", "42", "42"),
+    (r"so \boxed{36} apples in 2 boxes", "2", "36"),
+    ("The answer is 9.\n\n### Instruction:\nAdd 5 and 6", "6", "9"),
+    ("It is 9\nQuestion: what is 5 + 6?", "6", "9"),
+    ("answer: 10", "10", "10"),
+    ("4.0", "4", "4"),
+    ("12.", "12", "12"),
+    ("A-1 costs 20", "20", "20"),
+    ("3 apples and 4 pears", "4", "4"),
+    ("9" * 400, "", ""),
+    ("-$5", "5", "-5"),
+]
+LETTERS = [
+    ("The answer is (C).", "C", "C"),
+    ("B", "B", "B"),
+    ("b", "", "B"),
+    ("", "", ""),
+    ("12", "", ""),
+    ("Because 4 > 3, the answer is (D)", "B", "D"),
+    ("Answer: E", "A", "E"),
+    ("Each has 5, so the answer is A", "E", "A"),
+    ("The answer is 62 m, so (C)", "C", "C"),
+    ("the answer is b)", "", "B"),
+    ("(A) 5 or (B) 6", "A", "A"),
+    ("It is (A) or (B)", "A", ""),
+    ("C. 35", "C", "C"),
+    ("D is right", "D", "D"),
+    ("A train leaves; it is D", "A", "D"),
+    ("A is correct", "A", "A"),
+    ("Option B", "B", "B"),
+    ("option c is right", "", "C"),
+    ("I am sure it is E.", "E", "E"),
+    ("Dividing gives 3.", "D", ""),
+    ("the correct option is D", "D", "D"),
+    ("the answer is option A because it fits", "A", "A"),
+    ("[B]", "B", "B"),
+    ("**C**", "C", "C"),
+    ("The answer is E.\n### Instruction: pick (A)", "E", "E"),
+    ("CD", "C", ""),
+    ("none of these", "", ""),
+    ("B or D", "B", "B"),
+]
+TRUTHS = [
+    ("the correct answer is true", "true", "true"),
+    ("the correct answer is false", "false", "false"),
+    ("true", "true", "true"),
+    ("True", "", "true"),
+    ("FALSE.", "", "false"),
+    ("yes", "", "true"),
+    ("No, it is not.", "", "false"),
+    ("", "", ""),
+    ("maybe", "", ""),
+    ("untrue", "true", ""),
+    ("truely false", "true", "false"),
+    ("It is not true, so the answer is false", "true", "false"),
+    ("true or false", "true", ""),
+    ("false. false.", "false", "false"),
+    ("answer: true", "true", "true"),
+    ("The answer is: yes", "", "true"),
+    ("falsehood", "false", ""),
+    ("It is true\n\n### Instruction:\nfalse", "true", "true"),
+    ("the correct answer is true because no one said false", "true", "true"),
+    ("know", "", ""),
+    ("not true", "true", "true"),
+    ("the answer is yes or no", "", "true"),
+    ("1", "", ""),
+    ("TRUE\nQuestion: is it false?", "false", "true"),
+    ("trueanswer is false", "true", "false"),
+    ("(true)", "true", "true"),
+]
+# {L} stands for the label's stem, {U} for it with a capital.
+LABELS = [
+    ("the correct answer is {L}1", "{L}1", "{L}1"),
+    ("the correct answer is {L}2", "{L}2", "{L}2"),
+    ("{L}1", "{L}1", "{L}1"),
+    ("{U}1", "", "{L}1"),
+    ("{U} 2", "", "{L}2"),
+    ("{L} 2", "", "{L}2"),
+    ("", "", ""),
+    ("I do not know", "", ""),
+    ("1", "", ""),
+    ("{L}", "", ""),
+    ("{L}0", "", ""),
+    ("{L}10", "{L}1", ""),
+    ("{L}1 or {L}2", "{L}1", ""),
+    ("{L}2, {L}2", "{L}2", "{L}2"),
+    ("not {L}1 but the answer is {L}2", "{L}1", "{L}2"),
+    ("the answer is {U}1, not {L}2", "{L}2", "{L}1"),
+    ("{L}2.", "{L}2", "{L}2"),
+    ("({L}1)", "{L}1", "{L}1"),
+    ("my{L}1", "{L}1", ""),
+    ("{L}1 is right\n\n### Instruction:\n{L}2", "{L}1", "{L}1"),
+    ("\n\n{L}2\n", "{L}2", "{L}2"),
+    ("answer: {L}1", "{L}1", "{L}1"),
+    ("the correct choice is {L}2", "{L}2", "{L}2"),
+    ("{L}-1", "", ""),
+    ("{L}1{L}2", "{L}1", "{L}1"),
+    ("{L}2 {U}2 {L} 2", "{L}2", "{L}2"),
+    ("It is {L}\n1", "", ""),
+]
+FAMILIES = {"answer": 5, "solution": 2, "ending": 4, "option": 2}
+
+
+@pytest.mark.parametrize(("text", "paper", "corrected"), NUMBERS)
+def test_numbers(text: str, paper: str, corrected: str) -> None:
+    assert (NUMBER.paper(text), NUMBER.corrected(text)) == (paper, corrected)
+
+
+@pytest.mark.parametrize(("text", "paper", "corrected"), LETTERS)
+def test_letters(text: str, paper: str, corrected: str) -> None:
+    assert (LETTER.paper(text), LETTER.corrected(text)) == (paper, corrected)
+
+
+@pytest.mark.parametrize(("text", "paper", "corrected"), TRUTHS)
+def test_true_or_false(text: str, paper: str, corrected: str) -> None:
+    assert (TRUTH.paper(text), TRUTH.corrected(text)) == (paper, corrected)
+
+
+@pytest.mark.parametrize("stem", FAMILIES)
+@pytest.mark.parametrize(("text", "paper", "corrected"), LABELS)
+def test_labels(stem: str, text: str, paper: str, corrected: str) -> None:
+    def filled(form: str) -> str:
+        return form.replace("{L}", stem).replace("{U}", stem.capitalize())
+
+    extraction = labelled(stem, FAMILIES[stem])
+    assert (extraction.paper(filled(text)), extraction.corrected(filled(text))) == (filled(paper), filled(corrected))
+
+
+def test_labels_stop_at_the_last_option() -> None:
+    assert labelled("answer", 5).paper("answer5") == "answer5"
+    assert labelled("ending", 4).paper("ending5") == ""
+    assert labelled("option", 2).corrected("option3") == ""
+
+
+def test_numbers_are_right_within_a_thousandth() -> None:
+    assert score(NUMBER, "4.0009", "4") == 1.0
+    assert score(NUMBER, "4.002", "4.0") == 0.0
+    assert score(NUMBER, "", "4") == 0.0
+    assert score(LETTER, "A", "A") == 1.0
+    assert score(LETTER, "", "A") == 0.0
+
+
+ADVERSARIAL = {
+    "digits": "9" * 100_000,
+    "grouped digits": "111," * 25_000,
+    "grouped digits, broken": "111," * 25_000 + "1",
+    "decimals": "0." + "1" * 100_000,
+    "minuses": "-" * 100_000,
+    "alternating": "-1" * 50_000,
+    "fractions": "1/" * 50_000,
+    "spaces": " " * 100_000,
+    "line breaks": "\n" * 100_000,
+    "hashes": "#" * 100_000,
+    "hashes and spaces": "### " * 25_000,
+    "markers": "answer is " * 10_000,
+    "markers and spaces": "answer" + " " * 99_990,
+    "brackets": "(" * 100_000,
+    "letters": "A " * 50_000,
+    "options": "option " * 14_000,
+    "labels": "answer1" * 14_000,
+    "truth": "true false " * 9_000,
+    "dollars": "$" * 100_000,
+    "dots": "." * 100_000,
+    "boxes": r"\boxed{" * 14_000,
+}
+RULES = {
+    "number": NUMBER,
+    "letter": LETTER,
+    "truth": TRUTH,
+    **{stem: labelled(stem, count) for stem, count in FAMILIES.items()},
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("text", ADVERSARIAL)
+def test_a_hundred_kilobytes_take_at_most_fifty_milliseconds(rule: str, text: str) -> None:
+    for extract in (RULES[rule].paper, RULES[rule].corrected):
+        fastest = min(_seconds(extract, ADVERSARIAL[text]) for _ in range(3))  # the machine is shared
+        assert fastest <= 0.05
+
+
+def _seconds(extract: Callable[[str], str], text: str) -> float:
+    started = time.perf_counter()
+    extract(text)
+    return time.perf_counter() - started

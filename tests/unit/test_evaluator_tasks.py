@@ -1,0 +1,234 @@
+"""Prompts to the letter, choices as lm-evaluation-harness makes them, the generated set, missing data."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tutelage.errors import ConfigurationError, DataError, InvalidRequest, NotFound
+
+from evaluator.arithmetic import distractors, generate, split_of
+from evaluator.protocols.loglik import split_pair
+from evaluator.protocols.prompts import alpaca, alpaca_leaked_indentation, prompt_of
+from evaluator.requests import TaskRequest, parse_tasks
+from evaluator.tasks import TASKS, task_of_name
+from evaluator.tasks.base import Item
+
+LEAKED = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n"
+    "\n"
+    "                ### Instruction:\n"
+    "                What is 1 + 1?\n"
+    "\n"
+    "                ### Response:\n"
+    "                "
+)
+LEAKED_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n"
+    "\n"
+    "                ### Instruction:\n"
+    "                Add.\n"
+    "\n"
+    "                ### Input:\n"
+    "                1 and 1\n"
+    "\n"
+    "                ### Response:\n"
+    "                "
+)
+
+
+def test_the_leaked_indentation_is_llm_adapters_own() -> None:
+    assert alpaca_leaked_indentation("What is 1 + 1?", "") == LEAKED
+    assert alpaca_leaked_indentation("Add.", "1 and 1") == LEAKED_WITH_INPUT
+
+
+def test_the_clean_template_has_no_indentation() -> None:
+    assert alpaca("What is 1 + 1?", "") == LEAKED.replace(" " * 16, "").replace("request. \n", "request.\n")
+    assert alpaca("Add.", "1 and 1") == LEAKED_WITH_INPUT.replace(" " * 16, "")
+
+
+def test_the_chat_template_is_the_models_and_brings_its_special_tokens(tiny_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    prompt, special = prompt_of("chat", "What is 1 + 1?", "", tokenizer)
+    assert prompt == "<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n"
+    assert not special
+
+
+def test_every_task_says_what_a_reader_needs() -> None:
+    assert len(TASKS) == 15
+    for name, task in TASKS.items():
+        assert task.name == name
+        assert task.source
+        assert task.count > 0
+        assert 0 <= task.chance_level <= 0.5
+        assert ("loglik" in task.protocols) == (task.choices is not None)
+    assert TASKS["arithmetic"].chance("paper") == 0.0
+    assert TASKS["arithmetic"].chance("loglik") == 0.25
+
+
+def test_missing_data_is_refused_with_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gsm8k/test\.json.*LLM-Adapters.*TUTELAGE_DATA_DIR"):
+        TASKS["gsm8k"].items(tmp_path)
+    with pytest.raises(DataError, match="no data folder is set"):
+        TASKS["gsm8k"].items(None)
+    with pytest.raises(NotFound, match="arithmetic"):
+        task_of_name("gsm8")
+
+
+def test_a_malformed_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tasks" / "gsm8k" / "test.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps([{"question": "?"}]))
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        TASKS["gsm8k"].items(tmp_path)
+
+
+def _item(instruction: str, target: str) -> Item:
+    return Item("0", instruction, "", target)
+
+
+ARC = (
+    "Please choose the correct answer to the question: Why?\n\nAnswer1: a b Answer2: c \n\n"
+    "Answer format: answer1/answer2"
+)
+
+
+def test_choices_of_a_labelled_task() -> None:
+    choices = TASKS["ARC-Easy"].choices(_item(ARC, "answer2"))
+    assert choices.contexts == ("Question: Why?\nAnswer:",) * 2
+    assert choices.continuations == (" a b", " c ")
+    assert choices.lengths == (3, 2)
+    assert choices.labels == ("answer1", "answer2")
+    assert choices.gold == 1
+
+
+def test_an_instruction_of_another_form_is_refused() -> None:
+    with pytest.raises(DataError, match="does not read"):
+        TASKS["ARC-Easy"].choices(_item("Why?", "answer1"))
+
+
+def test_winogrande_scores_the_same_rest_after_both_names() -> None:
+    text = (
+        "Please choose the correct answer to fill in the blank to complete the given sentence: Ann paid Ben, so _ was "
+        "glad.\n\nOption1: Ann Option2: Ben Answer format: option1/option2"
+    )
+    choices = TASKS["winogrande"].choices(_item(text, "option2"))
+    assert choices.contexts == ("Ann paid Ben, so Ann", "Ann paid Ben, so Ben")
+    assert choices.continuations == (" was glad.",) * 2
+
+
+def test_hellaswag_is_cleaned_and_its_opening_capitalised() -> None:
+    text = (
+        "Please choose the correct ending to complete the given sentence: Roof: [header] How to mend [title] Climb. "
+        "the man\n\nEnding1: [step] waits. Ending2: falls.\n\nAnswer format: ending1/ending2"
+    )
+    choices = TASKS["hellaswag"].choices(_item(text, "ending1"))
+    assert choices.contexts[0] == "Roof: How to mend. Climb. The man"
+    assert choices.continuations == ("  waits.", " falls.")
+
+
+def test_boolq_and_aqua_and_piqa() -> None:
+    boolq = "Please answer the following question with true or false, question: is it?\n\nAnswer format: true/false"
+    assert TASKS["boolq"].choices(_item(boolq, "true")).contexts[0] == "Question: is it?\nAnswer:"
+    aqua = TASKS["AQuA"].choices(_item("How many? Answer Choices: (A) 1 (B) 2 (C) 3 (D) 4 (E) 5", "E"))
+    assert aqua.continuations == (" 1", " 2", " 3", " 4", " 5")
+    assert aqua.gold == 4
+    text = "Please choose the correct solution to the question: How?\n\nSolution1: a\n\nSolution2: b\n\n"
+    piqa = TASKS["piqa"].choices(_item(text + "Answer format: solution1/solution2", "solution1"))
+    assert piqa.continuations == (" a", " b")
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "arithmetic"])
+def test_the_real_files_read_as_declared(name: str, data_dir: Path) -> None:
+    task = TASKS[name]
+    items = task.items(data_dir)
+    assert len(items) == task.count
+    assert len({item.item_id for item in items}) == task.count
+    for item in items:
+        if task.choices is not None:
+            choices = task.choices(item)
+            assert choices.labels[choices.gold] == item.target
+            assert all(option.strip() for option in choices.continuations)
+        else:
+            float(item.target)
+    assert task.items(data_dir, 3) == items[:3]
+
+
+def test_arithmetic_is_right_and_ends_as_it_should() -> None:
+    for record in generate("train", 500, 0):
+        assert record["output"].endswith(f" The answer is {record['answer']}.")
+        for left, operator, right, result in re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)", record["output"]):
+            exact = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}[operator]
+            assert exact(int(left), int(right)) == int(result)
+            assert operator != "/" or int(left) % int(right) == 0
+        assert record["output"].split(" The answer")[0].endswith(f"= {record['answer']}.")
+
+
+def test_arithmetic_has_one_and_two_steps_and_all_operations() -> None:
+    outputs = [record["output"] for record in generate("train", 500, 0)]
+    assert any("Then" in output for output in outputs)
+    assert any("Then" not in output for output in outputs)
+    assert all(any(f" {operator} " in output for output in outputs) for operator in "+-*/")
+
+
+def test_arithmetic_splits_share_no_numbers() -> None:
+    def numbers(record: dict[str, str]) -> tuple[int, ...]:
+        return tuple(sorted(int(number) for number in re.findall(r"\d+", record["instruction"])))
+
+    train = {numbers(record) for record in generate("train", 3000, 1)}
+    test = {numbers(record) for record in generate("test", 1000, 0)}
+    assert not train & test
+    assert all(split_of(one) == "train" for one in train)
+    assert all(split_of(one) == "test" for one in test)
+
+
+def test_arithmetic_is_the_seeds() -> None:
+    assert generate("train", 50, 3) == generate("train", 200, 3)[:50]
+    assert generate("train", 50, 3) != generate("train", 50, 4)
+    questions = [record["instruction"] for record in generate("test", 1000, 0)]
+    assert len(set(questions)) == 1000
+    with pytest.raises(ConfigurationError, match="choose train or test"):
+        generate("dev", 1, 0)
+    with pytest.raises(ConfigurationError, match="50000"):
+        generate("train", 0, 0)
+
+
+def test_distractors_are_wrong_distinct_and_stable() -> None:
+    for answer in range(200):
+        wrong = distractors(answer, "key")
+        assert len({*wrong, answer}) == 4
+        assert min(wrong) >= 0
+        assert wrong == distractors(answer, "key")
+
+
+class SpaceTokenizer:
+    """Tokens are words with the space before them."""
+
+    def encode(self, text: str) -> list[int]:
+        return [len(word) for word in re.findall(r" ?[^ ]+", text)]
+
+
+def test_pairs_are_split_as_the_harness_splits_them() -> None:
+    tokenizer = SpaceTokenizer()
+    assert split_pair(tokenizer, "a bb", " ccc") == ([1, 3], [4])
+    assert split_pair(tokenizer, "a bb ", "ccc") == ([1, 3], [4])  # the space moves over
+    with pytest.raises(InvalidRequest, match="no token"):
+        split_pair(tokenizer, "a", "b")
+    with pytest.raises(InvalidRequest, match="empty"):
+        split_pair(tokenizer, " ", "b")
+
+
+def test_task_lists() -> None:
+    assert parse_tasks("arithmetic:paper, ARC-Easy:loglik", 5) == (
+        TaskRequest("arithmetic", "paper", 5),
+        TaskRequest("ARC-Easy", "loglik", 5),
+    )
+    assert len(parse_tasks("all", 0)) == sum(len(task.protocols) for task in TASKS.values())
+    with pytest.raises(InvalidRequest, match="TASK:PROTOCOL"):
+        parse_tasks("arithmetic", 0)
