@@ -16,7 +16,7 @@ from evaluator.statistics.equivalence import equivalence_test
 
 Study = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-CLUSTERS, LARGEST = 120, 5
+CLUSTERS, LARGEST = 250, 8
 SHORT = pytest.param(400, 0.035, id="short")  # 3.2 standard errors of a share of 0.05 in 400
 LONG = pytest.param(2000, 0.01, id="long", marks=[pytest.mark.long, pytest.mark.timeout(900)])
 
@@ -71,7 +71,7 @@ def test_true_nulls_are_rejected_five_times_in_a_hundred(count: int, band: float
         first, second, clusters = study
         if method == "cluster_t":
             return paired.t_test(paired.cluster_robust_interval(first - second, clusters)).p_value < 0.05
-        return paired.sign_flip_test(first - second, clusters, generator, resamples=999).p_value < 0.05
+        return paired.sign_flip_test(first - second, clusters, generator, resamples=999).p_value <= 0.05
 
     assert share(studies(count, 0.0, 30), rejects) == pytest.approx(0.05, abs=band)
 
