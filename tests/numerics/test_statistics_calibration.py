@@ -17,7 +17,7 @@ from evaluator.statistics.equivalence import equivalence_test
 Study = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 CLUSTERS, LARGEST = 250, 8
-SHORT = pytest.param(400, 0.035, id="short")  # 3.2 standard errors of a share of 0.05 in 400
+SHORT = pytest.param(250, 0.045, id="short")  # 3.3 standard errors of a share of 0.05 in 250
 LONG = pytest.param(2000, 0.01, id="long", marks=[pytest.mark.long, pytest.mark.timeout(900)])
 
 
