@@ -75,7 +75,8 @@ def improvements(scores: pl.DataFrame, selection: Selection) -> pl.DataFrame:
 
     Returns:
         The columns of `distilled` and sft_score, teacher_score (the fine-tuned teacher's), improvement
-        (percentage points; one subtraction in float64, unrounded).
+        (percentage points; one subtraction in float64). It is not rounded, as the authors' is not: rounding
+        would join ties that the subtraction splits, and move the published rank statistics.
 
     Raises:
         DataError: a student or teacher has no fine-tuned score on a task.

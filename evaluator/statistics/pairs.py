@@ -1,0 +1,74 @@
+"""Correlations over teacher-student pairs: one value a pair, and intervals that resample whole pairs.
+
+Shapes: P pairs, M methods, R resamples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from evaluator.statistics.paired import Floats
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rho over `n` rows, its p-value for independent rows, and a bootstrap interval over pairs.
+
+    All null where one side is constant, as the fine-tuned score of a single student is.
+    """
+
+    rho: float | None
+    p_value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def spearman_over_pairs(
+    first_PM: ArrayLike,
+    second_PM: ArrayLike,
+    generator: np.random.Generator,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Correlation:
+    """Spearman's rho of all P·M values, with a percentile interval that resamples the P pairs.
+
+    The rows of one pair move together, so values that are repeated for each of M methods count once in
+    the interval, however often they enter rho. Resamples in which one side is constant are left out.
+    """
+    first, second = np.asarray(first_PM, dtype=np.float64), np.asarray(second_PM, dtype=np.float64)
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return Correlation(None, None, None, None, first.size)
+    rho, p_value = stats.spearmanr(first.ravel(), second.ravel())
+    chosen_RP = generator.integers(0, len(first), size=(resamples, len(first)))
+    rho_R = _spearman_rows(first[chosen_RP].reshape(resamples, -1), second[chosen_RP].reshape(resamples, -1))
+    low, high = np.nanquantile(rho_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Correlation(float(rho), float(p_value), float(low), float(high), first.size)
+
+
+def _spearman_rows(first_RN: Floats, second_RN: Floats) -> Floats:
+    first_ranks, second_ranks = (stats.rankdata(values, axis=1) for values in (first_RN, second_RN))
+    first_ranks -= first_ranks.mean(axis=1, keepdims=True)
+    second_ranks -= second_ranks.mean(axis=1, keepdims=True)
+    spread_R = np.sqrt((first_ranks**2).sum(1) * (second_ranks**2).sum(1))
+    spread_R[spread_R == 0] = np.nan
+    rho_R: Floats = (first_ranks * second_ranks).sum(1) / spread_R
+    return rho_R
+
+
+def by_pair(rows: pl.DataFrame, column: str) -> Floats:
+    """A column of one task's improvements as P × M: pairs in rows, methods in columns, both sorted.
+
+    Args:
+        rows: one row a teacher, student and method, every pair under every method.
+        column: which.
+
+    """
+    wide = rows.sort("teacher", "student", "method").group_by("teacher", "student", maintain_order=True)
+    return np.stack([np.asarray(values) for values in wide.agg(column)[column].to_list()])

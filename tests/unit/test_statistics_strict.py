@@ -1,0 +1,159 @@
+"""Strict mode: declared comparisons from one row an item, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+from tutelage.errors import DataError
+
+from evaluator.statistics.published import published_tests
+from evaluator.statistics.scores import AVERAGE, SCORES, SIMILARITIES, improvements, scores_of_items
+from evaluator.statistics.strict import (
+    ITEMS,
+    Comparison,
+    cells_of_items,
+    compare,
+    compare_methods,
+    method_model,
+    pair_items,
+)
+
+CHANCE = {"sft": 0.50, "gkd": 0.65, "reverse_kl": 0.66, "seq_kd": 0.50}
+
+
+def study(seeds: int = 2, items: int = 150, chance: dict[str, float] = CHANCE) -> pl.DataFrame:
+    """Right and wrong answers of two students under each objective, with difficulty shared by all."""
+    generator = np.random.default_rng(1)
+    rows = []
+    for task, shift in (("easy", 0.15), ("hard", -0.15)):
+        for item in range(items):
+            luck = generator.uniform(-0.3, 0.3)
+            for student in ("small", "large"):
+                for objective, p in chance.items():
+                    for seed in range(seeds):
+                        teacher = None if objective == "sft" else "big"
+                        right = generator.uniform() < np.clip(p + shift + luck, 0, 1)
+                        temperature = None if teacher is None else 1.0
+                        labels = (teacher, student, objective, temperature, 0.0, seed, task, f"{task}-{item}")
+                        rows.append((*labels, f"{task}-{item}", float(right)))
+    return pl.DataFrame(rows, schema=ITEMS, orient="row")
+
+
+def comparison(objective: str, **more: object) -> Comparison:
+    first = {"objective": objective, "student": "small", "temperature": 1.0}
+    return Comparison(f"{objective} against sft", "primary", first, {"objective": "sft", "student": "small"}, **more)
+
+
+@pytest.fixture(scope="module")
+def compared() -> pl.DataFrame:
+    declared = [comparison("gkd"), comparison("seq_kd", margin=25.0)]
+    return compare(study(), declared, np.random.default_rng(2), resamples=500)
+
+
+def row(frame: pl.DataFrame, **chosen: str) -> dict[str, float]:
+    return frame.filter(**chosen).row(0, named=True)
+
+
+def test_the_average_is_the_unweighted_mean_of_the_tasks(compared: pl.DataFrame) -> None:
+    tasks = compared.filter((pl.col("comparison") == "gkd against sft") & (pl.col("task") != AVERAGE))
+    average = row(compared, comparison="gkd against sft", task=AVERAGE)
+    assert average["difference"] == pytest.approx(tasks["difference"].mean())
+    assert average["standard_error"] == pytest.approx(np.sqrt((tasks["standard_error"] ** 2).sum()) / 2)
+    assert average["first"] - average["second"] == pytest.approx(average["difference"])
+
+
+def test_conclusions_follow_what_was_put_in(compared: pl.DataFrame) -> None:
+    assert row(compared, comparison="gkd against sft", task=AVERAGE)["conclusion"] == "first higher"
+    same = row(compared, comparison="seq_kd against sft", task=AVERAGE)
+    assert same["conclusion"] == "equivalent within the margin"
+    assert abs(same["difference"]) < same["margin"]
+
+
+def test_seeds_widen_the_interval_of_the_method_and_items_are_counted_once(compared: pl.DataFrame) -> None:
+    easy = row(compared, comparison="gkd against sft", task="easy")
+    assert (easy["items"], easy["clusters"], easy["seeds"]) == (150, 150, 2)
+    assert easy["seeds_high"] - easy["seeds_low"] > easy["high"] - easy["low"]
+    assert easy["p_mcnemar"] is None  # two seeds of an item are no independent items
+
+
+def test_holm_adjusts_averages_and_tasks_apart(compared: pl.DataFrame) -> None:
+    averages = compared.filter(task=AVERAGE)
+    smallest = averages.sort("p_value").row(0, named=True)
+    assert smallest["p_holm"] == pytest.approx(min(2 * smallest["p_value"], 1))
+    tasks = compared.filter(pl.col("task") != AVERAGE).sort("p_value")
+    assert tasks["p_holm"][0] == pytest.approx(min(4 * tasks["p_value"][0], 1))
+
+
+def test_one_seed_gives_mcnemar_and_the_paired_t_test() -> None:
+    items = study(seeds=1)
+    frame = compare(items, [comparison("gkd")], np.random.default_rng(3), resamples=200)
+    pairs = pair_items(items, comparison("gkd")).filter(task="hard")
+    hard = row(frame, task="hard")
+    discordant = pairs.filter(pl.col("first") != pl.col("second"))
+    expected = stats.binomtest(int(discordant["first"].sum()), discordant.height).pvalue
+    assert hard["p_mcnemar"] == pytest.approx(expected)
+    assert hard["p_value"] == pytest.approx(stats.ttest_rel(pairs["first"], pairs["second"]).pvalue)
+    assert hard["seeds_low"] is None
+
+
+def test_a_side_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(DataError, match="no row has"):
+        compare(study(seeds=1, items=3), [comparison("nothing")], np.random.default_rng(0))
+
+
+def test_sides_with_different_items_are_refused() -> None:
+    items = study(seeds=1, items=5)
+    lacking = items.filter(~((pl.col("objective") == "sft") & (pl.col("item_id") == "hard-3")))
+    with pytest.raises(DataError, match="hard-3"):
+        compare(lacking, [comparison("gkd")], np.random.default_rng(0))
+
+
+def test_two_runs_in_one_side_are_refused() -> None:
+    items = study(seeds=1, items=5)
+    vague = Comparison("vague", "primary", {"objective": "gkd"}, {"objective": "sft"})
+    with pytest.raises(DataError, match="more than once"):
+        compare(items, [vague], np.random.default_rng(0))
+
+
+def test_methods_are_told_apart_where_they_differ() -> None:
+    cells = cells_of_items(study(seeds=4)).filter(pl.col("objective") != "sft")
+    table = compare_methods(cells)
+    overall = table.filter(task=AVERAGE, test="friedman")
+    assert overall["p_value"][0] < 0.01
+    assert overall["blocks"][0] == 16  # two students, four seeds, two tasks
+    pairwise = {(first, second): p for first, second, p in overall.select("first", "second", "p_pairwise").rows()}
+    assert pairwise["gkd", "seq_kd"] < 0.05 < pairwise["gkd", "reverse_kl"]
+
+
+def test_the_mixed_model_reports_each_objective_against_sft() -> None:
+    cells = cells_of_items(study(seeds=4)).with_columns(teacher=pl.lit("big"))
+    model = method_model(cells, "sft")
+    effects = {effect.name: effect for effect in model.effects}
+    assert set(effects) == {"Intercept", "gkd", "reverse_kl", "seq_kd"}
+    assert effects["gkd"].low < 15 < effects["gkd"].high
+    assert effects["seq_kd"].low < 0 < effects["seq_kd"].high
+    assert model.observations == cells.height
+
+
+def test_published_tests_run_on_our_own_frames() -> None:
+    teachers = study(seeds=1, chance={"sft": 0.8}).filter(student="large").with_columns(student=pl.lit("big"))
+    items = pl.concat([study(seeds=1), teachers])
+    scores = scores_of_items(items, {"small": 1.0, "large": 2.0, "big": 8.0}, "ours")
+    assert scores.schema == SCORES
+    gains = improvements(scores, "maximum_over_temperatures")
+    tests = published_tests(gains, pl.DataFrame(schema=SIMILARITIES))
+    t_test = row(tests, task=AVERAGE, method="all", test="t_test")
+    values = gains.filter(task=AVERAGE)["improvement"].to_numpy()
+    assert t_test["n"] == len(values) == 6
+    assert t_test["statistic"] == pytest.approx(values.mean() / (values.std(ddof=1) / 6**0.5))
+    assert set(tests["test"]) == {"t_test", "anova", "kruskal", "spearman_size", "spearman_teacher", "spearman_sft"}
+    # One teacher: improvement cannot be correlated with its score.
+    assert row(tests, task=AVERAGE, method="all", test="spearman_teacher")["statistic"] is None
+
+
+def test_a_student_without_fine_tuning_is_refused_by_name() -> None:
+    scores = scores_of_items(study(seeds=1, items=5), {"small": 1.0, "large": 2.0}, "ours")
+    with pytest.raises(DataError, match="teacher 'big' has no 'sft' score"):
+        improvements(scores, "temperature_1")
