@@ -117,13 +117,11 @@ async def _prepare(server: TeacherServer, load: Callable[[str, float], Teacher])
     teacher = await _in_daemon_thread(lambda: load(servicer.instance_id, servicer.started_at_seconds))
     logger.info("checking")
     if teacher.scoring is not None:
-        floor = await check_scoring(teacher.scoring, teacher.limits.max_sequence_tokens)
+        floor = await check_scoring(teacher.scoring, teacher.check_sequences)
         teacher.info.noise_floor.CopyFrom(floor)
-        logger.info(
-            "noise floor: KL %.2g mean, %.2g max over %d positions", floor.mean_kl, floor.max_kl, floor.positions
-        )
+        logger.info("noise floor: KL %.2g nats a token, over %d tokens", floor.mean_kl, floor.positions)
     if teacher.writing is not None:
-        await check_writing(teacher)
+        await check_writing(teacher.writing, teacher.check_sequences[0])
     return teacher
 
 
