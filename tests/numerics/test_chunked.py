@@ -93,3 +93,13 @@ def test_bias_scale_and_softcap_of_both_heads(objective):
     torch.testing.assert_close(
         torch.autograd.grad(value.square().sum(), inputs), torch.autograd.grad(plain.square().sum(), inputs)
     )
+
+
+@pytest.mark.parametrize("upstream", ["one number", "one per row"])
+def test_the_head_learns_the_same_whatever_the_weights_of_the_rows(upstream):
+    case = make_case(rows=50)
+    weights = torch.full((50,), 0.02) if upstream == "one number" else torch.linspace(0.1, 2.0, 50)
+    hidden, head = leaves(case)
+    value = token_divergence(hidden, head, case.teacher, objective="gkd", smoothing=Smoothing(), chunk_rows=20)
+    plain = plain_divergence(hidden, head, case.teacher, objective="gkd", smoothing=Smoothing())
+    torch.testing.assert_close(gradients(value, hidden, head, weights), gradients(plain, hidden, head, weights))
