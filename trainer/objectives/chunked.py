@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from trainer.signals import Unembedding, accurate_dtype
 
 # 16 rows of 49,152 float32 logits are 3 MiB; with 64 rows the passes over them took twice as long.
-_BLOCK_ROWS = 16
+BLOCK_ROWS = 16
 
 
 class BlockFunction(Protocol):
@@ -128,8 +128,8 @@ def _fill_with_gradient(
     """Values of a chunk; its product is overwritten with the (weighted) gradient at the product if wanted."""
     function = plan.function.of_chunk(rows)
     values = []
-    for start in range(0, len(product_nV), _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
+    for start in range(0, len(product_nV), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
         logits_nV = plan.head.finish(product_nV[block])
         before_nV = logits_nV.clone() if plan.head.softcap > 0.0 else logits_nV
         value_n, gradient_nV = function(logits_nV, block, with_gradient)
