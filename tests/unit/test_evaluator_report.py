@@ -1,0 +1,202 @@
+"""The report from made-up rows: its parts, its numbers, its escaping, the files beside it."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from tutelage.errors import DataError
+
+from evaluator import frames as fr
+from evaluator.arithmetic import generate
+from evaluator.report import write_report
+from evaluator.report.comparisons import changes, likeness
+from evaluator.report.figures import PALETTE
+from evaluator.report.material import gather
+
+HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)"> & </pre>'
+ITEMS = 20
+
+
+def write_rows(
+    frames: Path, student: str, *, right: Callable[[int], bool], protocol: str = "paper", **labels: Any
+) -> None:
+    """Rows of one evaluation of the generated task, right where told."""
+    rows = []
+    for index, record in enumerate(generate("test", ITEMS, 0)):
+        is_right = right(index)
+        rows.append(
+            {
+                **dict.fromkeys(fr.SCHEMA),
+                **{"run": "r1", "student": student, "teacher": "", "objective": "", "temperature": 0.0, "noise": 0.0},
+                **{"step": 0, "training_seed": 3, "checkpoint": "c", "checkpoint_digest": "d"},
+                **labels,
+                "evaluation_id": f"{student}-{labels.get('step', 0)}",
+                **{"task": "arithmetic", "task_version": 1, "protocol": "paper", "template": "chat"},
+                **{"engine": "transformers", "dtype": "bfloat16", "sampling_temperature": 0.0, "seed": 0},
+                **{"item_id": str(index), "item_hash": f"h{index}", "prompt_hash": "p"},
+                "output": record["output"] if is_right else HOSTILE,
+                "extracted": record["answer"] if is_right else "",
+                "extracted_corrected": record["answer"] if is_right else "",
+                "target": record["answer"],
+                "metric": "accuracy",
+                "score": float(is_right),
+                "score_corrected": float(is_right),
+                **{"prompt_tokens": 20, "output_tokens": 10, "finish_reason": "stop", "seconds": 0.5, "error": ""},
+            }
+        )
+    path = fr.frame_path(frames, "r1", "arithmetic", rows[0]["evaluation_id"], "paper")
+    fr.write_atomically(fr.frame_of_rows(rows), path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that is right in 15 of 20, a student that goes from 2 to 12, metrics and counters."""
+    folder = tmp_path_factory.mktemp("run")
+    write_rows(folder / "frames", "big", right=lambda index: index < 15)
+    trained = {"teacher": "big", "objective": "gkd", "temperature": 1.0}
+    write_rows(folder / "frames", "gkd <b>", right=lambda index: index in (0, 19), **trained)
+    write_rows(folder / "frames", "gkd <b>", right=lambda index: 4 <= index < 16, **trained, step=60)
+    student = folder / "students" / "gkd <b>"
+    student.mkdir(parents=True)
+    generator = random.Random(0)
+    with (student / "metrics.jsonl").open("w") as stream:
+        for step in range(61):
+            row: dict[str, float] = {"step": step, "train/loss": generator.random(), "seconds/scoring": 0.5}
+            if step % 20 == 0:
+                row |= {"heldout/forward_kl": 2.0 - step / 60, "heldout/top1_agreement": 0.2 + step / 600}
+            stream.write(json.dumps(row) + "\n")
+        stream.write('{"step": 61, "train/lo')  # the trainer is writing
+    usage = {"instanceId": "abc", "startedAtSeconds": 1.8e9, "students": [{"studentId": "gkd <b>", "sequences": "480"}]}
+    (folder / "teacher_usage.json").write_text(json.dumps(usage))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    return write_report(frames=run / "frames", run_dir=run, run=None, out=run / "out" / "report.html").read_text()
+
+
+class Tags(HTMLParser):
+    """Every tag, attribute and heading of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_it_has_its_parts(page: str) -> None:
+    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    assert headings == [
+        "Learning",
+        "Scores",
+        "Before and after",
+        "Agreement and fidelity",
+        "In their own words",
+        "Throughput",
+    ]
+    for words in (
+        "McNemar",
+        "standard error",
+        "n = 20",
+        "training seeds",
+        "sacreBLEU",
+        "nrefs:1",
+        "1 students attached",
+        "2027-01-15",
+        "greedy",
+        "chance",
+    ):
+        assert words in page, words
+
+
+def test_what_models_write_is_text(page: str) -> None:
+    tags = Tags(page)
+    assert HOSTILE in tags.text
+    assert not {"script", "img", "iframe", "object", "link", "base", "form"} & set(tags.tags)
+    assert not [name for name, _ in tags.attributes if name.startswith("on")]
+    assert "gkd <b>" in tags.text
+    assert page.count("<b>") == page.count('<div class="tile">')
+
+
+def test_it_needs_nothing_else_and_allows_nothing_else(page: str) -> None:
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    assert policy.group(1).startswith("default-src 'none'")
+    loading = {"src", "href", "xlink:href", "action", "srcset", "data"}
+    assert not [name for name, _ in Tags(page).attributes if name in loading]
+    assert "@import" not in page
+
+
+def test_ids_of_inline_figures_do_not_clash(page: str) -> None:
+    ids = [value for name, value in Tags(page).attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"url\(#([^)]*)\)", page)) <= set(ids)
+
+
+def test_figures_and_tables_lie_beside_it(run: Path, page: str) -> None:
+    for name in ("heldout_forward_kl", "train_loss", "changes", "agreement", "scores_arithmetic_paper", "phases"):
+        assert (run / "out" / "figures" / f"{name}.svg").read_text().startswith("<svg")
+        assert (run / "out" / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    scores = pl.read_csv(run / "out" / "tables" / "scores.csv")
+    assert scores["score"].to_list() == [0.75, 0.1, 0.6]
+    assert scores["n"].to_list() == [20, 20, 20]
+    assert all(colour in page for colour in PALETTE[:1])
+
+
+def test_before_and_after_are_paired(run: Path) -> None:
+    row = changes(gather(run / "frames", run, None)).to_dicts()[0]
+    assert (row["before"], row["after"], row["items"]) == (0.1, 0.6, 20)
+    assert row["change"] == pytest.approx(0.5)
+    assert (row["gained"], row["lost"]) == (12, 2)
+    assert row["p_value"] == pytest.approx(2 * sum((1, 14, 91)) / 2**14)  # the binomial tail by hand
+    assert 0 < row["low"] < 0.5 < row["high"] < 1
+
+
+def test_agreement_is_with_its_own_teacher(run: Path) -> None:
+    rows = likeness(gather(run / "frames", run, None)).sort("step").to_dicts()
+    assert [row["agreement"] for row in rows] == [1 / 20, 11 / 20]
+    assert [row["student_unparsable"] for row in rows] == [0.9, 0.4]
+    assert rows[1]["bleu"] > rows[0]["bleu"]
+
+
+def test_without_a_run_folder_it_is_scores_alone(run: Path, tmp_path: Path) -> None:
+    out = write_report(frames=run / "frames", run_dir=None, run="r1", out=tmp_path / "report.html")
+    assert "<h2>Learning</h2>" not in out.read_text()
+    assert "<h2>Scores</h2>" in out.read_text()
+
+
+def test_no_rows_and_too_many_runs_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="evaluate something first"):
+        write_report(frames=tmp_path, run_dir=None, run=None, out=tmp_path / "r.html")
+    with pytest.raises(DataError, match="no rows of run r2"):
+        write_report(frames=run / "frames", run_dir=None, run="r2", out=tmp_path / "r.html")
+    write_rows(tmp_path / "f", "big", right=lambda _: True)
+    frame = fr.read(tmp_path / "f").collect().with_columns(run=pl.lit("r2"))
+    fr.write_atomically(frame, fr.frame_path(tmp_path / "f", "r2", "arithmetic", "x", "paper"))
+    with pytest.raises(DataError, match="--run"):
+        write_report(frames=tmp_path / "f", run_dir=None, run=None, out=tmp_path / "r.html")
+
+
+def test_a_broken_metrics_file_is_named(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "students" / "s").mkdir(parents=True)
+    (tmp_path / "students" / "s" / "metrics.jsonl").write_text("not json\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl"):
+        write_report(frames=run / "frames", run_dir=tmp_path, run=None, out=tmp_path / "r.html")
