@@ -148,6 +148,11 @@ def _generate_arithmetic(arguments: list[str]) -> int:
 def report(arguments: list[str]) -> int:
     """Turn frames into an HTML report."""
     config = load(ReportConfig, arguments, program="tutelage report", environment_prefix="TUTELAGE_REPORT_")
+    if config.from_paper:
+        from evaluator.from_paper import from_paper
+
+        print(from_paper(config.from_paper, config.out.parent).markdown())
+        return EXIT_DONE
     from evaluator.report import write_report
 
     write_report(frames=config.frames, run_dir=config.run_dir, run=config.run, out=config.out)

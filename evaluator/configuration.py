@@ -88,7 +88,10 @@ class ArithmeticConfig(Config):
 
 
 class ReportConfig(Config):
-    """Writes a self-contained HTML report from frames, with its figures and tables beside it."""
+    """Writes a self-contained HTML report from frames, with its figures and tables beside it.
+
+    With `--from-paper` instead: the published study's tests from its released tables, and what survives of them.
+    """
 
     frames: Path = Path("frames")
     """Folder of the frames."""
@@ -98,6 +101,9 @@ class ReportConfig(Config):
     """Only rows of this run."""
     out: Path = Path("report.html")
     """File to write; figures and tables go to folders beside it."""
+    from_paper: Path | None = None
+    """Folder of the published study's CSV tables; prints its statistics and their audit as Markdown, and
+    writes `report.md`, `report.html` and `tables/` to the folder of `out`."""
 
 
 class TasksConfig(Config):

@@ -97,6 +97,8 @@ def likeness(material: Material) -> pl.DataFrame:
         if teacher is None:
             continue
         both = pair(_rows_of(material, teacher), _rows_of(material, cell))
+        if both.is_empty():
+            continue
         agreed = agreement(both)
         texts = fidelity(both) if cell["protocol"] == "paper" else None
         measured = {**vars(agreed), **(vars(texts) if texts else {})}
