@@ -58,6 +58,16 @@ def test_diagnostics_of_hidden(temperature):
     torch.testing.assert_close(found, {name: value.float() for name, value in expected.items()})
 
 
+def test_diagnostics_of_a_truncated_teacher():
+    case = make_case(rows=20, vocabulary=200)
+    found = diagnostics(case.hidden_ND, case.head, case.teacher, smoothing=Smoothing(top_k=1))
+    likeliest = case.teacher_logits.argmax(-1, keepdim=True)
+    q = case.student_logits.log_softmax(-1)
+    torch.testing.assert_close(found["forward_kl"], -q.gather(-1, likeliest)[:, 0].float())
+    assert torch.equal(found["teacher_entropy"], torch.zeros(20))
+    assert torch.equal(found["reverse_kl"], torch.full((20,), torch.inf))
+
+
 @pytest.mark.parametrize("kind", ["topk", "candidates"])
 def test_diagnostics_of_kept_ids(kind):
     case = make_case(rows=20, vocabulary=200)
