@@ -97,17 +97,19 @@ async def serve(config: TeacherConfig, load: Callable[[str, float], Teacher]) ->
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await server.start()
     logger.info("listening at %s; health is NOT_SERVING until the teacher has answered", server.address)
-    stopped = asyncio.create_task(stop.wait())
-    preparing = asyncio.create_task(_prepare(server, load))
-    await asyncio.wait({stopped, preparing}, return_when=asyncio.FIRST_COMPLETED)
-    if not preparing.done():
-        logger.info("told to stop while loading")
+    try:
+        stopped = asyncio.create_task(stop.wait())
+        preparing = asyncio.create_task(_prepare(server, load))
+        await asyncio.wait({stopped, preparing}, return_when=asyncio.FIRST_COMPLETED)
+        if not preparing.done():
+            logger.info("told to stop while loading")
+            return
+        teacher = preparing.result()
+        await server.open(teacher)
+        logger.info("serving %s at %s", config.served_name, server.address)
+        await _until_stopped(server, teacher, stopped, config.drain_seconds)
+    finally:
         await server.stop(0)
-        return
-    teacher = preparing.result()
-    await server.open(teacher)
-    logger.info("serving %s at %s", config.served_name, server.address)
-    await _until_stopped(server, teacher, stopped, config.drain_seconds)
 
 
 async def _prepare(server: TeacherServer, load: Callable[[str, float], Teacher]) -> Teacher:
