@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import signal
 import threading
@@ -70,10 +71,11 @@ class TeacherServer:
             _write_atomically(self._config.address_file, self.address)
 
     async def stop(self, grace_seconds: float) -> None:
-        """Takes nothing new, waits for what is in flight, then cancels it."""
+        """Takes nothing new, waits for what is in flight, then cancels it; health answers until then."""
         await self._set_health(_NOT_SERVING)
-        self.servicer.drain()
-        await self._server.stop(grace_seconds)
+        # Not the server's own grace, which would wait for everybody who watches the health.
+        await self.servicer.drain(grace_seconds)
+        await self._server.stop(0)
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE_NAME):
@@ -134,6 +136,7 @@ async def _until_stopped(
     await asyncio.wait({stopped, died}, return_when=asyncio.FIRST_COMPLETED)
     try:
         if not stopped.done():
+            logger.error("an engine died")
             await server.stop(_DEATH_GRACE_SECONDS)
             raise TutelageError("an engine died (vLLM's message is above); start the teacher again")
         died.cancel()
@@ -169,7 +172,8 @@ async def _in_daemon_thread(function: Callable[[], T]) -> T:
             outcome.set_result(function())
         except BaseException as error:
             outcome.set_exception(error)
-        loop.call_soon_threadsafe(resolve, outcome)
+        with contextlib.suppress(RuntimeError):  # the loop has ended, nobody waits any more
+            loop.call_soon_threadsafe(resolve, outcome)
 
     threading.Thread(target=run, daemon=True, name="loading").start()
     return await future

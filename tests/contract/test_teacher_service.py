@@ -335,14 +335,27 @@ async def test_draining_finishes_what_is_in_flight_and_takes_nothing_new(connect
         call = stub.ScoreSequences()
         await call.write(topk("in-flight", tokens(5)))
         await _until(lambda: engine.started == 1)
-        assert await _health(health) == "SERVING"
+        watching = health.Watch(health_pb2.HealthCheckRequest(service=""))  # must not hold up the end
+        assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
         stopping = asyncio.create_task(server.stop(10))
         response = await call.read()
         assert (response.request_id, response.WhichOneof("outcome")) == ("in-flight", "frame")
+        assert (await watching.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await call.read()
         assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
         await asyncio.wait_for(stopping, 5)
+
+
+async def test_what_does_not_finish_while_draining_is_cancelled(connect):
+    engine = FakeScoringEngine(seconds=3600)
+    async with serving(fake_teacher(engine)) as server:
+        call = connect(server.address).ScoreSequences(iter([topk("endless", tokens(5))]))
+        await _until(lambda: engine.started == 1)
+        await asyncio.wait_for(server.stop(0.3), 5)
+        await _until(lambda: engine.cancelled == 1)
+        with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+            await call.read()
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
 from tutelage.transport import CHANNEL_OPTIONS
 
 K = 64
+HIDDEN = pb.SignalSpec(kind=pb.SIGNAL_KIND_HIDDEN)
 TEMPERATURES = (0.5, 1.0, 2.0, 5.0)
 TEXTS = (
     "Yes",
@@ -28,8 +29,8 @@ TEXTS = (
     "len(values)\n\nprint(mean([1, 2, 3]))\n",
     "Water that evaporates from the sea rises, cools, and condenses into clouds. When the drops have grown heavy "
     "enough they fall as rain or snow. Part of it seeps into the ground and feeds springs; the rest flows "
-    "through streams and rivers back to the sea, where the cycle begins again. Without this cycle there would be no fresh water on "
-    "land, no forests and no fields, and the soil would be dust that the wind carries away.",
+    "through streams and rivers back to the sea, where the cycle begins again. Without this cycle there would be no "
+    "fresh water on land, no forests and no fields, and the soil would be dust that the wind carries away.",
 )
 
 
@@ -82,8 +83,9 @@ def kl(p_logp: torch.Tensor, q_logp: torch.Tensor) -> torch.Tensor:
 
 
 def with_tail(kept_logp: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of the kept ids and of all others together."""
-    return torch.cat([kept_logp, torch.log1p(-kept_logp.exp().sum(1, keepdim=True))], dim=1)
+    """Log-probabilities of the kept ids and of all others together, which float32 can round to below 0."""
+    kept = kept_logp.exp().sum(1, keepdim=True).clamp(max=1 - 1e-6)
+    return torch.cat([kept_logp, torch.log1p(-kept)], dim=1)
 
 
 def test_topk_is_the_reference_within_what_bfloat16_costs(stub, sequences, references):
@@ -122,30 +124,38 @@ def test_rows_and_realized_tokens_are_in_their_places(stub, sequences, reference
             assert reference_logp[row].max() - reference_logp[row, first] < 0.3
 
 
-def test_hidden_states_give_the_whole_distribution(stub, sequences, references):
+@pytest.fixture(scope="module")
+def matrix(stub) -> torch.Tensor:
+    """The unembedding [V, D] as a student gets it."""
     info = stub.GetTeacherInfo(pb.GetTeacherInfoRequest())
     chunks = [decode(chunk.rows) for chunk in stub.GetUnembedding(pb.GetUnembeddingRequest())]
-    matrix = torch.from_numpy(np.concatenate(chunks)).view(torch.bfloat16).float()
-    assert matrix.shape == (info.unembedding.rows, info.unembedding.columns)
-    frames = ask(stub, sequences, pb.SignalSpec(kind=pb.SIGNAL_KIND_HIDDEN))
-    divergences = []
-    for reference, frame in zip(references, frames, strict=True):
-        states = torch.from_numpy(decode(frame.hidden).copy()).view(torch.bfloat16).float()
-        divergences.append(kl(reference.log_softmax(1), (states @ matrix.T).double().log_softmax(1)))
-    divergence = torch.cat(divergences)
+    rows = torch.from_numpy(np.concatenate(chunks)).view(torch.bfloat16)
+    assert rows.shape == (info.unembedding.rows, info.unembedding.columns)
+    return rows.double()
+
+
+def logits_of(frame: pb.SignalFrame, matrix: torch.Tensor) -> torch.Tensor:
+    """float64 [T, V] logits of a frame of hidden states."""
+    return torch.from_numpy(decode(frame.hidden).copy()).view(torch.bfloat16).double() @ matrix.T
+
+
+def test_hidden_states_give_the_whole_distribution(stub, sequences, references, matrix):
+    frames = ask(stub, sequences, HIDDEN)
+    divergence = torch.cat(
+        [
+            kl(reference.log_softmax(1), logits_of(frame, matrix).log_softmax(1))
+            for reference, frame in zip(references, frames, strict=True)
+        ]
+    )
     print(f"\nhidden: KL {divergence.mean():.5f} mean, {divergence.max():.5f} max over {len(divergence)} tokens")
     assert divergence.mean() < 0.004
 
 
-def test_topk_and_hidden_are_one_source(stub, sequences):
+def test_topk_and_hidden_are_one_source(stub, sequences, matrix):
     """The head in the server and the matrix that it hands out make the same logits of the same states."""
-    ids = sequences[2]
-    matrix = torch.from_numpy(
-        np.concatenate([decode(chunk.rows) for chunk in stub.GetUnembedding(pb.GetUnembeddingRequest())])
-    ).view(torch.bfloat16)
-    (states,) = ask(stub, [ids], pb.SignalSpec(kind=pb.SIGNAL_KIND_HIDDEN))
-    (top,) = ask(stub, [ids], topk_spec())
-    logits = torch.from_numpy(decode(states.hidden).copy()).view(torch.bfloat16).double() @ matrix.double().T
+    (states,) = ask(stub, [sequences[2]], HIDDEN)
+    (top,) = ask(stub, [sequences[2]], topk_spec())
+    logits = logits_of(states, matrix)
     at_ids = logits.gather(1, torch.from_numpy(decode(top.ids).astype(np.int64)))
     np.testing.assert_allclose(decode(top.logits), at_ids.numpy(), atol=1e-3)
     for column, temperature in enumerate(TEMPERATURES):
@@ -153,24 +163,13 @@ def test_topk_and_hidden_are_one_source(stub, sequences):
         np.testing.assert_allclose(decode(top.logsumexp)[:, column], expected, atol=1e-3)
 
 
-def test_company_changes_no_more_than_the_noise_floor(stub, sequences, references):
-    spec = pb.SignalSpec(kind=pb.SIGNAL_KIND_CANDIDATES, temperatures=[1.0])
-    full = np.tile(np.arange(1024, dtype=np.int32), (len(sequences[4]), 1))
-    spec.candidate_ids.CopyFrom(encode(full))
-    (alone,) = ask(stub, [sequences[4]], spec)
-    request = pb.ScoreSequencesRequest(request_id="same", token_ids=encode(sequences[4]), signal=spec)
-    others = [
-        pb.ScoreSequencesRequest(request_id=str(index), token_ids=encode(ids), signal=topk_spec())
-        for index, ids in enumerate(sequences * 3)
-    ]
-    answers = stub.ScoreSequences(iter([*others[:7], request, *others[7:]]), timeout=120)
-    frames = [answer.frame for answer in answers if answer.request_id == "same"]
-    company = torch.from_numpy(np.concatenate([decode(frame.logits) for frame in frames])).double()
-    single = torch.from_numpy(decode(alone.logits).copy()).double() if alone.last else None
-    assert single is not None
-    divergence = kl(single.log_softmax(1), company.log_softmax(1))
-    print(f"\ncompany: KL {divergence.mean():.5f} mean, {divergence.max():.5f} max")
-    assert divergence.mean() < 0.002
+def test_company_changes_little(stub, sequences, matrix):
+    """The same tokens alone, and among twenty other sequences of other lengths."""
+    (alone,) = ask(stub, [sequences[4]], HIDDEN)
+    company = ask(stub, [*sequences * 2, sequences[4], *sequences * 2], HIDDEN)[len(sequences) * 2]
+    divergence = kl(logits_of(alone, matrix).log_softmax(1), logits_of(company, matrix).log_softmax(1))
+    print(f"\ncompany: KL {divergence.mean():.6f} mean, {divergence.max():.6f} max")
+    assert divergence.mean() < 0.001
 
 
 def test_part_of_a_sequence_is_the_same_rows(stub, sequences):
@@ -210,20 +209,16 @@ def write(stub, prompt: np.ndarray, **fields) -> tuple[list[int], str, str, list
 
 
 @pytest.fixture(scope="module")
-def prompt(packaged_models: tuple[Path, Path]) -> np.ndarray:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(packaged_models[0])
-    message = [{"role": "user", "content": "What is the capital of France?"}]
-    ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
-    return np.array(ids, dtype=np.int32)
+def prompt(sequences: list[np.ndarray]) -> np.ndarray:
+    """The capital of France is"""
+    return sequences[1][:5]
 
 
 def test_it_writes_greedily_and_then_scores_what_it_wrote(stub, prompt):
     spec = pb.SignalSpec(kind=pb.SIGNAL_KIND_TOPK, k=8, temperatures=[1.0])
     token_ids, text, reason, frames = write(stub, prompt, max_new_tokens=24, signal=spec)
-    assert "Paris" in text
-    assert reason == "stop"
+    assert text.startswith(" Paris")
+    assert reason in ("stop", "length")
     assert write(stub, prompt, max_new_tokens=24)[0] == token_ids
     (frame,) = frames
     assert (frame.position_start, frame.position_count) == (len(prompt) - 1, len(token_ids) + 1)
