@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import threading
 from collections import defaultdict
 
 import grpc
@@ -123,9 +125,8 @@ async def test_a_refusal_leaves_the_others_alone(connect):
         stub = connect(server.address)
         answers = await answers_of(stub.ScoreSequences(iter(requests)))
         usage = await stub.GetTeacherUsage(pb.GetTeacherUsageRequest())
-    fields = {
-        name: responses[0].refusal.field for name, responses in answers.items() if responses[0].HasField("refusal")
-    }
+    refusals = {name: answer[0].refusal for name, answer in answers.items() if answer[0].HasField("refusal")}
+    fields = {name: refusal.field for name, refusal in refusals.items()}
     assert fields == {"bad-k": "signal.k", "bad-ids": "token_ids", "bad-range": "score_start", "": "request_id"}
     assert refusals["bad-k"].code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert "1 to 64" in refusals["bad-k"].message
@@ -334,29 +335,48 @@ async def test_draining_finishes_what_is_in_flight_and_takes_nothing_new(connect
         call = stub.ScoreSequences()
         await call.write(topk("in-flight", tokens(5)))
         await _until(lambda: engine.started == 1)
-        assert await _health(health) == "SERVING"
+        watching = health.Watch(health_pb2.HealthCheckRequest(service=""))  # must not hold up the end
+        assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
         stopping = asyncio.create_task(server.stop(10))
         response = await call.read()
         assert (response.request_id, response.WhichOneof("outcome")) == ("in-flight", "frame")
+        assert (await watching.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await call.read()
         assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
         await asyncio.wait_for(stopping, 5)
 
 
+async def test_what_does_not_finish_while_draining_is_cancelled(connect):
+    engine = FakeScoringEngine(seconds=3600)
+    async with serving(fake_teacher(engine)) as server:
+        call = connect(server.address).ScoreSequences(iter([topk("endless", tokens(5))]))
+        await _until(lambda: engine.started == 1)
+        await asyncio.wait_for(server.stop(0.3), 5)
+        await _until(lambda: engine.cancelled == 1)
+        with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+            await call.read()
+
+
 @pytest.fixture
-def serve(tmp_path):
+async def serve(tmp_path):
     """Runs `serve` with a fake teacher as a task; returns its address once it is serving."""
     from teacher_server.config import TeacherConfig
 
-    async def start(teacher, load=None, **values):
-        file = tmp_path / "address"
-        config = TeacherConfig(model="fake", address="127.0.0.1:0", address_file=file, **values)
-        running = asyncio.create_task(server_module.serve(config, load or (lambda *_: teacher)))
-        await _until(lambda: file.exists() or running.done())
-        return running, file.read_text()
+    started = []
 
-    return start
+    async def start(teacher):
+        file = tmp_path / "address"
+        config = TeacherConfig(model="fake", address="127.0.0.1:0", address_file=file)
+        started.append(asyncio.create_task(server_module.serve(config, lambda *_: teacher)))
+        await _until(lambda: file.exists() or started[-1].done())
+        return started[-1], file.read_text()
+
+    yield start
+    for running in started:
+        if not running.done():
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.wait_for(running, 10)
 
 
 async def test_the_death_of_an_engine_ends_the_server_within_two_seconds(connect, serve):
@@ -385,10 +405,10 @@ async def test_the_noise_floor_is_measured_before_serving(connect, serve):
     info = await connect(address).GetTeacherInfo(pb.GetTeacherInfoRequest())
     assert info.noise_floor.positions == 5
     assert 0 < info.noise_floor.mean_kl < info.noise_floor.max_kl < 1
-    running.cancel()
+    assert not running.done()
 
 
-async def test_a_teacher_with_broken_weights_is_not_served(serve, tmp_path):
+async def test_a_teacher_with_broken_weights_is_not_served():
     from teacher_server.config import TeacherConfig
 
     engine = FakeScoringEngine()
@@ -396,6 +416,24 @@ async def test_a_teacher_with_broken_weights_is_not_served(serve, tmp_path):
     config = TeacherConfig(model="fake", address="127.0.0.1:0")
     with pytest.raises(TutelageError, match="not finite"):
         await server_module.serve(config, lambda *_: fake_teacher(engine))
+
+
+async def test_a_signal_ends_a_server_that_is_still_loading():
+    from teacher_server.config import TeacherConfig
+
+    loading, released = threading.Event(), threading.Event()
+
+    def load(*_):
+        loading.set()
+        released.wait(30)
+        return fake_teacher(FakeScoringEngine())
+
+    config = TeacherConfig(model="fake", address="127.0.0.1:0")
+    running = asyncio.create_task(server_module.serve(config, load))
+    await _until(loading.is_set)
+    signal.raise_signal(signal.SIGINT)
+    await asyncio.wait_for(running, 5)
+    released.set()
 
 
 async def test_reflection_only_on_request(connect):
