@@ -50,7 +50,9 @@ def test_both_students_were_attached_to_one_teacher_that_was_started_once(finish
     first_step = min(rows(run, student)[0]["time_seconds"] for student in STUDENTS)
     assert usage["started_at_seconds"] < first_step
     # The two trained at the same time, not one after the other.
-    assert max(rows(run, s)[0]["time_seconds"] for s in STUDENTS) < min(rows(run, s)[-1]["time_seconds"] for s in STUDENTS)
+    assert max(rows(run, s)[0]["time_seconds"] for s in STUDENTS) < min(
+        rows(run, s)[-1]["time_seconds"] for s in STUDENTS
+    )
 
 
 def test_the_students_come_closer_to_the_teacher(finished):

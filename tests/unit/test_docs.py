@@ -1,0 +1,26 @@
+"""What the documentation says of the objectives is what the table in code says; links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from trainer.objectives.table import OBJECTIVES
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_documented_row_is_the_tables(name):
+    row = OBJECTIVES[name]
+    start = f"| `{name}` | {row.definition} | {row.data} | {', '.join(row.exact) or '–'} |"
+    assert start in (ROOT / "docs" / "objectives.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), target
