@@ -199,3 +199,19 @@ def test_bfloat16_weights_cost_only_bfloat16s_rounding(objective, kind, trained)
     for gradient, reference in zip(found, expected, strict=True):
         assert gradient.dtype == torch.bfloat16
         assert torch.cosine_similarity(gradient.double().flatten(), reference.flatten(), dim=0) > 0.999
+
+
+@pytest.mark.parametrize(("objective", "kind"), [*SERVED, ("cross entropy", "none")])
+def test_no_rows_give_no_values_and_zero_gradients(objective, kind):
+    """A worker whose share of the batch was masked away still takes part in the step."""
+    case = make_case()
+    hidden, head = leaves(case)
+    nothing = slice(0, 0)
+    if kind == "none":
+        value = token_cross_entropy(hidden[nothing], head, torch.arange(7)[nothing])
+    else:
+        teacher = case.rows(kind).at(nothing)
+        value = token_divergence(hidden[nothing], head, teacher, objective=objective, smoothing=Smoothing(noise=0.0))
+    assert value.shape == (0,)
+    for gradient in torch.autograd.grad(value.sum() / 7, [hidden, head.matrix_VD]):
+        assert torch.equal(gradient, torch.zeros_like(gradient))

@@ -58,7 +58,7 @@ class _Plan:
         self.grad_enabled = grad_enabled
 
     def chunks(self, rows: int) -> Iterator[slice]:
-        return (slice(start, min(start + self.chunk_rows, rows)) for start in range(0, rows, self.chunk_rows))
+        return _pieces(rows, self.chunk_rows)
 
 
 class _EvaluateRows(torch.autograd.Function):
@@ -84,11 +84,12 @@ class _EvaluateRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream_N: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         of_hidden_ND, of_matrix_VD, of_bias_V, hidden_ND = ctx.saved_tensors
-        weighted_ND = of_hidden_ND * upstream_N[:, None].to(of_hidden_ND.dtype)
+        # In float32: the weight of a row, rounded to bfloat16, would be a wrong learning rate.
+        weighted_ND = (of_hidden_ND.to(upstream_N.dtype) * upstream_N[:, None]).to(of_hidden_ND.dtype)
         if hidden_ND is None:
             return weighted_ND, None, None, None
-        if (upstream_N == upstream_N[0]).all():
-            weight = upstream_N[0]
+        if (upstream_N == upstream_N[:1]).all():
+            weight = upstream_N[:1].sum().item()
             return weighted_ND, _times(of_matrix_VD, weight), _times(of_bias_V, weight), None
         of_head = _HeadGradient(ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         for rows in ctx.plan.chunks(len(hidden_ND)):
@@ -114,12 +115,17 @@ class _HeadGradient:
             self.of_bias_V = _sum(self.of_bias_V, gradient_nV.sum(0))
 
 
+def _pieces(rows: int, size: int) -> Iterator[slice]:
+    """Consecutive slices; of no rows one that is empty, so that a worker without rows still has (zero) gradients."""
+    return (slice(start, start + size) for start in range(0, max(rows, 1), size))
+
+
 def _sum(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total.to(accurate_dtype(part.dtype)).add_(part)
 
 
-def _times(gradient: Tensor | None, weight: Tensor) -> Tensor | None:
-    return None if gradient is None else gradient * weight.to(gradient.dtype)
+def _times(gradient: Tensor | None, weight: float) -> Tensor | None:
+    return None if gradient is None else gradient * weight
 
 
 def _fill_with_gradient(
@@ -128,8 +134,7 @@ def _fill_with_gradient(
     """Values of a chunk; its product is overwritten with the (weighted) gradient at the product if wanted."""
     function = plan.function.of_chunk(rows)
     values = []
-    for start in range(0, len(product_nV), BLOCK_ROWS):
-        block = slice(start, start + BLOCK_ROWS)
+    for block in _pieces(len(product_nV), BLOCK_ROWS):
         logits_nV = plan.head.finish(product_nV[block])
         before_nV = logits_nV.clone() if plan.head.softcap > 0.0 else logits_nV
         value_n, gradient_nV = function(logits_nV, block, with_gradient)
