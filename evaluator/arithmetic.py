@@ -1,7 +1,7 @@
 """Arithmetic word problems from a seed, with worked rationales: training text and a test set that share nothing.
 
-A problem belongs to the training or to the test split by a checksum of its sorted operands, so that no
-equation of one split appears in the other, whatever its story, names or things are.
+A problem belongs to the training or to the test split by a checksum of its sorted operands, so that no two
+problems of different splits have the same numbers, whatever their story, names or things are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tutelage.errors import ConfigurationError
 
 Split = Literal["train", "test"]
 MAX_COUNT = 50_000
-_TEST_SHARE = 5  # one equation in five is a test equation
+_TEST_SHARE = 5  # one set of operands in five
 
 _NAMES = (
     "Ann", "Ben", "Carla", "Dev", "Elena", "Farid", "Grace", "Hugo", "Ines", "Jonas", "Kavya", "Liam", "Mona", "Nils",

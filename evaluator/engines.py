@@ -120,7 +120,9 @@ class TransformersEngine:
     def __init__(self, checkpoint: Path, *, dtype: Dtype, batch_items: int, pack_tokens: int = 512) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging as transformers_logging
 
+        transformers_logging.disable_progress_bar()
         self.dtype, self.batch_items, self._pack_tokens = dtype, batch_items, pack_tokens
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)

@@ -42,7 +42,7 @@ def _styled(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> Chart:
         "domainColor": _GRID,
         "tickColor": _GRID,
     }
-    legend = {"orient": "bottom", "columns": 2, "labelFontSize": 12, "labelColor": _INK, "symbolStrokeColor": _MUTED}
+    legend = {"orient": "bottom", "columns": 2, "labelFontSize": 12, "labelColor": _INK}
     styled = chart.configure(font=_FONT, background="white", padding=6).configure_view(stroke=None)
     return styled.configure_axis(**axis).configure_legend(**legend)
 
@@ -51,7 +51,7 @@ def _dots(base: alt.Chart, x: alt.X) -> alt.LayerChart:
     """A point a row: hollow where `filled` is false (before training)."""
     hollow = base.transform_filter("!datum.filled").mark_point(size=64, strokeWidth=2, fill="white", opacity=1)
     solid = base.transform_filter("datum.filled").mark_point(size=64, strokeWidth=2, filled=True, opacity=1)
-    return hollow.encode(x=x) + solid.encode(x=x)
+    return solid.encode(x=x) + hollow.encode(x=x)  # a legend takes its marks from the first layer
 
 
 def curve(metrics: pl.DataFrame, column: str, students: Sequence[str], *, title: str, percent: bool = False) -> Chart:

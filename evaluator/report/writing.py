@@ -273,21 +273,21 @@ def _likeness(material: Material, frame: pl.DataFrame) -> Section | None:
 
 
 def _outputs(material: Material) -> Section | None:
-    """The first items of the first generated task, as every model answered them."""
+    """The first items of one task, of those whose questions are here if any, as every model answered them."""
     summary = tables.ordered(material.summary.filter(protocol="paper"))
     if summary.is_empty():
         return None
-    task = summary["task"].unique().sort()[0]
+    questions_of = {task: _questions(task) for task in summary["task"].unique().sort()}
+    task = max(questions_of, key=lambda name: bool(questions_of[name]))
     labels = {row["evaluation_id"]: row["label"] for row in summary.filter(task=task).to_dicts()}
     rows = material.rows.filter(task=task, protocol="paper").sort(pl.col("item_id").cast(pl.UInt32))
-    questions = _questions(str(task))
     samples = []
     for item in rows["item_id"].unique(maintain_order=True)[:_SAMPLES]:
         answers = {row["evaluation_id"]: row for row in rows.filter(item_id=item).to_dicts()}
         samples.append(
             {
                 "title": f"{task}, item {item}; right answer: {next(iter(answers.values()))['target']}",
-                "question": questions.get(next(iter(answers.values()))["item_hash"], ""),
+                "question": questions_of[task].get(next(iter(answers.values()))["item_hash"], ""),
                 "answers": [
                     {"label": label, "output": answers[one]["output"] or "", "right": answers[one]["score"] == 1.0}
                     for one, label in labels.items()

@@ -1,0 +1,32 @@
+"""The vLLM engine writes what the transformers engine writes, into the same rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from evaluator.configuration import EvaluationSettings
+from evaluator.evaluation import evaluate
+from evaluator.frames import read
+from evaluator.requests import Evaluation, Labels, TaskRequest
+
+DIFFERENT = ["engine", "seconds"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_both_engines_give_the_same_rows(
+    packaged_models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    tasks = (TaskRequest("arithmetic", "paper", 8), TaskRequest("arithmetic", "loglik", 8))
+    evaluation = Evaluation("one", packaged_models[0], Labels("r1", "teacher"), tasks)
+    for engine in ("transformers", "vllm"):
+        settings = EvaluationSettings(prompt="chat", max_new_tokens=24, engine=engine, dtype="float32")
+        evaluate(evaluation, settings, tmp_path / engine)
+    ours, vllms = (read(tmp_path / engine).collect() for engine in ("transformers", "vllm"))
+    assert set(vllms["engine"]) == {"vllm"}
+    assert ours.filter(protocol="loglik").drop(DIFFERENT).equals(vllms.filter(protocol="loglik").drop(DIFFERENT))
+    same = (ours["output"] == vllms["output"]).sum()
+    assert same >= len(ours) - 1  # a tie in rounding may turn one greedy answer
