@@ -105,7 +105,8 @@ def serve_teacher(model: Path, run: Path) -> contextlib.AbstractContextManager[s
 def serve_evaluator(run: Path, data_dir: Path | None) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     """An evaluator that writes `frames/`, on a free port."""
     options = ["--address", "127.0.0.1:0", "--address-file", str(run / "evaluator.address")]
-    command = [TUTELAGE, "evaluate", "serve", *options, "--frames", str(run / "frames"), "--queue", str(run / "queue")]
+    options += ["--frames", str(run / "frames"), "--queue", str(run / "queue"), "--prompt", "chat"]
+    command = [TUTELAGE, "evaluate", "serve", *options]
     environment = _environment(run) | ({"TUTELAGE_DATA_DIR": str(data_dir)} if data_dir else {})
     return running(command, log=run / "logs" / "evaluator.log", environment=environment)
 
