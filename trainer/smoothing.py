@@ -126,19 +126,15 @@ def _normals(seed: int, sequence_digest_N: Tensor, position_N: Tensor, block_NB:
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
     """Philox 4x32-10: four words from a counter of four words and a key of two.
 
-    Words are int64 tensors (that broadcast) or integers with values 0 … 2³²-1.
+    Words are int64 tensors (that broadcast) or integers with values 0 … 2³²-1. A product of two words may wrap
+    around in int64, which leaves its 64 bits as they should be.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
-        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        product0, product2 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0 = ((product2 >> 32) ^ c1).bitwise_xor_(k0).bitwise_and_(_WORD)
+        c2 = ((product0 >> 32) ^ c3).bitwise_xor_(k1).bitwise_and_(_WORD)
+        c1, c3 = product2.bitwise_and_(_WORD), product0.bitwise_and_(_WORD)
         k0, k1 = (k0 + _KEY_STEPS[0]) & _WORD, (k1 + _KEY_STEPS[1]) & _WORD
     return c0, c1, c2, c3
-
-
-def _multiply(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """High and low word of the 64-bit product; int64 wraps around, which leaves the bits as they should be."""
-    product = word * multiplier
-    return (product >> 32) & _WORD, product & _WORD

@@ -25,15 +25,15 @@ class Case:
     teacher: HiddenRows
 
     @property
-    def student_logits_NV(self) -> Tensor:
+    def student_logits(self) -> Tensor:
         return self.head.logits(self.hidden_ND)
 
     @property
-    def teacher_logits_NV(self) -> Tensor:
+    def teacher_logits(self) -> Tensor:
         return self.teacher.unembedding.logits(self.teacher.hidden_ND)
 
     def topk(self, k: int, temperature: float = 1.0) -> TopKRows:
-        logits_NV = self.teacher_logits_NV
+        logits_NV = self.teacher_logits
         largest = logits_NV.topk(k, dim=-1)
         return TopKRows(
             largest.indices,
@@ -45,8 +45,8 @@ class Case:
 
     def candidates(self, k: int, temperature: float = 1.0, padded: int = 0) -> CandidateRows:
         """The student's k likeliest ids, the last `padded` of every second row missing."""
-        logits_NV = self.teacher_logits_NV
-        ids_NC = self.student_logits_NV.topk(k, dim=-1).indices
+        logits_NV = self.teacher_logits
+        ids_NC = self.student_logits.topk(k, dim=-1).indices
         chosen_NC = logits_NV.gather(-1, ids_NC)
         if padded:
             ids_NC[::2, -padded:] = -1

@@ -2,9 +2,9 @@
 
 The two matrix products run on chunks of rows, everything between them on blocks of a few rows that stay in the
 processor's cache. The gradient at a block's logits overwrites the chunk's product, so beyond one chunk neither
-logits nor their gradients exist. A frozen unembedding (LoRA) needs no second look at the logits: the gradient at the
-hidden states is ready after the forward pass. A trained one recomputes the logits in the backward pass, when the
-weight of every row in the loss is known.
+logits nor their gradients exist. The forward pass goes on to the gradients at the hidden states and at the
+unembedding, as if every row weighed the same in the loss, so a mean over tokens never sees the logits twice. If the
+backward pass finds other weights, it computes the logits again for the gradient at the unembedding.
 
 Legend: N rows, n rows of a chunk or block, V vocabulary, D hidden width.
 """
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainer.signals import Unembedding
+from trainer.signals import Unembedding, accurate_dtype
 
 # 16 rows of 49,152 float32 logits are 3 MiB; with 64 rows the passes over them took twice as long.
-_BLOCK_ROWS = 16
+BLOCK_ROWS = 16
 
 
 class BlockFunction(Protocol):
@@ -58,47 +58,74 @@ class _Plan:
         self.grad_enabled = grad_enabled
 
     def chunks(self, rows: int) -> Iterator[slice]:
-        return (slice(start, min(start + self.chunk_rows, rows)) for start in range(0, rows, self.chunk_rows))
+        return _pieces(rows, self.chunk_rows)
 
 
 class _EvaluateRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, matrix_VD: Tensor, bias_V: Tensor | None, plan: _Plan) -> Tensor:
         ctx.plan = plan
-        ctx.head_is_trained = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        with_gradient = plan.grad_enabled and ctx.needs_input_grad[0] and not ctx.head_is_trained
-        values, gradients = [], []
+        trained = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        with_gradient = plan.grad_enabled and (ctx.needs_input_grad[0] or trained)
+        values, of_hidden = [], []
+        of_head = _HeadGradient(ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         for rows in plan.chunks(len(hidden_ND)):
             product_nV = plan.head.product(hidden_ND[rows])
             values.append(_fill_with_gradient(plan, product_nV, rows, with_gradient))
             if with_gradient:
-                gradients.append((product_nV @ matrix_VD).to(hidden_ND.dtype))
-        saved_ND = torch.cat(gradients) if with_gradient else hidden_ND
-        ctx.save_for_backward(saved_ND, matrix_VD, bias_V)
+                of_hidden.append((product_nV @ matrix_VD).to(hidden_ND.dtype))
+                of_head.add(product_nV, hidden_ND[rows])
+        if with_gradient:
+            kept = hidden_ND if trained else None
+            ctx.save_for_backward(torch.cat(of_hidden), of_head.of_matrix_VD, of_head.of_bias_V, kept)
         return torch.cat(values)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream_N: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        saved_ND, matrix_VD, bias_V = ctx.saved_tensors
-        if not ctx.head_is_trained:
-            return saved_ND * upstream_N[:, None].to(saved_ND.dtype), None, None, None
-        gradient_hidden_ND = torch.empty_like(saved_ND)
-        gradient_matrix_VD: Tensor | None = None
-        gradient_bias_V: Tensor | None = None
-        for rows in ctx.plan.chunks(len(saved_ND)):
-            product_nV = ctx.plan.head.product(saved_ND[rows])
+        of_hidden_ND, of_matrix_VD, of_bias_V, hidden_ND = ctx.saved_tensors
+        # In float32: the weight of a row, rounded to bfloat16, would be a wrong learning rate.
+        weighted_ND = (of_hidden_ND.to(upstream_N.dtype) * upstream_N[:, None]).to(of_hidden_ND.dtype)
+        if hidden_ND is None:
+            return weighted_ND, None, None, None
+        if (upstream_N == upstream_N[:1]).all():
+            weight = upstream_N[:1].sum().item()
+            return weighted_ND, _times(of_matrix_VD, weight), _times(of_bias_V, weight), None
+        of_head = _HeadGradient(ctx.needs_input_grad[1], ctx.needs_input_grad[2])
+        for rows in ctx.plan.chunks(len(hidden_ND)):
+            product_nV = ctx.plan.head.product(hidden_ND[rows])
             _fill_with_gradient(ctx.plan, product_nV, rows, True, upstream_N[rows])
-            gradient_hidden_ND[rows] = product_nV @ matrix_VD
-            gradient_matrix_VD = _add(gradient_matrix_VD, product_nV.T @ saved_ND[rows].to(matrix_VD.dtype))
-            if bias_V is not None:
-                gradient_bias_V = _add(gradient_bias_V, product_nV.sum(0))
-        return (
-            gradient_hidden_ND,
-            None if gradient_matrix_VD is None else gradient_matrix_VD.to(matrix_VD.dtype),
-            None if gradient_bias_V is None or bias_V is None else gradient_bias_V.to(bias_V.dtype),
-            None,
-        )
+            of_head.add(product_nV, hidden_ND[rows])
+        return weighted_ND, of_head.of_matrix_VD, of_head.of_bias_V, None
+
+
+class _HeadGradient:
+    """Sums the chunks' gradients at matrix and bias; of several chunks in float32, or bfloat16 would round at each."""
+
+    def __init__(self, matrix: bool, bias: bool) -> None:
+        self.matrix = matrix
+        self.bias = bias
+        self.of_matrix_VD: Tensor | None = None
+        self.of_bias_V: Tensor | None = None
+
+    def add(self, gradient_nV: Tensor, hidden_nD: Tensor) -> None:
+        if self.matrix:
+            self.of_matrix_VD = _sum(self.of_matrix_VD, gradient_nV.T @ hidden_nD.to(gradient_nV.dtype))
+        if self.bias:
+            self.of_bias_V = _sum(self.of_bias_V, gradient_nV.sum(0))
+
+
+def _pieces(rows: int, size: int) -> Iterator[slice]:
+    """Consecutive slices; of no rows one that is empty, so that a worker without rows still has (zero) gradients."""
+    return (slice(start, start + size) for start in range(0, max(rows, 1), size))
+
+
+def _sum(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total.to(accurate_dtype(part.dtype)).add_(part)
+
+
+def _times(gradient: Tensor | None, weight: float) -> Tensor | None:
+    return None if gradient is None else gradient * weight
 
 
 def _fill_with_gradient(
@@ -107,8 +134,7 @@ def _fill_with_gradient(
     """Values of a chunk; its product is overwritten with the (weighted) gradient at the product if wanted."""
     function = plan.function.of_chunk(rows)
     values = []
-    for start in range(0, len(product_nV), _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
+    for block in _pieces(len(product_nV), BLOCK_ROWS):
         logits_nV = plan.head.finish(product_nV[block])
         before_nV = logits_nV.clone() if plan.head.softcap > 0.0 else logits_nV
         value_n, gradient_nV = function(logits_nV, block, with_gradient)
@@ -118,8 +144,3 @@ def _fill_with_gradient(
                 gradient_nV = gradient_nV.mul_(upstream_n[block, None])
             product_nV[block] = plan.head.finish_backward(gradient_nV, before_nV)
     return torch.cat(values)
-
-
-def _add(total: Tensor | None, part: Tensor) -> Tensor:
-    """Sums of several chunks are kept in float32: bfloat16 would round at each."""
-    return part if total is None else total.to(torch.promote_types(part.dtype, torch.float32)).add_(part)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from trainer.objectives.chunked import BlockFunction, evaluate_rows
 from trainer.objectives.divergences import entropy, forward_kl, generalized_jsd, reverse_kl
+from trainer.objectives.gradients import row_dot
 from trainer.objectives.loss import DEFAULT_CHUNK_ROWS, check_same_vocabulary
 from trainer.objectives.supports import bucketed_logps
 from trainer.signals import BucketedRows, HiddenRows, TeacherRows, Unembedding
@@ -87,10 +89,9 @@ class _OfWhole:
             teacher_nV = smooth_teacher(raw_nV, digest_n[block], position_n[block], self.smoothing).log_softmax(-1)
             student_nV = (logits_nV / self.smoothing.temperature_of_student).log_softmax(-1)
             support = student_nV.topk(min(SUPPORT_IDS, student_nV.shape[1]), dim=-1)
+            compare = _with_zeros if self.smoothing.truncates else _without_zeros
             return {
-                **_divergences(teacher_nV, student_nV),
-                "teacher_entropy": entropy(teacher_nV),
-                "student_entropy": entropy(student_nV),
+                **compare(teacher_nV, student_nV),
                 "top1_agreement": teacher_nV.argmax(-1) == support.indices[:, 0],
                 "tail_mass": 1.0 - teacher_nV.gather(-1, support.indices).exp().sum(-1),
                 "student_tail_mass": 1.0 - support.values.exp().sum(-1),
@@ -113,8 +114,7 @@ class _OfBuckets:
             teacher_nA, student_nA = bucketed_logps(rows, logits_nV, self.smoothing)
             best_n = rows.kept_logits.masked_fill(rows.kept_ids < 0, -math.inf).argmax(-1, keepdim=True)
             return {
-                **_divergences(teacher_nA, student_nA),
-                "teacher_entropy": entropy(teacher_nA),
+                **_with_zeros(teacher_nA, student_nA),
                 "student_entropy": entropy(student_nV),
                 "top1_agreement": rows.kept_ids.gather(-1, best_n)[:, 0] == student_nV.argmax(-1),
                 "tail_mass": teacher_nA[:, -1].exp(),
@@ -124,9 +124,28 @@ class _OfBuckets:
         return measure
 
 
-def _divergences(teacher_logp_nA: Tensor, student_logp_nA: Tensor) -> _Measures:
+def _with_zeros(teacher_logp_nA: Tensor, student_logp_nA: Tensor) -> _Measures:
     return {
         "forward_kl": forward_kl(teacher_logp_nA, student_logp_nA),
         "reverse_kl": reverse_kl(teacher_logp_nA, student_logp_nA),
         "jsd": generalized_jsd(teacher_logp_nA, student_logp_nA, beta=0.5),
+        "teacher_entropy": entropy(teacher_logp_nA),
+        "student_entropy": entropy(student_logp_nA),
+    }
+
+
+def _without_zeros(teacher_logp_nV: Tensor, student_logp_nV: Tensor) -> _Measures:
+    """The same where no probability is 0, in a third of the time for want of masks."""
+    teacher_nV, student_nV = teacher_logp_nV.exp(), student_logp_nV.exp()
+    log_ratio_nV = teacher_logp_nV - student_logp_nV
+    forward_n, reverse_n = row_dot(teacher_nV, log_ratio_nV), -row_dot(student_nV, log_ratio_nV)
+    # ln m/q = softplus(ln p/q) − ln 2.
+    mixture_nV = softplus(log_ratio_nV)
+    mixtures_n = row_dot(teacher_nV, mixture_nV) + row_dot(student_nV, mixture_nV)
+    return {
+        "forward_kl": forward_n,
+        "reverse_kl": reverse_n,
+        "jsd": 0.5 * (forward_n - mixtures_n) + math.log(2.0),
+        "teacher_entropy": -row_dot(teacher_nV, teacher_logp_nV),
+        "student_entropy": -row_dot(student_nV, student_logp_nV),
     }

@@ -39,7 +39,7 @@ def generalized_jsd(
 ) -> Tensor:
     """β·KL(p‖m) + (1−β)·KL(q‖m) with m = β·p + (1−β)·q, [N], in [0, ln 2].
 
-    Agarwal et al., "On-policy distillation of language models", ICLR 2024, arXiv 2306.13649, equation 1. Its
+    Agarwal et al., "On-policy distillation of language models", ICLR 2024, arXiv 2306.13649. Its
     value goes to 0 with β → 0 and β → 1, in proportion to KL(p‖q) and KL(q‖p); β = 0 and β = 1 mean those
     divergences themselves, a jump in scale by 1/β near 0. With `normalize_beta` it is divided by β(1−β), which
     makes it continuous in β; the bound is then ln 2 / (β(1−β)).
@@ -58,7 +58,7 @@ def skew_kl(teacher_logp_NA: Tensor, student_logp_NA: Tensor, *, alpha: float) -
     """KL(p ‖ α·p + (1−α)·q), [N], in [0, −ln α].
 
     Ko, Kim, Chen, Yun, "DistiLLM: towards streamlined distillation for large language models", ICML 2024,
-    arXiv 2402.03898, equation 4. α = 0 is the forward KL.
+    arXiv 2402.03898. α = 0 is the forward KL.
     """
     return _mean_log_ratio(teacher_logp_NA, log_mixture(teacher_logp_NA, student_logp_NA, alpha))
 
@@ -72,7 +72,7 @@ def total_variation(teacher_logp_NA: Tensor, student_logp_NA: Tensor) -> Tensor:
     """½ Σ |p − q|, [N], in [0, 1].
 
     Wen, Li, Du, Mou, "f-divergence minimization for sequence-level knowledge distillation", ACL 2023, arXiv
-    2307.15190, section 3.
+    2307.15190.
     """
     return 0.5 * (teacher_logp_NA.exp() - student_logp_NA.exp()).abs().sum(-1)
 
@@ -83,7 +83,7 @@ def adaptive_kl(teacher_logp_NA: Tensor, student_logp_NA: Tensor, *, head_mass: 
     Head: the likeliest atoms of the teacher up to the mass `head_mass`, at least one. w is the share of Σ |p − q|
     that lies in the head, without a gradient; ½ where p = q.
     Wu, Tao, Wang, Yang, Zhao, Wong, "Rethinking Kullback-Leibler divergence in knowledge distillation for large
-    language models", COLING 2025, arXiv 2404.02657, section 4.
+    language models", COLING 2025, arXiv 2404.02657.
     """
     weight_N = _head_share_of_gap(teacher_logp_NA, student_logp_NA.detach(), head_mass)
     forward_N = forward_kl(teacher_logp_NA, student_logp_NA)

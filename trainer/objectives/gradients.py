@@ -46,7 +46,7 @@ def value_and_slope(divergence: Divergence, teacher_logp_nA: Tensor, student_log
 def forward_kl(teacher_logp_nV: Tensor, student_logp_nV: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
     """KL(p‖q); gradient q − p."""
     teacher_nV = teacher_logp_nV.exp()
-    value_n = torch.linalg.vecdot(teacher_nV, teacher_logp_nV.sub_(student_logp_nV))
+    value_n = row_dot(teacher_nV, teacher_logp_nV.sub_(student_logp_nV))
     return value_n, student_logp_nV.exp_().sub_(teacher_nV) if with_gradient else None
 
 
@@ -54,7 +54,7 @@ def reverse_kl(teacher_logp_nV: Tensor, student_logp_nV: Tensor, with_gradient: 
     """KL(q‖p); gradient q·(ln q − ln p − KL)."""
     student_nV = student_logp_nV.exp()
     ratio_nV = student_logp_nV.sub_(teacher_logp_nV)
-    value_n = torch.linalg.vecdot(student_nV, ratio_nV)
+    value_n = row_dot(student_nV, ratio_nV)
     return value_n, ratio_nV.sub_(value_n[:, None]).mul_(student_nV) if with_gradient else None
 
 
@@ -68,9 +68,9 @@ def generalized_jsd(beta: float, normalize_beta: bool) -> ValueAndGradient:
         log_ratio_nV = teacher_logp_nV.sub_(student_logp_nV)
         # ln m/q = ln((1−β) + β·p/q); exact to float64's resolution above the threshold.
         mixture_nV = softplus(log_ratio_nV + log_odds, threshold=40.0).add_(log_rest)
-        teacher_kl_n = torch.linalg.vecdot(teacher_nV, log_ratio_nV.sub_(mixture_nV))
+        teacher_kl_n = row_dot(teacher_nV, log_ratio_nV.sub_(mixture_nV))
         student_nV = student_logp_nV.exp_()
-        student_kl_n = torch.linalg.vecdot(student_nV, mixture_nV).neg_()
+        student_kl_n = row_dot(student_nV, mixture_nV).neg_()
         value_n = (beta * teacher_kl_n + (1.0 - beta) * student_kl_n) * factor
         if not with_gradient:
             return value_n, None
@@ -78,3 +78,8 @@ def generalized_jsd(beta: float, normalize_beta: bool) -> ValueAndGradient:
         return value_n, gradient_nV
 
     return evaluate
+
+
+def row_dot(a_nV: Tensor, b_nV: Tensor) -> Tensor:
+    """Σ_v a·b, [n], without the product as a temporary."""
+    return (a_nV[:, None, :] @ b_nV[:, :, None])[:, 0, 0]

@@ -30,3 +30,14 @@ def reduce_sequence_mean(loss_N: Tensor, sequence_tokens_N: Tensor, total_sequen
 
     """
     return (loss_N / sequence_tokens_N).sum() / total_sequences
+
+
+def reduce_micro_batch_token_mean(loss_N: Tensor, micro_batches: int) -> Tensor:
+    """Mean over the micro-batch's tokens, then over micro-batches: tokens of short micro-batches count more.
+
+    Args:
+        loss_N: values of the rows of one micro-batch, N ≥ 1.
+        micro_batches: micro-batches of the optimizer step on all workers, ≥ 1.
+
+    """
+    return loss_N.mean() / micro_batches

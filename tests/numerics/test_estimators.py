@@ -1,0 +1,117 @@
+"""Each estimator's expectation, summed over the whole vocabulary, has the gradient that its name says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from numerics.cases import make_case
+from tutelage.errors import ConfigurationError
+
+from trainer.objectives import divergences, estimators
+from trainer.objectives.loss import token_policy_gradient
+from trainer.signals import CandidateRows
+from trainer.smoothing import Smoothing, counter_normal
+
+GRADIENT_OF = {
+    "policy_gradient": divergences.reverse_kl,
+    "k2_reverse_kl": divergences.reverse_kl,
+    "k3_forward_kl": divergences.forward_kl,
+}
+
+
+def expectation(loss_of_logps, student_logits, teacher_logp):
+    """E over tokens of the student: Σ_v q(v)·loss(v), with q as constant weights."""
+    student_logp = student_logits.log_softmax(-1)
+    return (student_logp.detach().exp() * loss_of_logps(student_logp, teacher_logp)).sum()
+
+
+@pytest.fixture
+def logits():
+    case = make_case(rows=3)
+    return case.student_logits.requires_grad_(), case.teacher_logits.log_softmax(-1)
+
+
+@pytest.mark.parametrize("name", GRADIENT_OF)
+def test_expected_gradient_is_that_of_the_divergence_in_the_name(name, logits):
+    student, teacher_logp = logits
+    (found,) = torch.autograd.grad(expectation(getattr(estimators, name), student, teacher_logp), student)
+    divergence = GRADIENT_OF[name](teacher_logp, student.log_softmax(-1))
+    (expected,) = torch.autograd.grad(divergence.sum(), student)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["policy_gradient", "k3_forward_kl"])
+def test_expected_value_is_the_reverse_kl(name, logits):
+    student, teacher_logp = logits
+    found = expectation(getattr(estimators, name), student, teacher_logp)
+    expected = divergences.reverse_kl(teacher_logp, student.log_softmax(-1)).sum()
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_lagging_sampler_is_corrected(logits):
+    student, teacher_logp = logits
+    sampler_logp = (student.detach() + torch.linspace(-1, 1, 23, dtype=torch.float64)).log_softmax(-1)
+    loss = (sampler_logp.exp() * estimators.policy_gradient(student.log_softmax(-1), teacher_logp, sampler_logp)).sum()
+    (found,) = torch.autograd.grad(loss, student)
+    (expected,) = torch.autograd.grad(divergences.reverse_kl(teacher_logp, student.log_softmax(-1)).sum(), student)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("estimator", GRADIENT_OF)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_token_policy_gradient_from_hidden_and_from_realised_logits(estimator, temperature):
+    case = make_case()
+    ids = torch.arange(7)
+    weights = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    candidates = case.candidates(3, temperature)
+    candidates = CandidateRows(
+        candidates.ids_NC,
+        candidates.logits_NC,
+        candidates.logsumexp_N,
+        realized_logits_N=case.teacher_logits.gather(-1, ids[:, None])[:, 0],
+    )
+    smoothing = Smoothing(temperature=temperature)
+    teacher_logp = (case.teacher_logits / temperature).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    hidden = case.hidden_ND.requires_grad_()
+    student_logits = hidden @ case.head.matrix_VD.T / temperature
+    student_logp = student_logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    expected = getattr(estimators, estimator)(student_logp, teacher_logp)
+    for teacher in (case.teacher, candidates):
+        value = token_policy_gradient(
+            hidden, case.head, teacher, ids, estimator=estimator, smoothing=smoothing, chunk_rows=3
+        )
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad((value * weights).sum(), hidden),
+            torch.autograd.grad((expected * weights).sum(), hidden, retain_graph=True),
+        )
+
+
+def test_noise_reaches_the_reward():
+    case = make_case()
+    ids = torch.zeros(7, dtype=torch.int64)
+    smoothing = Smoothing(noise=2.0, noise_seed=4)
+    value = token_policy_gradient(case.hidden_ND, case.head, case.teacher, ids, smoothing=smoothing)
+    noise = counter_normal(4, case.teacher.sequence_digest_N, case.teacher.position_N, 23)
+    teacher_logp = (case.teacher_logits + 2.0 * noise).log_softmax(-1)[:, 0]
+    torch.testing.assert_close(value, case.student_logits.log_softmax(-1)[:, 0] - teacher_logp)
+
+
+def test_k1_as_a_loss_is_refused():
+    case = make_case()
+    with pytest.raises(ConfigurationError, match="expected gradient of 0"):
+        token_policy_gradient(
+            case.hidden_ND, case.head, case.teacher, torch.zeros(7), estimator="k1", smoothing=Smoothing()
+        )
+
+
+def test_estimates_from_samples_agree_within_five_standard_errors():
+    case = make_case(rows=1)
+    student, teacher = case.student_logits.log_softmax(-1), case.teacher_logits.log_softmax(-1)
+    ids = torch.multinomial(student[0].exp(), 100_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    exact = divergences.reverse_kl(teacher, student).item()
+    for estimator in (estimators.policy_gradient, estimators.k3_forward_kl):
+        samples = estimator(student[0, ids], teacher[0, ids])
+        assert abs(samples.mean().item() - exact) < 5 * samples.std().item() / math.sqrt(len(ids))
