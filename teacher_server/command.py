@@ -112,9 +112,9 @@ def _print_info(answer: Any) -> None:
         "limits": f"{limits.max_sequence_tokens:,} tokens, k ≤ {limits.max_k:,}, "
         f"{limits.max_requests_in_flight} requests in flight a stream",
         "noise floor": f"KL {floor.mean_kl:.2g} nats mean, {floor.max_kl:.2g} max ({floor.positions} positions)",
-        "weights": answer.weights_digest,
-        **{f"tokenizer {field}": digest for field, digest in sorted(answer.tokenizer_digests.items())},
-        "chat template": answer.chat_template_digest or "none",
+        "weights": _short(answer.weights_digest),
+        **{f"tokenizer {field}": _short(digest) for field, digest in sorted(answer.tokenizer_digests.items())},
+        "chat template": _short(answer.chat_template_digest) or "none",
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.started_at_seconds)),
     }
     table = Table(show_header=False, box=None)
@@ -123,15 +123,26 @@ def _print_info(answer: Any) -> None:
     Console().print(table)
 
 
+def _short(digest: str) -> str:
+    """Enough of a digest for the eye; --json has all of it."""
+    return digest[:16]
+
+
 def _print_usage(answer: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    numbers = ("open_streams", "sequences", "tokens", "rows", "bytes", "refusals", "written_tokens")
-    table = Table("student", *(name.replace("_", " ") for name in numbers), "last seen")
+    table = Table("student", "streams", "sequences", "tokens", "rows", "MiB", "refused", "written", "last seen")
     for student in answer.students:
-        seen = time.strftime("%H:%M:%S", time.localtime(student.last_seen_seconds))
-        table.add_row(student.student_id, *(f"{getattr(student, name):,}" for name in numbers), seen)
+        numbers = (student.open_streams, student.sequences, student.tokens, student.rows)
+        table.add_row(
+            student.student_id,
+            *(f"{number:,}" for number in numbers),
+            f"{student.bytes / 2**20:,.1f}",
+            f"{student.refusals:,}",
+            f"{student.written_tokens:,}",
+            time.strftime("%H:%M:%S", time.localtime(student.last_seen_seconds)),
+        )
     Console().print(table)
 
 

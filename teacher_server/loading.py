@@ -7,7 +7,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tutelage import identity
 from tutelage.errors import ConfigurationError
@@ -15,6 +15,8 @@ from tutelage.teacher.v1 import teacher_pb2 as pb
 
 from teacher_server import unembedding, vllm_engine
 from teacher_server.config import TeacherConfig
+from teacher_server.engine import ScoringEngine, WritingEngine
+from teacher_server.self_check import check_sequences
 from teacher_server.signal_head import SignalHead, use_bfloat16_products
 from teacher_server.teacher import ScoringParts, Teacher
 
@@ -83,36 +85,38 @@ def read_checkpoint(folder: Path, config: TeacherConfig) -> Checkpoint:
 def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: float) -> Teacher:
     """Reads the checkpoint and starts the engines: a minute or more, to be run outside the event loop.
 
+    Sets how torch computes in this process, which is the teacher's alone.
+
     Raises:
         ConfigurationError: vLLM does not start with this configuration.
         NotServed: the model's head is not one that is known here.
         DataError: files of the checkpoint are missing.
 
     """
+    import torch
+
+    torch.set_num_threads(1)  # each head thread computes alone; more would fight the engine for its cores
+    use_bfloat16_products()
     logger.info("reading %s", config.model)
     checkpoint = read_checkpoint(find_checkpoint(config.model, config.revision), config)
     head = load_head(checkpoint, config) if "score" in config.roles else None
+    logger.info("starting vLLM to %s, in %s", " and to ".join(config.roles), config.dtype)
     vllm_engine.prepare_environment(config)
-    scoring = writing = None
-    for role in config.roles:
-        logger.info("starting the %s engine (vLLM, %s)", {"score": "scoring", "write": "writing"}[role], config.dtype)
-        if role == "score":
-            assert head is not None
-            threads = ThreadPoolExecutor(config.head_threads, thread_name_prefix="signal-head")
-            scoring = ScoringParts(vllm_engine.start_scoring(checkpoint.folder, config), head, threads)
-        else:
-            writing = vllm_engine.start_writing(checkpoint.folder, config)
+    engines = vllm_engine.start_engines(checkpoint.folder, config)
     info = describe(checkpoint, config, head)
     info.instance_id, info.started_at_seconds, info.engine = instance_id, started_at_seconds, vllm_engine.version()
-    return Teacher(info, scoring, writing)
+    scoring = None
+    if head is not None:
+        threads = ThreadPoolExecutor(config.head_threads, thread_name_prefix="signal-head")
+        scoring = ScoringParts(cast(ScoringEngine, engines["score"]), head, threads)
+    texts = check_sequences(checkpoint.folder, config.max_sequence_tokens)
+    return Teacher(info, scoring, cast(WritingEngine | None, engines.get("write")), texts)
 
 
 def load_head(checkpoint: Checkpoint, config: TeacherConfig) -> SignalHead:
     """The signal head of a checkpoint, on the device that the configuration names."""
     import torch
 
-    torch.set_num_threads(1)  # each head thread computes alone; more would fight the engine for its cores
-    use_bfloat16_products()
     device = config.head_device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,36 +8,45 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tutelage.errors import TutelageError
 from tutelage.teacher.v1 import teacher_pb2 as pb
 
-from teacher_server.signal_head import SignalHead, normalized
-from teacher_server.teacher import ScoringParts, Teacher
+from teacher_server.engine import Sampling, WritingEngine
+from teacher_server.signal_head import SignalHead
 
-_SEED = 0
-_LENGTHS = (8, 32, 64, 152)
+if TYPE_CHECKING:
+    from teacher_server.teacher import ScoringParts
+
+TEXT = """\
+A baker has 24 rolls. She sells 9 of them in the morning and bakes 12 more at noon, so in the afternoon there
+are 24 - 9 + 12 = 27 rolls. Of these, a third goes to the school next door. How many are left? A third of 27
+is 9, and 27 - 9 = 18, so 18 rolls are left.
+
+The harbour lies on the northern side of the island, where the water is deep enough for larger ships. In
+winter, when storms come from the west, the fishing boats stay in the bay for weeks, and the people mend their
+nets, tell stories, and wait for the wind to turn."""
+_LENGTHS = (8, 24, 64, 128)
 
 
-def check_sequences(vocabulary_size: int, longest: int) -> list[list[int]]:
-    """Sequences of several lengths whose ids cover the vocabulary, both ends included."""
-    generator = torch.Generator().manual_seed(_SEED)
-    sequences = [
-        torch.randint(vocabulary_size, (min(length, longest),), generator=generator).tolist() for length in _LENGTHS
-    ]
-    sequences[-1][0], sequences[-1][-1] = 0, vocabulary_size - 1
-    return sequences
+def check_sequences(checkpoint: Path, longest: int) -> list[list[int]]:
+    """Ordinary text as the teacher's token ids, cut to several lengths of at most `longest` tokens."""
+    from tokenizers import Tokenizer
+
+    token_ids = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(TEXT).ids
+    return [token_ids[: min(length, longest)] for length in _LENGTHS]
 
 
-async def check_scoring(scoring: ScoringParts, longest: int) -> pb.NoiseFloor:
+async def check_scoring(scoring: ScoringParts, sequences: Sequence[Sequence[int]]) -> pb.NoiseFloor:
     """Scores sequences alone, then all at once, and compares.
 
     Raises:
         TutelageError: log-probabilities are not finite.
 
     """
-    sequences = check_sequences(scoring.head.vocabulary_size, longest)
     alone = [await scoring.engine.hidden_states(sequence) for sequence in sequences]
     batched = await asyncio.gather(*map(scoring.engine.hidden_states, sequences))
     kl = await asyncio.to_thread(_kl_between, alone, batched, scoring.head)
@@ -46,20 +55,17 @@ async def check_scoring(scoring: ScoringParts, longest: int) -> pb.NoiseFloor:
     return pb.NoiseFloor(mean_kl=kl.mean().item(), max_kl=kl.max().item(), positions=len(kl))
 
 
+async def check_writing(engine: WritingEngine, prompt_token_ids: Sequence[int]) -> None:
+    """Writes one token."""
+    one_token = Sampling(samples=1, max_new_tokens=1, temperature=0.0, top_p=1.0, seed=0, stop=())
+    async for _ in engine.write(prompt_token_ids, one_token):
+        pass
+
+
 def _kl_between(alone: Sequence[torch.Tensor], batched: Sequence[torch.Tensor], head: SignalHead) -> torch.Tensor:
-    """KL(alone ‖ batched) of each position, nats."""
+    """KL(alone ‖ batched) of each position, nats; not below 0 but for rounding."""
     parts = []
     for one, other in zip(alone, batched, strict=True):
-        p_logp, q_logp = normalized(one, head).double(), normalized(other, head).double()
+        p_logp, q_logp = (head.logits(hidden).double().log_softmax(dim=1) for hidden in (one, other))
         parts.append((p_logp.exp() * (p_logp - q_logp)).sum(dim=1))
     return torch.cat(parts)
-
-
-async def check_writing(teacher: Teacher) -> None:
-    """Writes one token."""
-    from teacher_server.engine import Sampling
-
-    assert teacher.writing is not None
-    one_token = Sampling(samples=1, max_new_tokens=1, temperature=0.0, top_p=1.0, seed=0, stop=())
-    async for _ in teacher.writing.write([0], one_token):
-        pass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import signal
 import threading
@@ -70,10 +71,11 @@ class TeacherServer:
             _write_atomically(self._config.address_file, self.address)
 
     async def stop(self, grace_seconds: float) -> None:
-        """Takes nothing new, waits for what is in flight, then cancels it."""
+        """Takes nothing new, waits for what is in flight, then cancels it; health answers until then."""
         await self._set_health(_NOT_SERVING)
-        self.servicer.drain()
-        await self._server.stop(grace_seconds)
+        # Not the server's own grace, which would wait for everybody who watches the health.
+        await self.servicer.drain(grace_seconds)
+        await self._server.stop(0)
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE_NAME):
@@ -97,17 +99,19 @@ async def serve(config: TeacherConfig, load: Callable[[str, float], Teacher]) ->
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await server.start()
     logger.info("listening at %s; health is NOT_SERVING until the teacher has answered", server.address)
-    stopped = asyncio.create_task(stop.wait())
-    preparing = asyncio.create_task(_prepare(server, load))
-    await asyncio.wait({stopped, preparing}, return_when=asyncio.FIRST_COMPLETED)
-    if not preparing.done():
-        logger.info("told to stop while loading")
+    try:
+        stopped = asyncio.create_task(stop.wait())
+        preparing = asyncio.create_task(_prepare(server, load))
+        await asyncio.wait({stopped, preparing}, return_when=asyncio.FIRST_COMPLETED)
+        if not preparing.done():
+            logger.info("told to stop while loading")
+            return
+        teacher = preparing.result()
+        await server.open(teacher)
+        logger.info("serving %s at %s", config.served_name, server.address)
+        await _until_stopped(server, teacher, stopped, config.drain_seconds)
+    finally:
         await server.stop(0)
-        return
-    teacher = preparing.result()
-    await server.open(teacher)
-    logger.info("serving %s at %s", config.served_name, server.address)
-    await _until_stopped(server, teacher, stopped, config.drain_seconds)
 
 
 async def _prepare(server: TeacherServer, load: Callable[[str, float], Teacher]) -> Teacher:
@@ -117,13 +121,11 @@ async def _prepare(server: TeacherServer, load: Callable[[str, float], Teacher])
     teacher = await _in_daemon_thread(lambda: load(servicer.instance_id, servicer.started_at_seconds))
     logger.info("checking")
     if teacher.scoring is not None:
-        floor = await check_scoring(teacher.scoring, teacher.limits.max_sequence_tokens)
+        floor = await check_scoring(teacher.scoring, teacher.check_sequences)
         teacher.info.noise_floor.CopyFrom(floor)
-        logger.info(
-            "noise floor: KL %.2g mean, %.2g max over %d positions", floor.mean_kl, floor.max_kl, floor.positions
-        )
+        logger.info("noise floor: KL %.2g nats a token, over %d tokens", floor.mean_kl, floor.positions)
     if teacher.writing is not None:
-        await check_writing(teacher)
+        await check_writing(teacher.writing, teacher.check_sequences[0])
     return teacher
 
 
@@ -134,6 +136,7 @@ async def _until_stopped(
     await asyncio.wait({stopped, died}, return_when=asyncio.FIRST_COMPLETED)
     try:
         if not stopped.done():
+            logger.error("an engine died")
             await server.stop(_DEATH_GRACE_SECONDS)
             raise TutelageError("an engine died (vLLM's message is above); start the teacher again")
         died.cancel()
@@ -169,7 +172,8 @@ async def _in_daemon_thread(function: Callable[[], T]) -> T:
             outcome.set_result(function())
         except BaseException as error:
             outcome.set_exception(error)
-        loop.call_soon_threadsafe(resolve, outcome)
+        with contextlib.suppress(RuntimeError):  # the loop has ended, nobody waits any more
+            loop.call_soon_threadsafe(resolve, outcome)
 
     threading.Thread(target=run, daemon=True, name="loading").start()
     return await future

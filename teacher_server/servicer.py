@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 import zlib
@@ -37,14 +38,19 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
         self._usage = Usage()
         self._teacher: Teacher | None = None
         self._draining = asyncio.Event()
+        self._calls_open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def open(self, teacher: Teacher) -> None:
         """Starts answering."""
         self._teacher = teacher
 
-    def drain(self) -> None:
-        """Takes no new requests, on open streams either; those in flight are finished."""
+    async def drain(self, seconds: float) -> None:
+        """Takes no new requests, on open streams either, and waits so long at most for those in flight."""
         self._draining.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
 
     async def GetTeacherInfo(self, request: pb.GetTeacherInfoRequest, context: Context) -> pb.GetTeacherInfoResponse:
         async with self._call(context) as (teacher, _):
@@ -98,6 +104,8 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
     @asynccontextmanager
     async def _call(self, context: Context) -> AsyncIterator[tuple[Teacher, str]]:
         """The teacher and the student of a call; turns our errors into its status."""
+        self._calls_open += 1
+        self._idle.clear()
         try:
             student_id = _student_id(context)
             if self._draining.is_set():
@@ -107,6 +115,10 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             yield self._teacher, student_id
         except TutelageError as error:
             await abort_with(context, error)
+        finally:
+            self._calls_open -= 1
+            if self._calls_open == 0:
+                self._idle.set()
 
 
 def unembedding_chunks(

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from teacher_server.unembedding import Unembedding
 
@@ -164,8 +163,3 @@ def _joined(parts: list[Signals]) -> Signals:
         torch.cat([part.realized_R for part in parts]),
         torch.cat([part.logsumexp_RN for part in parts]),
     )
-
-
-def normalized(hidden_RD: torch.Tensor, head: SignalHead) -> torch.Tensor:
-    """float32 [R, V]: the teacher's log-probabilities at T = 1."""
-    return functional.log_softmax(head.logits(hidden_RD), dim=1)

@@ -71,19 +71,22 @@ class ScoringStream:
         raise failure
 
     async def _requests(self) -> AsyncIterator[pb.ScoreSequencesRequest]:
-        """Requests as slots for them become free."""
         drained = asyncio.create_task(self._draining.wait())
         try:
-            while True:
-                await self._slots.acquire()
-                reading = asyncio.ensure_future(self._context.read())
-                await asyncio.wait({reading, drained}, return_when=asyncio.FIRST_COMPLETED)
-                if not reading.done() or reading.result() is grpc.aio.EOF:
-                    reading.cancel()
-                    return
-                yield reading.result()
+            while (request := await self._next(drained)) is not None:
+                yield request
         finally:
             drained.cancel()
+
+    async def _next(self, drained: asyncio.Task[Any]) -> pb.ScoreSequencesRequest | None:
+        """The next request once there is a slot for it; None after the last, or when the server drains."""
+        await self._slots.acquire()
+        reading = asyncio.ensure_future(self._context.read())
+        try:
+            await asyncio.wait({reading, drained}, return_when=asyncio.FIRST_COMPLETED)
+            return reading.result() if reading.done() and reading.result() is not grpc.aio.EOF else None
+        finally:
+            reading.cancel()
 
     async def _answer(self, request: pb.ScoreSequencesRequest) -> None:
         request_id = request.request_id

@@ -43,6 +43,8 @@ class Teacher:
     info: pb.GetTeacherInfoResponse
     scoring: ScoringParts | None
     writing: WritingEngine | None
+    check_sequences: list[list[int]]
+    """Token ids of ordinary text, of several lengths, for the first real requests."""
 
     @property
     def limits(self) -> pb.Limits:
@@ -72,5 +74,5 @@ class Teacher:
 
     def shutdown(self) -> None:
         """Ends the engines' processes."""
-        for engine in self.engines:
-            engine.shutdown()
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda engine: engine.shutdown(), self.engines))

@@ -7,8 +7,11 @@ prefix caching are off: with either, states of tokens that were computed earlier
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,9 @@ from teacher_server.engine import Sampling, WrittenPiece
 if TYPE_CHECKING:
     import torch
 
+_SPAWN_CHECK_SECONDS = 0.05
+# An engine has nothing to save; then it is killed.
+_SHUTDOWN_SECONDS = 1.0
 _DEAD = "the teacher's engine is dead; the server is exiting"
 
 
@@ -50,43 +56,31 @@ def cores_of(role: Role, config: TeacherConfig, cores: Sequence[int]) -> str:
     return ",".join(map(str, own))
 
 
-def start_scoring(checkpoint: Path, config: TeacherConfig) -> VllmScoringEngine:
-    """Starts the scoring engine's processes and waits until the model is loaded (tens of seconds).
+def start_engines(checkpoint: Path, config: TeacherConfig) -> dict[Role, VllmScoringEngine | VllmWritingEngine]:
+    """Starts the engines of all roles side by side and waits until their models are loaded (tens of seconds).
 
     Raises:
         ConfigurationError: vLLM does not start with this configuration.
 
     """
-    from vllm.config import PoolerConfig
-
-    llm = _start(
-        "score",
-        checkpoint,
-        config,
-        runner="pooling",
-        convert="embed",
-        pooler_config=PoolerConfig(task="token_embed", use_activation=False),
-        hf_overrides={"head_dtype": "model"},  # else states travel as float32: the same numbers in twice the bytes
-        enable_chunked_prefill=False,
-        enable_prefix_caching=False,
-        skip_tokenizer_init=True,
-    )
-    return VllmScoringEngine(llm)
+    with ThreadPoolExecutor(len(config.roles), thread_name_prefix="start-engine") as threads:
+        starting = {}
+        for role in config.roles:
+            # An engine's process inherits its cores through the environment, so one is spawned after the other.
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_of(role, config, sorted(os.sched_getaffinity(0)))
+            spawned = len(multiprocessing.active_children())
+            starting[role] = threads.submit(_start, role, checkpoint, config)
+            while not starting[role].done() and len(multiprocessing.active_children()) == spawned:
+                time.sleep(_SPAWN_CHECK_SECONDS)
+        return {role: engine.result() for role, engine in starting.items()}
 
 
-def start_writing(checkpoint: Path, config: TeacherConfig) -> VllmWritingEngine:
-    """Starts the writing engine likewise."""
-    return VllmWritingEngine(_start("write", checkpoint, config))
-
-
-def _start(role: Role, checkpoint: Path, config: TeacherConfig, **of_role: Any) -> Any:
+def _start(role: Role, checkpoint: Path, config: TeacherConfig) -> VllmScoringEngine | VllmWritingEngine:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    # vLLM reads this when it spawns the engine's processes, and nowhere else.
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_of(role, config, sorted(os.sched_getaffinity(0)))
     try:
-        return AsyncLLM.from_engine_args(
+        llm = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=str(checkpoint),
                 dtype=config.dtype,
@@ -97,11 +91,26 @@ def _start(role: Role, checkpoint: Path, config: TeacherConfig, **of_role: Any) 
                 enforce_eager=not config.compile,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
-                **of_role,
+                **(_scoring_arguments() if role == "score" else {}),
             )
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigurationError(f"vLLM does not start an engine to {role} with this configuration: {error}") from error
+    return VllmScoringEngine(llm) if role == "score" else VllmWritingEngine(llm)
+
+
+def _scoring_arguments() -> dict[str, Any]:
+    from vllm.config import PoolerConfig
+
+    return {
+        "runner": "pooling",
+        "convert": "embed",
+        "pooler_config": PoolerConfig(task="token_embed", use_activation=False),
+        "hf_overrides": {"head_dtype": "model"},  # else states travel as float32: the same numbers, twice the bytes
+        "enable_chunked_prefill": False,
+        "enable_prefix_caching": False,
+        "skip_tokenizer_init": True,
+    }
 
 
 def version() -> str:
@@ -113,17 +122,19 @@ def version() -> str:
 
 class _VllmEngine:
     def __init__(self, llm: Any) -> None:
-        self._llm = llm
+        self._llm: Any = llm
         self._request_numbers = itertools.count()
 
     @property
     def dead(self) -> bool:
         """As `Engine.dead`."""
-        return bool(self._llm.errored)
+        return self._llm is None or bool(self._llm.errored)
 
     def shutdown(self) -> None:
         """As `Engine.shutdown`."""
-        self._llm.shutdown()
+        # Let go of: its destructor fails when it runs at the end of the interpreter.
+        llm, self._llm = self._llm, None
+        llm.shutdown(timeout=_SHUTDOWN_SECONDS)
 
     def _next_id(self) -> str:
         return str(next(self._request_numbers))

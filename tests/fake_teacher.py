@@ -1,0 +1,124 @@
+"""A teacher whose engines are a few tensor operations: for what is asked about the service, not about vLLM.
+
+`serving(teacher)` runs the real server around it on a free port of this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import torch
+from tutelage.errors import Unreachable
+from tutelage.teacher.v1 import teacher_pb2 as pb
+
+from teacher_server.config import TeacherConfig
+from teacher_server.engine import Sampling, WrittenPiece
+from teacher_server.server import TeacherServer
+from teacher_server.signal_head import SignalHead
+from teacher_server.teacher import ScoringParts, Teacher
+from teacher_server.unembedding import Unembedding
+
+VOCABULARY_SIZE, HIDDEN_SIZE = 97, 16
+
+
+@dataclass
+class FakeScoringEngine:
+    """The state after token t is a function of tokens 0 … t, as a causal model's is."""
+
+    seconds: float = 0.0
+    """How long one sequence takes."""
+    dead: bool = False
+    started: int = 0
+    cancelled: int = 0
+    embeddings: torch.Tensor = field(
+        default_factory=lambda: torch.randn(VOCABULARY_SIZE, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
+    )
+
+    async def hidden_states(self, token_ids: Sequence[int]) -> torch.Tensor:
+        self.started += 1
+        if self.dead:
+            raise Unreachable("the teacher's engine is dead")
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return self.embeddings[list(token_ids)].cumsum(0).bfloat16()
+
+    def shutdown(self) -> None:
+        self.dead = True
+
+
+@dataclass
+class FakeWritingEngine:
+    """Writes last token + 1, + 2, … (plus the seed, above temperature 0), in pieces of one token."""
+
+    dead: bool = False
+
+    async def write(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncIterator[WrittenPiece]:
+        shift = sampling.seed if sampling.temperature > 0 else 0
+        for step in range(sampling.max_new_tokens):
+            for sample in range(sampling.samples):
+                token = (prompt_token_ids[-1] + 1 + step + shift + sample) % VOCABULARY_SIZE
+                reason = "length" if step == sampling.max_new_tokens - 1 else ""
+                yield WrittenPiece(sample, [token], f"<{token}>", reason)
+
+    def shutdown(self) -> None:
+        self.dead = True
+
+
+def fake_head(*, seed: int = 2) -> SignalHead:
+    weight = torch.randn(VOCABULARY_SIZE, HIDDEN_SIZE, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    return SignalHead(Unembedding(weight, None, scale=1.0, softcap=0.0), device="cpu")
+
+
+def fake_teacher(
+    scoring: FakeScoringEngine | None = None, writing: FakeWritingEngine | None = None, **limits: int
+) -> Teacher:
+    """A teacher with these engines; limits are small so that tests reach them."""
+    head = fake_head()
+    small = {
+        "max_sequence_tokens": 2000,
+        "max_k": 64,
+        "max_temperatures": 4,
+        "max_samples": 4,
+        "max_requests_in_flight": 8,
+        "frame_bytes": 64 * 2**10,
+    }
+    info = pb.GetTeacherInfoResponse(
+        model_name="fake",
+        vocabulary_size=VOCABULARY_SIZE,
+        hidden_size=HIDDEN_SIZE,
+        limits=pb.Limits(**(small | limits)),
+        kinds=[pb.SIGNAL_KIND_TOPK, pb.SIGNAL_KIND_CANDIDATES, pb.SIGNAL_KIND_HIDDEN] if scoring else [],
+        roles=[
+            *([pb.TEACHER_ROLE_SCORE] if scoring else []),
+            *([pb.TEACHER_ROLE_WRITE] if writing else []),
+        ],
+        unembedding=pb.Unembedding(
+            rows=VOCABULARY_SIZE,
+            columns=HIDDEN_SIZE,
+            dtype=pb.DTYPE_BFLOAT16,
+            digest=head.unembedding.digest,
+            logit_scale=1.0,
+        ),
+    )
+    parts = ScoringParts(scoring, head, ThreadPoolExecutor(2)) if scoring else None
+    return Teacher(info, parts, writing, check_sequences=[[1, 2, 3], [4, 5]])
+
+
+@asynccontextmanager
+async def serving(teacher: Teacher, **config: object) -> AsyncIterator[TeacherServer]:
+    """The real server around a teacher, on a free port of loopback."""
+    values = {"model": "fake", "address": "127.0.0.1:0"} | config
+    server = TeacherServer(TeacherConfig.model_validate(values))
+    await server.start()
+    await server.open(teacher)
+    try:
+        yield server
+    finally:
+        await server.stop(0)

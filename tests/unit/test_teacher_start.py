@@ -1,0 +1,136 @@
+"""What a teacher server does before it serves: configuration, cores, the guardian of its processes, help."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from tutelage.configuration import validate
+from tutelage.errors import ConfigurationError
+from tutelage.teacher.v1 import teacher_pb2 as pb
+
+from teacher_server.config import TeacherConfig
+from teacher_server.loading import describe, find_checkpoint, load_head, read_checkpoint
+from teacher_server.self_check import check_sequences
+from teacher_server.vllm_engine import cores_of
+
+
+def config(**values) -> TeacherConfig:
+    return validate(TeacherConfig, {"model": "somewhere/tiny"} | values)
+
+
+def test_the_name_is_the_models_unless_given():
+    assert config().served_name == "tiny"
+    assert config(model_name="mine").served_name == "mine"
+
+
+@pytest.mark.parametrize(
+    "values", [{"roles": ["score", "score"]}, {"roles": []}, {"roles": ["sing"]}, {"frame_bytes": 1}, {"max_k": 0}]
+)
+def test_configurations_that_are_refused(values):
+    with pytest.raises(ConfigurationError, match=next(iter(values))):
+        config(**values)
+
+
+@pytest.mark.parametrize(
+    ("roles", "cores", "expected"),
+    [
+        (["score"], [0], {"score": "0"}),
+        (["score"], [0, 1], {"score": "0"}),
+        (["score"], [4, 5, 6], {"score": "4,5"}),
+        (["score", "write"], [0], {"score": "0", "write": "0"}),
+        (["score", "write"], [0, 1], {"score": "0", "write": "1"}),
+        (["write", "score"], [0, 1, 2, 3], {"write": "0,1", "score": "2,3"}),
+    ],
+)
+def test_cores_of_the_engines(roles, cores, expected):
+    assert {role: cores_of(role, config(roles=roles), cores) for role in roles} == expected
+
+
+def test_cores_that_were_given():
+    assert cores_of("score", config(score_cores="3-5"), [0, 1]) == "3-5"
+
+
+def test_a_model_that_is_nowhere():
+    with pytest.raises(ConfigurationError, match="no directory"):
+        find_checkpoint("no/such/model/anywhere", None)
+
+
+def test_a_model_that_is_too_short(tiny_model):
+    with pytest.raises(ConfigurationError, match="the model's 512"):
+        read_checkpoint(tiny_model, config(max_sequence_tokens=513))
+
+
+def test_the_description_of_a_teacher(tiny_model):
+    settings = config(model=str(tiny_model), max_sequence_tokens=512)
+    checkpoint = read_checkpoint(tiny_model, settings)
+    info = describe(checkpoint, settings, load_head(checkpoint, settings))
+    assert (info.vocabulary_size, info.hidden_size, info.limits.max_k) == (512, 128, 512)
+    assert (info.unembedding.rows, info.unembedding.columns) == (512, 128)
+    assert info.unembedding.dtype == pb.DTYPE_BFLOAT16
+    assert list(info.roles) == [pb.TEACHER_ROLE_SCORE]
+
+
+def test_check_sequences_fit_the_model(tiny_model):
+    sequences = check_sequences(tiny_model, longest=30)
+    assert [len(sequence) for sequence in sequences] == [8, 24, 30, 30]
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy():
+    program = (
+        "import sys\n"
+        "from teacher_server.command import main\n"
+        "for arguments in (['--help'], ['serve', '--help'], ['info', '--help'], ['usage', '--help']):\n"
+        "    try: main(arguments)\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'vllm', 'transformers', 'grpc', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--score-cores" in done.stdout
+
+
+def _wait_until(condition, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_guardian_kills_what_a_dead_server_leaves(number):
+    # An engine stands in its own session here, so that nothing but the mark connects it to the server.
+    program = (
+        "import subprocess, sys, time\n"
+        "from teacher_server import guardian\n"
+        "bystander = subprocess.Popen(['sleep', '300'], start_new_session=True)\n"
+        "keeper = guardian.start('test-' + sys.argv[1])\n"
+        "engine = subprocess.Popen(['sleep', '300'], start_new_session=True)\n"
+        "print(bystander.pid, keeper.pid, engine.pid, flush=True)\n"
+        "time.sleep(300)\n"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-c", program, str(os.getpid())], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert server.stdout is not None
+        bystander, keeper, engine = map(psutil.Process, map(int, server.stdout.readline().split()))
+        os.kill(server.pid, number)
+        server.wait(10)
+        assert _wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 20)
+        assert _wait_until(lambda: not keeper.is_running() or keeper.status() == psutil.STATUS_ZOMBIE, 20)
+        assert bystander.is_running()
+    finally:
+        server.kill()
+        for process in (bystander, engine):
+            if process.is_running():
+                process.kill()
+        server.stdout.close()
