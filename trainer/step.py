@@ -171,7 +171,9 @@ class Stepper:
             "train/tokens": total_rows,
         }
 
-    def _measure(self, hidden_ND: Tensor, head: Unembedding, teacher: TeacherRows, total_rows: int) -> dict[str, Tensor]:
+    def _measure(
+        self, hidden_ND: Tensor, head: Unembedding, teacher: TeacherRows, total_rows: int
+    ) -> dict[str, Tensor]:
         """Divergences of evenly spread rows, about `_DIAGNOSED_ROWS` of the whole step."""
         places = slice(None, None, max(1, total_rows // _DIAGNOSED_ROWS))
         return diagnostics(hidden_ND[places], head, teacher.at(places), smoothing=self._smoothing)

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
-
-from trainer.control import Control, Stopped
-from trainer.frames import SignalRequest, SignalSpec
-from trainer.teacher_client import TeacherClient
 from tutelage import codec
 from tutelage.errors import CorruptFrame, IdentityMismatch, InvalidRequest, NotServed, Unreachable
 from tutelage.identity import tokenizer_digests
 from tutelage.teacher.v1 import teacher_pb2 as pb
+
+from trainer.control import Control, Stopped
+from trainer.frames import SignalRequest, SignalSpec
+from trainer.teacher_client import TeacherClient
 
 HIDDEN = SignalSpec("hidden")
 TOPK = SignalSpec("topk", k=6, temperatures=(1.0, 2.0))

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 from pydantic import ValidationError
+from tutelage.configuration import load, to_yaml, validate
+from tutelage.errors import ConfigurationError
 
 from trainer.config import PARAMETERS, CohortConfig, ObjectiveConfig
 from trainer.objectives.table import OBJECTIVES
-from tutelage.configuration import load, to_yaml, validate
-from tutelage.errors import ConfigurationError
 
 
 def cohort(**values):
@@ -94,7 +94,9 @@ def test_the_resolved_file_reads_back_to_the_same(tmp_path):
 
 def test_dotted_flags_reach_every_student(tmp_path):
     path = tmp_path / "cohort.yaml"
-    path.write_text("defaults: {init: s, data: {path: d.jsonl}, steps: 7}\nstudents: [{id: ann}, {id: bob, steps: 9}]\n")
+    path.write_text(
+        "defaults: {init: s, data: {path: d.jsonl}, steps: 7}\nstudents: [{id: ann}, {id: bob, steps: 9}]\n"
+    )
     arguments = ["--config", str(path), "--defaults.steps", "3", "--defaults.optimizer.clip", "0.5"]
     config = load(CohortConfig, arguments, program="t", environment_prefix="T_")
     assert [student.steps for student in config.students] == [3, 9]

@@ -9,10 +9,10 @@ import numpy as np
 import polars
 import pytest
 from transformers import AutoTokenizer
+from tutelage.errors import DataError
 
 from trainer.data import Order, read_dataset
 from trainer.prompts import Exchange, alpaca_prompt
-from tutelage.errors import DataError
 
 
 @pytest.fixture(scope="module")
