@@ -28,6 +28,8 @@ from trainer.signals import TeacherRows, Unembedding
 from trainer.student import Student, learning_rate_at
 from trainer.teacher_client import Teacher
 
+# Divergences of each row take three times as long as the loss itself; so many rows show where a step is.
+_DIAGNOSED_ROWS = 64
 _MEASURES = ("forward_kl", "reverse_kl", "tail_mass", "teacher_entropy", "student_entropy", "top1_agreement")
 
 
@@ -154,7 +156,7 @@ class Stepper:
         for batch in batches:
             hidden_ND, head = self._student.hidden(batch.sequences), self._student.head()
             if batch.teacher is not None:
-                measured.append(diagnostics(hidden_ND.detach(), head, batch.teacher, smoothing=self._smoothing))
+                measured.append(self._measure(hidden_ND.detach(), head, batch.teacher, total_rows))
             part = reduce_token_mean(self._loss(hidden_ND, head, batch), total_rows)
             part.backward()
             self._student.collect_gradients()
@@ -168,6 +170,13 @@ class Stepper:
             "train/learning_rate": learning_rate,
             "train/tokens": total_rows,
         }
+
+    def _measure(
+        self, hidden_ND: Tensor, head: Unembedding, teacher: TeacherRows, total_rows: int
+    ) -> dict[str, Tensor]:
+        """Divergences of evenly spread rows, about `_DIAGNOSED_ROWS` of the whole step."""
+        places = slice(None, None, max(1, total_rows // _DIAGNOSED_ROWS))
+        return diagnostics(hidden_ND[places], head, teacher.at(places), smoothing=self._smoothing)
 
     def _loss(self, hidden_ND: Tensor, head: Unembedding, batch: MicroBatch) -> Tensor:
         """Per row, [N]."""

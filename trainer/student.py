@@ -179,7 +179,7 @@ def _adamw(masters: dict[str, Tensor], settings: OptimizerConfig) -> torch.optim
         {"params": [tensor for tensor in masters.values() if tensor.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [tensor for tensor in masters.values() if tensor.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, foreach=True)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
 
 
 def _logit_scale(config: Any) -> float:

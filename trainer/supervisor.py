@@ -50,7 +50,7 @@ def local_or_connected_ray(config: CohortConfig) -> Iterator[None]:
     """A Ray to run on; a local one ends with the context, and binds to loopback only."""
     import ray
 
-    common: dict[str, Any] = {"namespace": config.run, "log_to_driver": False, "logging_level": "warning"}
+    common: dict[str, Any] = {"namespace": config.run, "log_to_driver": False, "logging_level": "error"}
     if config.ray.address is None:
         ray.init(
             num_cpus=config.ray.cpus or _cpus(config),

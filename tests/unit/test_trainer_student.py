@@ -1,0 +1,162 @@
+"""The student's own parts: sampling from its present weights, gradients, learning rate, saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from trainer.config import OptimizerConfig
+from trainer.rows import scored
+from trainer.sampling import choose, sample
+from trainer.student import Student, learning_rate_at
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path):
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+
+
+PROMPTS = [np.array(ids, np.int32) for ids in ([40, 41, 42, 43, 44], [50], [60, 61, 62])]
+
+
+def write(model, prompts=PROMPTS, **changes):
+    values = {
+        "generator": torch.Generator().manual_seed(0),
+        "max_new_tokens": 10,
+        "max_tokens": 100,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "end_ids": frozenset({2}),
+        "vocabulary_size": 512,
+    }
+    return sample(model, prompts, **(values | changes))
+
+
+def test_nearly_greedy_samples_are_what_the_model_finds_likeliest(model):
+    for prompt, completion in zip(PROMPTS, write(model, temperature=1e-4), strict=True):
+        ids = torch.from_numpy(np.concatenate([prompt, completion]).astype(np.int64))[None]
+        with torch.no_grad():
+            best = model(ids).logits[0, len(prompt) - 1 : -1].argmax(-1)
+        assert completion.tolist() == best.tolist()
+
+
+def test_padding_and_neighbours_change_nothing(model):
+    together = write(model, temperature=1e-4)
+    alone = [write(model, [prompt], temperature=1e-4)[0] for prompt in PROMPTS]
+    assert [item.tolist() for item in together] == [item.tolist() for item in alone]
+
+
+def test_a_sequence_ends_at_its_end_token_or_its_room(model):
+    first = write(model, temperature=1e-4)
+    end = int(first[0][3])
+    stopped = write(model, temperature=1e-4, end_ids=frozenset({end}))
+    for whole, cut in zip(first, stopped, strict=True):
+        hits = np.flatnonzero(whole == end)
+        assert cut.tolist() == whole[: hits[0] + 1 if len(hits) else None].tolist()
+    assert [len(item) for item in write(model, max_tokens=7)] == [2, 6, 4]
+
+
+def test_the_same_generator_gives_the_same_samples_and_another_gives_others(model):
+    one, two = write(model), write(model)
+    other = write(model, generator=torch.Generator().manual_seed(1))
+    assert all(np.array_equal(left, right) for left, right in zip(one, two, strict=True))
+    assert any(not np.array_equal(left, right) for left, right in zip(one, other, strict=True))
+
+
+def test_padded_rows_of_the_head_are_never_written(model):
+    assert max(int(item.max()) for item in write(model, vocabulary_size=45, max_new_tokens=40)) < 45
+
+
+def test_choices_follow_the_distribution():
+    logits = torch.tensor([0.3, -1.0, 2.0, 0.0, -torch.inf])
+    draws = 40_000
+    generator = torch.Generator().manual_seed(0)
+    ids = choose(logits.expand(draws, -1), generator, temperature=2.0, top_p=1.0)
+    expected = (logits / 2.0).softmax(-1)
+    frequency = torch.bincount(ids, minlength=5) / draws
+    # Five standard errors of a frequency.
+    assert (frequency - expected).abs().max() < 5 * (0.25 / draws) ** 0.5
+    assert frequency[4] == 0
+
+
+def test_the_nucleus_keeps_the_fewest_that_have_the_mass():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, -1)
+    ids = choose(logits, torch.Generator().manual_seed(0), temperature=1.0, top_p=0.7)
+    assert set(ids.tolist()) == {0, 1}
+
+
+def test_padding_does_not_reach_hidden_states(tiny_model):
+    student = Student(tiny_model, dtype="float32", optimizer=OptimizerConfig(), vocabulary_size=512)
+    sequences = [scored(prompt, PROMPTS[0], loss_on_prompt=False) for prompt in PROMPTS]
+    with torch.no_grad():
+        together = student.hidden(sequences)
+        alone = torch.cat([student.hidden([sequence]) for sequence in sequences])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_and_targets_belong_together():
+    sequence = scored(np.array([7, 8, 9], np.int32), np.array([1, 2], np.int32), loss_on_prompt=False)
+    assert (sequence.start, sequence.end, sequence.rows) == (2, 4, 2)
+    assert sequence.targets.tolist() == [1, 2]
+    whole = scored(np.array([7, 8, 9], np.int32), np.array([1, 2], np.int32), loss_on_prompt=True)
+    assert (whole.start, whole.end) == (0, 4)
+    assert whole.targets.tolist() == [8, 9, 1, 2]
+
+
+def test_steps_equal_plain_adamw_with_clipping(tiny_model):
+    settings = OptimizerConfig(clip=0.5, weight_decay=0.1)
+    student = Student(tiny_model, dtype="float32", optimizer=settings, vocabulary_size=512)
+    reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    groups = [
+        {"params": [p for p in reference.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in reference.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=settings.betas)
+    ids = torch.arange(30, 50)[None]
+    for _ in range(3):
+        student.model(ids, labels=ids).loss.backward()
+        student.collect_gradients()
+        norm = student.step(1e-3)
+        optimizer.zero_grad()
+        reference(ids, labels=ids).loss.backward()
+        expected = torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
+        optimizer.step()
+        assert norm == pytest.approx(float(expected), rel=1e-4)
+    for left, right in zip(student.model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+
+
+def test_small_steps_are_not_lost_in_bfloat16(tiny_model):
+    """A step that rounds to nothing in bfloat16 must add up in the float32 weights."""
+    student = Student(tiny_model, dtype="bfloat16", optimizer=OptimizerConfig(), vocabulary_size=512)
+    weight = student.model.model.norm.weight
+    before = weight.detach().clone()
+    for _ in range(40):
+        weight.grad = torch.ones_like(weight)
+        student.collect_gradients()
+        student.step(1e-4)
+    moved = before.float() - weight.detach().float()
+    assert moved.mean().item() == pytest.approx(40 * 1e-4, rel=0.2)
+
+
+def test_a_saved_student_loads_elsewhere_with_equal_logits(tiny_model, tmp_path):
+    student = Student(tiny_model, dtype="bfloat16", optimizer=OptimizerConfig(), vocabulary_size=512)
+    student.save(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    ids = torch.arange(30, 50)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, student.model(ids).logits)
+
+
+def test_learning_rates():
+    settings = OptimizerConfig(learning_rate=1.0, warmup_steps=3, schedule="linear")
+    rates = [learning_rate_at(step, 7, settings) for step in range(7)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25])
+    cosine = settings.model_copy(update={"schedule": "cosine"})
+    assert learning_rate_at(5, 7, cosine) == pytest.approx(0.5)
+    constant = settings.model_copy(update={"schedule": "constant"})
+    assert learning_rate_at(6, 7, constant) == 1.0
