@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 import yaml
 from trainer_cases import metric_rows, write_rows
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving

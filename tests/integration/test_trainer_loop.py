@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -244,3 +247,22 @@ def test_the_wire_changes_nothing(teacher, student, data, tmp_path, tiny_model):
         train(config, folder=tmp_path / "wire", teacher=client)
     assert client.waited_seconds > 0
     assert metric_rows(tmp_path / "wire") == metric_rows(tmp_path / "direct")
+
+
+def test_a_pause_holds_the_training_between_steps_until_it_is_resumed(teacher, student, data, tmp_path):
+    control, paused = Control(), threading.Event()
+
+    def pause_once(progress: Progress) -> None:
+        if progress.step == 2 and not paused.is_set():
+            control.pause()
+            paused.set()
+
+    config = student_config(student, data, steps=4, objective={"name": "sft"})
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(train, config, folder=tmp_path, teacher=teacher, report=pause_once, control=control)
+        assert paused.wait(60)
+        time.sleep(1.0)
+        assert not future.done()
+        assert metric_rows(tmp_path)[-1]["step"] == 3
+        control.resume()
+        assert future.result(60).finished

@@ -1,0 +1,54 @@
+"""What a person sees of a running cohort."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+from trainer_cases import student_config
+from tutelage.errors import Unreachable
+
+from trainer.display import Display
+from trainer.progress import Outcome, Progress, Status
+from trainer.supervisor import Supervised
+
+METRICS = {
+    "heldout/forward_kl": 2.0,
+    "train/loss": 0.5,
+    "train/tokens": 100,
+    "seconds/sampling": 1.0,
+    "seconds/scoring": 0.5,
+    "seconds/stepping": 0.5,
+    "seconds/waiting": 0.0,
+}
+
+
+def shown(tiny_model, *, terminal: bool) -> str:
+    """A student's life as a console shows it."""
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=160)
+    student = Supervised(student_config(tiny_model, tiny_model / "rows.jsonl"))
+    with Display(console) as display:
+        display.update([student])
+        student.state = "running"
+        for step, phase, metrics in ((0, "loading", {}), (1, "sampling", METRICS), (3, "stepping", METRICS)):
+            student.status = Status(Progress("ann", step, 6, phase, metrics), False, 1, 0.0)
+            display.update([student])
+        student.outcome, student.state = Outcome("ann", 6, True, None), "finished"
+        display.update([student])
+        student.error, student.state = Unreachable("no teacher answers"), "failed"
+        display.update([student])
+    return stream.getvalue()
+
+
+def test_elsewhere_than_on_a_terminal_there_is_a_line_for_each_change(tiny_model):
+    lines = shown(tiny_model, terminal=False).splitlines()
+    assert lines[0] == "ann, step 0/6, queued"
+    assert lines[-2] == "ann, step 6/6, loss 0.500, held-out KL 2.000 → 2.000, tokens/s 50, finished"
+    assert "failed: no teacher answers" in lines[-1]
+
+
+def test_a_terminal_shows_a_table(tiny_model):
+    text = shown(tiny_model, terminal=True)
+    for expected in ("held-out KL", "6/6", "2.000 → 2.000", "50", "failed: no teacher answers"):
+        assert expected in text

@@ -1,0 +1,100 @@
+"""Checkpoints reach the evaluator, and an evaluator that is away never disturbs the training."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from concurrent import futures
+from contextlib import contextmanager
+
+import grpc
+import pytest
+from trainer_cases import student_config
+from tutelage.evaluator.v1 import evaluator_pb2 as pb
+from tutelage.evaluator.v1 import evaluator_pb2_grpc as rpc
+
+from trainer import evaluator_client
+from trainer.config import EvaluatorConfig
+from trainer.evaluator_client import EvaluatorClient
+
+
+class Recorder(rpc.EvaluatorServiceServicer):
+    """Keeps what it is sent, after as many failures as it is told."""
+
+    def __init__(self, failures: int = 0, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
+        self.requests: list[pb.SubmitEvaluationRequest] = []
+        self.failures, self.code = failures, code
+
+    def SubmitEvaluation(self, request, context):  # noqa: N802
+        if self.failures:
+            self.failures -= 1
+            context.abort(self.code, "not now")
+        self.requests.append(request)
+        return pb.SubmitEvaluationResponse(evaluation_id=request.evaluation_id)
+
+
+@contextmanager
+def serving(recorder: Recorder):
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    rpc.add_EvaluatorServiceServicer_to_server(recorder, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait()
+
+
+def client_of(address, tmp_path, tiny_model):
+    config = EvaluatorConfig(address=address, tasks=[{"task": "addsub", "limit": 5}], every_steps=2)
+    student = student_config(tiny_model, tmp_path / "rows.jsonl", seed=4, objective={"temperature": 2.0, "noise": 0.5})
+    return EvaluatorClient(config, run="run", student=student, teacher="tiny", folder=tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    monkeypatch.setattr(evaluator_client, "_PAUSE_SECONDS", 0.05)
+
+
+def lines(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("failures", [0, 2])
+def test_a_checkpoint_is_submitted_with_all_its_labels(failures, tmp_path, tiny_model):
+    recorder = Recorder(failures)
+    with serving(recorder) as address, client_of(address, tmp_path, tiny_model) as client:
+        client.submit(6, tmp_path)
+    (request,) = recorder.requests
+    assert request == pb.SubmitEvaluationRequest(
+        evaluation_id="run.ann.step-6",
+        checkpoint=str(tmp_path.resolve()),
+        labels=pb.EvaluationLabels(
+            run="run",
+            student="ann",
+            teacher="tiny",
+            objective="gkd",
+            temperature=2.0,
+            noise=0.5,
+            step=6,
+            training_seed=4,
+        ),
+        tasks=[pb.TaskRequest(task="addsub", protocol="paper", limit=5)],
+        seed=4,
+    )
+    assert lines(tmp_path) == [{"evaluation_id": "run.ann.step-6", "step": 6, "submitted": True, "error": ""}]
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INVALID_ARGUMENT])
+def test_a_failure_is_logged_and_recorded_and_nothing_waits(code, tmp_path, tiny_model, caplog):
+    with serving(Recorder(99, code)) as address, client_of(address, tmp_path, tiny_model) as client:
+        begin = time.monotonic()
+        client.submit(3, tmp_path)
+        assert time.monotonic() - begin < 0.1
+        with caplog.at_level(logging.WARNING):
+            client.close()
+    (line,) = lines(tmp_path)
+    assert not line["submitted"]
+    assert "not now" in line["error"]
+    assert "run.ann.step-3" in caplog.text
