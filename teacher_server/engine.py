@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -67,7 +67,7 @@ class ScoringEngine(Engine, Protocol):
 class WritingEngine(Engine, Protocol):
     """Continues prompts."""
 
-    def write(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncIterator[WrittenPiece]:
+    def write(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[WrittenPiece]:
         """Pieces of the continuations as they are written; closing the iterator frees the engine's slots.
 
         Raises:

@@ -25,6 +25,8 @@ def start(mark: str) -> subprocess.Popen[bytes]:
     # Without the mark, the guardian does not count among those that it kills.
     guardian = subprocess.Popen([sys.executable, "-m", "teacher_server.guardian", mark], stdin=subprocess.PIPE)
     os.environ[_MARK] = mark
+    # vLLM's processes rename themselves, over the place where their environment is read from, unless:
+    os.environ["SPT_NOENV"] = "1"
     return guardian
 
 

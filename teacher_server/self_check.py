@@ -30,6 +30,7 @@ The harbour lies on the northern side of the island, where the water is deep eno
 winter, when storms come from the west, the fishing boats stay in the bay for weeks, and the people mend their
 nets, tell stories, and wait for the wind to turn."""
 _LENGTHS = (8, 24, 64, 128)
+_COPIES = 8
 
 
 def check_sequences(checkpoint: Path, longest: int) -> list[list[int]]:
@@ -41,15 +42,16 @@ def check_sequences(checkpoint: Path, longest: int) -> list[list[int]]:
 
 
 async def check_scoring(scoring: ScoringParts, sequences: Sequence[Sequence[int]]) -> pb.NoiseFloor:
-    """Scores sequences alone, then all at once, and compares.
+    """Scores sequences alone, then among copies of themselves, and compares.
 
     Raises:
         TutelageError: log-probabilities are not finite.
 
     """
     alone = [await scoring.engine.hidden_states(sequence) for sequence in sequences]
-    batched = await asyncio.gather(*map(scoring.engine.hidden_states, sequences))
-    kl = await asyncio.to_thread(_kl_between, alone, batched, scoring.head)
+    # The first to arrive are computed before the others are there; the last ones are in the fullest batch.
+    batched = await asyncio.gather(*map(scoring.engine.hidden_states, [*sequences] * _COPIES))
+    kl = await asyncio.to_thread(_kl_between, alone, batched[-len(sequences) :], scoring.head)
     if not torch.isfinite(kl).all():
         raise TutelageError("the teacher's log-probabilities are not finite; its weights or its dtype are broken")
     return pb.NoiseFloor(mean_kl=kl.mean().item(), max_kl=kl.max().item(), positions=len(kl))

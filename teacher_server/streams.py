@@ -129,11 +129,11 @@ async def write_rationales(
     """
     assert teacher.writing is not None  # the validator has checked the role
     written: dict[int, list[int]] = {index: [] for index in range(writing.sampling.samples)}
-    pieces = teacher.writing.write(writing.prompt_token_ids.tolist(), writing.sampling)
-    async for piece in pieces:
-        written[piece.sample_index] += piece.token_ids
-        counters.written_tokens += len(piece.token_ids)
-        yield _written(request_id, piece)
+    async with aclosing(teacher.writing.write(writing.prompt_token_ids.tolist(), writing.sampling)) as pieces:
+        async for piece in pieces:
+            written[piece.sample_index] += piece.token_ids
+            counters.written_tokens += len(piece.token_ids)
+            yield _written(request_id, piece)
     if writing.signal is not None:
         for index, token_ids in written.items():
             async for frame in _signals_of(teacher, writing, token_ids, counters):

@@ -6,11 +6,12 @@ prefix caching are off: with either, states of tokens that were computed earlier
 
 from __future__ import annotations
 
+import gc
 import itertools
 import multiprocessing
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
@@ -132,9 +133,11 @@ class _VllmEngine:
 
     def shutdown(self) -> None:
         """As `Engine.shutdown`."""
-        # Let go of: its destructor fails when it runs at the end of the interpreter.
         llm, self._llm = self._llm, None
         llm.shutdown(timeout=_SHUTDOWN_SECONDS)
+        # It is part of a cycle, and its destructor fails when it runs at the end of the interpreter.
+        del llm
+        gc.collect()
 
     def _next_id(self) -> str:
         return str(next(self._request_numbers))
@@ -164,7 +167,7 @@ class VllmScoringEngine(_VllmEngine):
 class VllmWritingEngine(_VllmEngine):
     """A `WritingEngine`."""
 
-    async def write(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncIterator[WrittenPiece]:
+    async def write(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[WrittenPiece]:
         """As `WritingEngine.write`."""
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input

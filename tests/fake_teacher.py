@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -59,7 +59,7 @@ class FakeWritingEngine:
 
     dead: bool = False
 
-    async def write(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncIterator[WrittenPiece]:
+    async def write(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[WrittenPiece]:
         shift = sampling.seed if sampling.temperature > 0 else 0
         for step in range(sampling.max_new_tokens):
             for sample in range(sampling.samples):

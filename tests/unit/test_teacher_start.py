@@ -107,13 +107,17 @@ def _wait_until(condition, seconds: float) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_guardian_kills_what_a_dead_server_leaves(number):
-    # An engine stands in its own session here, so that nothing but the mark connects it to the server.
+    # An engine stands in its own session here, so that nothing but the mark connects it to the server; and it
+    # renames itself, as vLLM's do.
+    engine_program = "import setproctitle, time; setproctitle.setproctitle('engine'); print(flush=True); time.sleep(99)"
     program = (
         "import subprocess, sys, time\n"
         "from teacher_server import guardian\n"
         "bystander = subprocess.Popen(['sleep', '300'], start_new_session=True)\n"
         "keeper = guardian.start('test-' + sys.argv[1])\n"
-        "engine = subprocess.Popen(['sleep', '300'], start_new_session=True)\n"
+        f"engine = subprocess.Popen([sys.executable, '-c', {engine_program!r}], start_new_session=True,\n"
+        "    stdout=subprocess.PIPE)\n"
+        "engine.stdout.readline()\n"
         "print(bystander.pid, keeper.pid, engine.pid, flush=True)\n"
         "time.sleep(300)\n"
     )
