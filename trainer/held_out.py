@@ -20,7 +20,7 @@ from trainer.checkpoints import write_durably
 from trainer.frames import SignalSpec
 from trainer.objectives.diagnostics import diagnostics
 from trainer.objectives.loss import token_cross_entropy
-from trainer.rows import Scored, positions, sequence_digests
+from trainer.rows import Scored, positions, sequence_digests, targets_of
 from trainer.signals import HiddenRows, TeacherRows, Unembedding
 from trainer.smoothing import Smoothing
 from trainer.student import Student
@@ -62,14 +62,17 @@ class HeldOut:
         """Means over all scored positions, at temperature 1, by name `heldout/…`; empty without sequences."""
         parts: dict[str, list[Tensor]] = {}
         head = student.head()
+        student.model.eval()
         for index, batch in enumerate(self._batches):
             hidden_ND = student.hidden(batch)
-            targets_N = torch.cat([torch.from_numpy(item.targets).long() for item in batch])
-            parts.setdefault("cross_entropy", []).append(token_cross_entropy(hidden_ND, head, targets_N))
+            parts.setdefault("cross_entropy", []).append(
+                token_cross_entropy(hidden_ND, head, targets_of(batch).to(student.device))
+            )
             if self._rows is not None:
                 values = diagnostics(hidden_ND, head, self._rows[index], smoothing=Smoothing())
                 for name in _MEASURES:
                     parts.setdefault(name, []).append(values[name])
+        student.model.train()
         return {f"heldout/{name}": float(torch.cat(values).double().mean()) for name, values in parts.items()}
 
 
@@ -99,8 +102,9 @@ def _key(sequences: Sequence[Scored], weights_digest: str) -> str:
 
 
 def _split(hidden_ND: Tensor, batches: Sequence[Sequence[Scored]], unembedding: Unembedding) -> list[TeacherRows]:
+    device = unembedding.matrix_VD.device
     parts = hidden_ND.split([sum(item.rows for item in batch) for batch in batches])
     return [
-        HiddenRows(part_ND, sequence_digests(batch), positions(batch), unembedding)
+        HiddenRows(part_ND.to(device), sequence_digests(batch).to(device), positions(batch).to(device), unembedding)
         for part_ND, batch in zip(parts, batches, strict=True)
     ]

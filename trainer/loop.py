@@ -127,7 +127,7 @@ class _Training:
             self._resume(self._checkpoint)
         write_durably(folder / "student.yaml", to_yaml(config).encode())
         self._report("asking the teacher about held-out sequences")
-        unembedding = unembedding_of(teacher.unembedding()) if teacher else None
+        unembedding = unembedding_of(teacher.unembedding(), self._student.device) if teacher else None
         self._held_out = HeldOut(
             held_out, folder=folder, teacher=teacher, unembedding=unembedding, batch=config.batch.micro_batch_sequences
         )

@@ -94,13 +94,13 @@ def smoothing_of(objective: ObjectiveConfig, noise_seed: int) -> Smoothing:
     )
 
 
-def unembedding_of(arrays: UnembeddingArrays) -> Unembedding:
-    """The teacher's head as tensors that share the arrays' memory."""
+def unembedding_of(arrays: UnembeddingArrays, device: torch.device) -> Unembedding:
+    """The teacher's head as tensors; on the CPU they share the arrays' memory."""
     matrix_VD = torch.from_numpy(arrays.rows_VD)
     if arrays.rows_VD.dtype == np.uint16:
         matrix_VD = matrix_VD.view(torch.bfloat16)
-    bias_V = None if arrays.bias_V is None else torch.from_numpy(arrays.bias_V)
-    return Unembedding(matrix_VD, bias_V, arrays.scale, arrays.softcap)
+    bias_V = None if arrays.bias_V is None else torch.from_numpy(arrays.bias_V).to(device)
+    return Unembedding(matrix_VD.to(device), bias_V, arrays.scale, arrays.softcap)
 
 
 def teacher_rows(
@@ -108,26 +108,32 @@ def teacher_rows(
     requests: Sequence[SignalRequest],
     signals: Sequence[Signals],
     unembedding: Unembedding | None,
+    device: torch.device,
 ) -> TeacherRows:
     """The rows of several sequences, one after the other, from what was asked and answered."""
-    digest_N, position_N = sequence_digests(sequences), positions(sequences)
+
+    def joined(arrays: Sequence[npt.NDArray[np.generic] | None]) -> Tensor:
+        # Concatenation copies: the arrays are read-only bytes of the wire, which torch does not take.
+        return torch.from_numpy(np.concatenate([array for array in arrays if array is not None])).to(device)
+
+    digest_N, position_N = sequence_digests(sequences).to(device), positions(sequences).to(device)
     if signals[0].hidden_RD is not None:
         assert unembedding is not None
-        hidden_ND = _joined([signal.hidden_RD for signal in signals]).view(torch.bfloat16)
+        hidden_ND = joined([signal.hidden_RD for signal in signals]).view(torch.bfloat16)
         return HiddenRows(hidden_ND, digest_N, position_N, unembedding)
-    logits_NK = _joined([signal.logits_RK for signal in signals])
-    logsumexp_N = _joined([signal.logsumexp_RM for signal in signals])[:, 0]
-    realized_N = _joined([signal.realized_logits for signal in signals])
+    logits_NK = joined([signal.logits_RK for signal in signals])
+    logsumexp_N = joined([signal.logsumexp_RM for signal in signals])[:, 0]
+    realized_N = joined([signal.realized_logits for signal in signals])
     if signals[0].ids_RK is not None:
-        ids_NK = _joined([signal.ids_RK for signal in signals]).long()
+        ids_NK = joined([signal.ids_RK for signal in signals]).long()
         return TopKRows(ids_NK, logits_NK, logsumexp_N, realized_N, digest_N, position_N)
-    ids_NC = _joined([request.candidate_ids_RK for request in requests]).long()
+    ids_NC = joined([request.candidate_ids_RK for request in requests]).long()
     return CandidateRows(ids_NC, logits_NK, logsumexp_N, realized_N, digest_N, position_N)
 
 
-def _joined(arrays: Sequence[npt.NDArray[np.generic] | None]) -> Tensor:
-    # numpy reads bytes of the wire, which it may not write; concatenation copies them.
-    return torch.from_numpy(np.concatenate([array for array in arrays if array is not None]))
+def targets_of(sequences: Sequence[Scored]) -> Tensor:
+    """The realised token of each row, int64 [N]."""
+    return torch.cat([torch.from_numpy(sequence.targets).long() for sequence in sequences])
 
 
 def sequence_digests(sequences: Sequence[Scored]) -> Tensor:

@@ -48,7 +48,7 @@ def sample(
     room = [min(max_new_tokens, max_tokens - len(prompt)) for prompt in prompts]
     written: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))
-    ids_BT, mask_BT = _left_padded(prompts)
+    ids_BT, mask_BT = (tensor.to(model.device) for tensor in _left_padded(prompts))
     cache = DynamicCache(config=model.config)
     while active:
         logits_BV = _next_logits(model, ids_BT, mask_BT, cache)[:, :vocabulary_size]
@@ -62,7 +62,7 @@ def sample(
         ]
         ids_BT, mask_BT = chosen_B[:, None], torch.cat([mask_BT, mask_BT.new_ones(len(active), 1)], dim=1)
         if len(going) < len(active):
-            kept = torch.tensor(going, dtype=torch.long)
+            kept = torch.tensor(going, dtype=torch.long, device=model.device)
             ids_BT, mask_BT = ids_BT[kept], mask_BT[kept]
             cache.batch_select_indices(kept)
             active = [active[place] for place in going]

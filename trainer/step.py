@@ -16,12 +16,12 @@ from tutelage.errors import DataError
 
 from trainer.config import StudentConfig
 from trainer.data import Example, TokenIds
-from trainer.frames import SignalRequest
+from trainer.frames import SignalRequest, Signals
 from trainer.objectives.diagnostics import diagnostics
 from trainer.objectives.loss import token_cross_entropy, token_divergence, token_policy_gradient
 from trainer.objectives.reductions import reduce_token_mean
 from trainer.objectives.table import objective_named, resolve_parameters
-from trainer.rows import Scored, scored, signal_spec, smoothing_of, teacher_rows
+from trainer.rows import Scored, scored, signal_spec, smoothing_of, targets_of, teacher_rows
 from trainer.sampling import sample
 from trainer.seeds import derived_seed, numpy_generator
 from trainer.signals import TeacherRows, Unembedding
@@ -140,9 +140,14 @@ class Stepper:
         spec = signal_spec(self._config.objective)
         signals = iter(self._teacher.score([request for batch in requests for request in batch], spec))
         return [
-            MicroBatch(batch, teacher_rows(batch, asked, [next(signals) for _ in batch], self._unembedding))
+            MicroBatch(batch, self._rows(batch, asked, [next(signals) for _ in batch]))
             for batch, asked in zip(batches, requests, strict=True)
         ]
+
+    def _rows(
+        self, batch: Sequence[Scored], asked: Sequence[SignalRequest], answered: Sequence[Signals]
+    ) -> TeacherRows:
+        return teacher_rows(batch, asked, answered, self._unembedding, self._student.device)
 
     def _request(self, sequence: Scored) -> SignalRequest:
         if self._config.objective.signal != "candidates":
@@ -181,7 +186,7 @@ class Stepper:
     def _loss(self, hidden_ND: Tensor, head: Unembedding, batch: MicroBatch) -> Tensor:
         """Per row, [N]."""
         objective = self._config.objective
-        targets_N = torch.cat([torch.from_numpy(sequence.targets).long() for sequence in batch.sequences])
+        targets_N = targets_of(batch.sequences).to(self._student.device)
         if batch.teacher is None:
             return token_cross_entropy(hidden_ND, head, targets_N)
         if self._entry.sampled_token:

@@ -44,9 +44,9 @@ class Student:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True
-        )
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True)
+        self.model: Any = model.to(self.device)
         self.model.train()
         self._settings = optimizer
         self.vocabulary_size = vocabulary_size
@@ -89,7 +89,7 @@ class Student:
         for place, sequence in enumerate(sequences):
             ids_BT[place, : len(sequence.ids)] = torch.from_numpy(sequence.ids)
         # Padding is on the right, where causal attention never looks, so no mask is needed.
-        hidden_BTD = self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        hidden_BTD = self.model.base_model(input_ids=ids_BT.to(self.device), use_cache=False).last_hidden_state
         return torch.cat([hidden_BTD[place, item.start : item.end] for place, item in enumerate(sequences)])
 
     @torch.no_grad()
@@ -97,7 +97,7 @@ class Student:
         """The k ids that it finds likeliest at each scored position, int32 [rows, k]."""
         logits_NV = self.head().logits(self.hidden([sequence]))
         ids_NK = logits_NV.topk(min(k, self.vocabulary_size), dim=-1).indices
-        return ids_NK.to(torch.int32).numpy()
+        return ids_NK.to(torch.int32).cpu().numpy()
 
     def collect_gradients(self) -> None:
         """Adds the model's gradients to the float32 ones and clears them; after each backward."""
@@ -145,7 +145,11 @@ class Student:
             raise CheckpointError(f"{folder / STATE_FILE} is of another model; begin a new run in another folder")
         for name, master in self._masters.items():
             master.copy_(tensors[f"master.{name}"])
-            moments = {moment: tensors[f"{moment}.{name}"] for moment in _MOMENTS if f"{moment}.{name}" in tensors}
+            moments = {
+                moment: tensors[f"{moment}.{name}"].to(self.device)
+                for moment in _MOMENTS
+                if f"{moment}.{name}" in tensors
+            }
             if moments:  # A weight that never had a gradient has none.
                 self._optimizer.state[master] = {"step": torch.tensor(float(steps_done)), **moments}
         self._publish()
