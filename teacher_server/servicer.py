@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import grpc.aio
 from tutelage.codec import encode
 from tutelage.errors import ConfigurationError, InvalidRequest, TutelageError, Unreachable
 from tutelage.names import check_name
@@ -115,6 +116,8 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             yield self._teacher, student_id
         except TutelageError as error:
             await abort_with(context, error)
+        except grpc.aio.InternalError as error:  # a write to a student that has gone: nobody is left to be told
+            raise asyncio.CancelledError from error
         finally:
             self._calls_open -= 1
             if self._calls_open == 0:

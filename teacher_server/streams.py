@@ -58,13 +58,14 @@ class ScoringStream:
 
         Raises:
             Unreachable: the engine died.
+            grpc.aio.InternalError: the student went away in the middle of a write.
 
         """
         try:
             async with asyncio.TaskGroup() as tasks:
                 async for request in self._requests():
                     tasks.create_task(self._answer(request))
-        except* TutelageError as errors:
+        except* (TutelageError, grpc.aio.InternalError) as errors:
             failure = errors.exceptions[0]
         else:
             return
