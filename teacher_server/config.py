@@ -65,6 +65,9 @@ class TeacherConfig(Config):
     head_threads: Annotated[int, Field(ge=1)] = 1
     """Threads that turn hidden states into signals, beside the engine."""
 
+    head_mib: Annotated[int, Field(ge=1)] = 96
+    """Memory of the head's work on logits, all threads together, MiB: it bounds the rows computed at once."""
+
     head_device: str = "auto"
     """Device of the signal head, as torch names it; "auto" is a GPU if there is one."""
 
@@ -79,6 +82,18 @@ class TeacherConfig(Config):
 
     max_requests_in_flight: Annotated[int, Field(ge=1)] = 32
     """Requests worked on at once for one stream; further ones wait unread."""
+
+    max_waiting_requests: Annotated[int, Field(ge=1)] = 1024
+    """Requests that wait for an engine, at most; beyond that the students who wait with most are refused."""
+
+    max_streams: Annotated[int, Field(ge=1)] = 256
+    """Calls open at once, at most."""
+
+    stream_mib: Annotated[int, Field(ge=1)] = 64
+    """Hidden states that one stream holds for answers its student has not read yet, MiB."""
+
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Share of students by id, relative to the others' 1."""
 
     frame_bytes: Annotated[int, Field(ge=64 * 2**10, le=512 * 2**10)] = 256 * 2**10
     """Size of an answer's frames, bytes."""

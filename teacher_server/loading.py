@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,8 +16,8 @@ from teacher_server import unembedding, vllm_engine
 from teacher_server.config import TeacherConfig
 from teacher_server.engine import ScoringEngine, WritingEngine
 from teacher_server.self_check import check_sequences
-from teacher_server.signal_head import SignalHead, use_bfloat16_products
-from teacher_server.teacher import ScoringParts, Teacher
+from teacher_server.signal_head import CHUNK_LOGITS_BYTES, COPIES_OF_LOGITS, SignalHead, use_bfloat16_products
+from teacher_server.teacher import Teacher, scoring_parts, writing_queue
 
 logger = logging.getLogger(__name__)
 
@@ -114,10 +113,10 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
     info.instance_id, info.started_at_seconds, info.engine = instance_id, started_at_seconds, vllm_engine.version()
     scoring = None
     if head is not None:
-        threads = ThreadPoolExecutor(config.head_threads, thread_name_prefix="signal-head")
-        scoring = ScoringParts(cast(ScoringEngine, engines["score"]), head, threads)
+        scoring = scoring_parts(cast(ScoringEngine, engines["score"]), head, config, checkpoint.max_sequence_tokens)
     texts = check_sequences(checkpoint.folder, checkpoint.max_sequence_tokens)
-    return Teacher(info, scoring, cast(WritingEngine | None, engines.get("write")), texts)
+    writing = cast(WritingEngine | None, engines.get("write"))
+    return Teacher(info, scoring, writing, writing_queue(config), texts)
 
 
 def load_head(checkpoint: Checkpoint, config: TeacherConfig) -> SignalHead:
@@ -127,7 +126,9 @@ def load_head(checkpoint: Checkpoint, config: TeacherConfig) -> SignalHead:
     device = config.head_device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return SignalHead(unembedding.load(checkpoint.folder, checkpoint.vocabulary_size), device=device)
+    chunk_bytes = min(CHUNK_LOGITS_BYTES, config.head_mib * 2**20 // (config.head_threads * COPIES_OF_LOGITS))
+    head = unembedding.load(checkpoint.folder, checkpoint.vocabulary_size)
+    return SignalHead(head, device=device, chunk_bytes=chunk_bytes)
 
 
 def describe(checkpoint: Checkpoint, config: TeacherConfig, head: SignalHead | None) -> pb.GetTeacherInfoResponse:
