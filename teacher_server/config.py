@@ -11,6 +11,16 @@ from tutelage.configuration import Config
 Role = Literal["score", "write"]
 
 
+class StoreConfig(Config):
+    """Where hidden states are kept, so that what one student asked for costs the next no engine pass."""
+
+    path: Path
+    """Folder; made if it is missing, used by one teacher server at a time."""
+
+    bytes: Annotated[int, Field(ge=0)] = 16 * 2**30
+    """Size of one teacher's files; what was used longest ago goes first."""
+
+
 class TeacherConfig(Config):
     """Serves one teacher over gRPC: `score` answers with signals, `write` with rationales."""
 
@@ -94,6 +104,9 @@ class TeacherConfig(Config):
 
     weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Share of students by id, relative to the others' 1."""
+
+    store: StoreConfig | None = None
+    """Where hidden states are kept; none means that every request is an engine pass."""
 
     frame_bytes: Annotated[int, Field(ge=64 * 2**10, le=512 * 2**10)] = 256 * 2**10
     """Size of an answer's frames, bytes."""

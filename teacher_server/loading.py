@@ -17,6 +17,7 @@ from teacher_server.config import TeacherConfig
 from teacher_server.engine import ScoringEngine, WritingEngine
 from teacher_server.self_check import check_sequences
 from teacher_server.signal_head import CHUNK_LOGITS_BYTES, COPIES_OF_LOGITS, SignalHead, use_bfloat16_products
+from teacher_server.store import SignalStore, teacher_key
 from teacher_server.teacher import Teacher, scoring_parts, writing_queue
 
 logger = logging.getLogger(__name__)
@@ -113,10 +114,21 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
     info.instance_id, info.started_at_seconds, info.engine = instance_id, started_at_seconds, vllm_engine.version()
     scoring = None
     if head is not None:
-        scoring = scoring_parts(cast(ScoringEngine, engines["score"]), head, config, checkpoint.max_sequence_tokens)
+        engine, longest = cast(ScoringEngine, engines["score"]), checkpoint.max_sequence_tokens
+        scoring = scoring_parts(engine, head, config, longest, _open_store(config, info))
     texts = check_sequences(checkpoint.folder, checkpoint.max_sequence_tokens)
     writing = cast(WritingEngine | None, engines.get("write"))
     return Teacher(info, scoring, writing, writing_queue(config), texts)
+
+
+def _open_store(config: TeacherConfig, info: pb.GetTeacherInfoResponse) -> SignalStore | None:
+    if config.store is None:
+        return None
+    store = SignalStore(
+        config.store.path, teacher_key(info.weights_digest, info.dtype, info.engine), config.store.bytes
+    )
+    logger.info("%d sequences (%.1f MiB) are stored", len(store), store.bytes / 2**20)
+    return store
 
 
 def load_head(checkpoint: Checkpoint, config: TeacherConfig) -> SignalHead:

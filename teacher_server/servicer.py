@@ -65,11 +65,20 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             return teacher.info
 
     async def GetTeacherUsage(self, request: pb.GetTeacherUsageRequest, context: Context) -> pb.GetTeacherUsageResponse:
-        return pb.GetTeacherUsageResponse(
+        return self.usage()
+
+    def usage(self) -> pb.GetTeacherUsageResponse:
+        """What was done since the start."""
+        usage = pb.GetTeacherUsageResponse(
             instance_id=self.instance_id,
             started_at_seconds=self.started_at_seconds,
             students=self._usage.snapshot(),
         )
+        if self._teacher is not None and self._teacher.scoring is not None:
+            states = self._teacher.scoring.states
+            usage.engine_passes, usage.waiting_sequences = states.engine_passes, states.waiting
+            usage.stored_bytes = states.stored_bytes
+        return usage
 
     # Requests are read from the context, which does not end the call when reading is given up.
     async def ScoreSequences(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]

@@ -113,7 +113,7 @@ class ScoringStream:
 
     async def _send_frames(self, request_id: str, scoring: Scoring) -> None:
         student_id, size = self._counters.student_id, self._scoring.held_bytes(scoring)
-        frames = self._scoring.frames(scoring, self._teacher.limits.frame_bytes, student_id)
+        frames = self._scoring.frames(scoring, self._teacher.limits.frame_bytes, self._counters)
         async with self._held.admitted(student_id, cost=size, size=size), aclosing(frames):
             async for frame in frames:
                 await self._send(pb.ScoreSequencesResponse(request_id=request_id, frame=frame))
@@ -158,7 +158,7 @@ async def _signals_of(
     assert writing.signal is not None
     sequence = np.concatenate([writing.prompt_token_ids, np.array(token_ids, dtype=np.int32)])
     scoring = Scoring(sequence, writing.signal, start=len(writing.prompt_token_ids) - 1, end=len(sequence))
-    async for frame in teacher.scoring.frames(scoring, teacher.limits.frame_bytes, counters.student_id):
+    async for frame in teacher.scoring.frames(scoring, teacher.limits.frame_bytes, counters):
         count_frame(counters, frame)
         yield frame
     count_sequence(counters, scoring)

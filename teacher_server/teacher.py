@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from tutelage.teacher.v1 import teacher_pb2 as pb
 
@@ -16,10 +15,9 @@ from teacher_server.admission import FairQueue
 from teacher_server.config import TeacherConfig
 from teacher_server.engine import Engine, ScoringEngine, WritingEngine
 from teacher_server.signal_head import SignalHead
+from teacher_server.states import HiddenStates
+from teacher_server.store import SignalStore
 from teacher_server.validate import Scoring, Validator
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -30,10 +28,13 @@ class ScoringParts:
     head: SignalHead
     threads: ThreadPoolExecutor
     """Where the head computes, beside the event loop and the engine."""
-    engine_queue: FairQueue
+    states: HiddenStates
+    """From the engine or from what it computed before."""
     head_queue: FairQueue
 
-    async def frames(self, scoring: Scoring, frame_bytes: int, student_id: str) -> AsyncGenerator[pb.SignalFrame]:
+    async def frames(
+        self, scoring: Scoring, frame_bytes: int, counters: pb.StudentUsage
+    ) -> AsyncGenerator[pb.SignalFrame]:
         """The frames of a sequence in order, each computed when it is asked for.
 
         So a student that stops reading stops the head, and holds one frame and its hidden states.
@@ -43,18 +44,13 @@ class ScoringParts:
             Unreachable: the engine is dead.
 
         """
-        hidden_TD = await self._hidden_states(scoring, student_id)
+        hidden_TD = await self.states.of(scoring.token_ids.tolist(), counters)
         for index, (start, end) in enumerate(frames.ranges(scoring, self.head, frame_bytes)):
             compute = partial(frames.frame, scoring, hidden_TD, self.head, index=index, start=start, end=end)
             cost = frames.head_cost(scoring, self.head, end - start)
-            async with self.head_queue.admitted(student_id, cost=cost, size=1):
+            async with self.head_queue.admitted(counters.student_id, cost=cost, size=1):
                 frame = await asyncio.get_running_loop().run_in_executor(self.threads, compute)
             yield frame
-
-    async def _hidden_states(self, scoring: Scoring, student_id: str) -> torch.Tensor:
-        tokens = len(scoring.token_ids)
-        async with self.engine_queue.admitted(student_id, cost=tokens, size=tokens):
-            return await self.engine.hidden_states(scoring.token_ids.tolist())
 
     def held_bytes(self, scoring: Scoring) -> int:
         """Bytes of the hidden states that an answer holds until it is read."""
@@ -62,16 +58,21 @@ class ScoringParts:
 
 
 def scoring_parts(
-    engine: ScoringEngine, head: SignalHead, config: TeacherConfig, max_sequence_tokens: int
+    engine: ScoringEngine,
+    head: SignalHead,
+    config: TeacherConfig,
+    max_sequence_tokens: int,
+    store: SignalStore | None,
 ) -> ScoringParts:
-    """An engine and a head with their threads and queues."""
+    """An engine and a head with their threads, queues and store."""
     # One batch that the engine computes and the next one: more would only take the choice from the queue.
     tokens = 2 * max(config.batch_tokens, max_sequence_tokens)
+    queue = FairQueue(capacity=tokens, max_waiting=config.max_waiting_requests, weights=config.weights)
     return ScoringParts(
         engine,
         head,
         ThreadPoolExecutor(config.head_threads, thread_name_prefix="signal-head"),
-        FairQueue(capacity=tokens, max_waiting=config.max_waiting_requests, weights=config.weights),
+        HiddenStates(engine, queue, store),
         FairQueue(capacity=config.head_threads, weights=config.weights),
     )
 
@@ -120,6 +121,8 @@ class Teacher:
         return any(engine.dead for engine in self.engines)
 
     def shutdown(self) -> None:
-        """Ends the engines' processes."""
+        """Ends the engines' processes and closes the store."""
+        if self.scoring is not None:
+            self.scoring.states.close()
         with ThreadPoolExecutor() as threads:
             list(threads.map(lambda engine: engine.shutdown(), self.engines))

@@ -18,6 +18,7 @@ from teacher_server.config import TeacherConfig
 from teacher_server.engine import Sampling, WrittenPiece
 from teacher_server.server import TeacherServer
 from teacher_server.signal_head import SignalHead
+from teacher_server.store import SignalStore
 from teacher_server.teacher import Teacher, scoring_parts, writing_queue
 from teacher_server.unembedding import Unembedding
 
@@ -116,7 +117,8 @@ def fake_teacher(
         ),
     )
     settings = TeacherConfig.model_validate({"model": "fake", "head_threads": 2} | (config or {}))
-    parts = scoring_parts(scoring, head, settings, info.limits.max_sequence_tokens) if scoring else None
+    store = SignalStore(settings.store.path, "fake", settings.store.bytes) if settings.store else None
+    parts = scoring_parts(scoring, head, settings, info.limits.max_sequence_tokens, store) if scoring else None
     return Teacher(info, parts, writing, writing_queue(settings), check_sequences=[[1, 2, 3], [4, 5]])
 
 
