@@ -132,13 +132,16 @@ def _print_usage(answer: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("student", "streams", "sequences", "tokens", "rows", "MiB", "refused", "written", "last seen")
+    table = Table(
+        "student", "streams", "sequences", "tokens", "rows", "MiB", "store hits", "refused", "written", "last seen"
+    )
     for student in answer.students:
         numbers = (student.open_streams, student.sequences, student.tokens, student.rows)
         table.add_row(
             student.student_id,
             *(f"{number:,}" for number in numbers),
             f"{student.bytes / 2**20:,.1f}",
+            f"{student.store_hits:,}",
             f"{student.refusals:,}",
             f"{student.written_tokens:,}",
             time.strftime("%H:%M:%S", time.localtime(student.last_seen_seconds)),

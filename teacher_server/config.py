@@ -11,6 +11,16 @@ from tutelage.configuration import Config
 Role = Literal["score", "write"]
 
 
+class StoreConfig(Config):
+    """Where hidden states are kept, so that what one student asked for costs the next no engine pass."""
+
+    path: Path
+    """Folder; made if it is missing, used by one teacher server at a time."""
+
+    bytes: Annotated[int, Field(ge=0)] = 16 * 2**30
+    """Size of one teacher's files; what was used longest ago goes first."""
+
+
 class TeacherConfig(Config):
     """Serves one teacher over gRPC: `score` answers with signals, `write` with rationales."""
 
@@ -41,8 +51,8 @@ class TeacherConfig(Config):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """What the engines compute in."""
 
-    max_sequence_tokens: Annotated[int, Field(ge=2)] = 2048
-    """Longest sequence, prompt and continuation together."""
+    max_sequence_tokens: Annotated[int, Field(ge=2)] | None = None
+    """Longest sequence, prompt and continuation together; by default the model's own limit, at most 2048."""
 
     batch_tokens: Annotated[int, Field(ge=2)] = 2048
     """Tokens an engine computes at once, at most; at least one longest sequence always fits."""
@@ -65,6 +75,9 @@ class TeacherConfig(Config):
     head_threads: Annotated[int, Field(ge=1)] = 1
     """Threads that turn hidden states into signals, beside the engine."""
 
+    head_mib: Annotated[int, Field(ge=1)] = 96
+    """Memory of the head's work on logits, all threads together, MiB: it bounds the rows computed at once."""
+
     head_device: str = "auto"
     """Device of the signal head, as torch names it; "auto" is a GPU if there is one."""
 
@@ -79,6 +92,21 @@ class TeacherConfig(Config):
 
     max_requests_in_flight: Annotated[int, Field(ge=1)] = 32
     """Requests worked on at once for one stream; further ones wait unread."""
+
+    max_waiting_requests: Annotated[int, Field(ge=1)] = 1024
+    """Requests that wait for an engine, at most; beyond that the students who wait with most are refused."""
+
+    max_streams: Annotated[int, Field(ge=1)] = 256
+    """Calls open at once, at most."""
+
+    stream_mib: Annotated[int, Field(ge=1)] = 64
+    """Hidden states that one stream holds for answers its student has not read yet, MiB."""
+
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Share of students by id, relative to the others' 1."""
+
+    store: StoreConfig | None = None
+    """Where hidden states are kept; none means that every request is an engine pass."""
 
     frame_bytes: Annotated[int, Field(ge=64 * 2**10, le=512 * 2**10)] = 256 * 2**10
     """Size of an answer's frames, bytes."""

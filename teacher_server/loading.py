@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,12 +16,14 @@ from teacher_server import unembedding, vllm_engine
 from teacher_server.config import TeacherConfig
 from teacher_server.engine import ScoringEngine, WritingEngine
 from teacher_server.self_check import check_sequences
-from teacher_server.signal_head import SignalHead, use_bfloat16_products
-from teacher_server.teacher import ScoringParts, Teacher
+from teacher_server.signal_head import CHUNK_LOGITS_BYTES, COPIES_OF_LOGITS, SignalHead, use_bfloat16_products
+from teacher_server.store import SignalStore, teacher_key
+from teacher_server.teacher import Teacher, scoring_parts, writing_queue
 
 logger = logging.getLogger(__name__)
 
 _ROLES = {"score": pb.TEACHER_ROLE_SCORE, "write": pb.TEACHER_ROLE_WRITE}
+DEFAULT_SEQUENCE_TOKENS = 2048
 _NEEDED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -36,6 +37,8 @@ class Checkpoint:
     chat_template_digest: str
     vocabulary_size: int
     hidden_size: int
+    max_sequence_tokens: int
+    """Longest sequence that is served."""
 
 
 def find_checkpoint(model: str, revision: str | None) -> Path:
@@ -67,11 +70,6 @@ def read_checkpoint(folder: Path, config: TeacherConfig) -> Checkpoint:
     """
     digests = identity.tokenizer_digests(folder)
     model_config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    longest = model_config.get("max_position_embeddings", config.max_sequence_tokens)
-    if config.max_sequence_tokens > longest:
-        raise ConfigurationError(
-            f"{config.max_sequence_tokens} tokens are more than the model's {longest}", "max_sequence_tokens"
-        )
     return Checkpoint(
         folder=folder,
         weights_digest=identity.weights_digest(folder),
@@ -79,7 +77,16 @@ def read_checkpoint(folder: Path, config: TeacherConfig) -> Checkpoint:
         chat_template_digest=identity.chat_template_digest(folder),
         vocabulary_size=identity.vocabulary_size(folder),
         hidden_size=model_config["hidden_size"],
+        max_sequence_tokens=_longest(config.max_sequence_tokens, model_config.get("max_position_embeddings")),
     )
+
+
+def _longest(wanted: int | None, of_model: int | None) -> int:
+    if wanted is None:
+        return min(DEFAULT_SEQUENCE_TOKENS, of_model or DEFAULT_SEQUENCE_TOKENS)
+    if of_model is not None and wanted > of_model:
+        raise ConfigurationError(f"{wanted} tokens are more than the model's {of_model}", "max_sequence_tokens")
+    return wanted
 
 
 def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: float) -> Teacher:
@@ -102,15 +109,26 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
     head = load_head(checkpoint, config) if "score" in config.roles else None
     logger.info("starting vLLM to %s, in %s", " and to ".join(config.roles), config.dtype)
     vllm_engine.prepare_environment(config)
-    engines = vllm_engine.start_engines(checkpoint.folder, config)
+    engines = vllm_engine.start_engines(checkpoint.folder, config, checkpoint.max_sequence_tokens)
     info = describe(checkpoint, config, head)
     info.instance_id, info.started_at_seconds, info.engine = instance_id, started_at_seconds, vllm_engine.version()
     scoring = None
     if head is not None:
-        threads = ThreadPoolExecutor(config.head_threads, thread_name_prefix="signal-head")
-        scoring = ScoringParts(cast(ScoringEngine, engines["score"]), head, threads)
-    texts = check_sequences(checkpoint.folder, config.max_sequence_tokens)
-    return Teacher(info, scoring, cast(WritingEngine | None, engines.get("write")), texts)
+        engine, longest = cast(ScoringEngine, engines["score"]), checkpoint.max_sequence_tokens
+        scoring = scoring_parts(engine, head, config, longest, _open_store(config, info))
+    texts = check_sequences(checkpoint.folder, checkpoint.max_sequence_tokens)
+    writing = cast(WritingEngine | None, engines.get("write"))
+    return Teacher(info, scoring, writing, writing_queue(config), texts)
+
+
+def _open_store(config: TeacherConfig, info: pb.GetTeacherInfoResponse) -> SignalStore | None:
+    if config.store is None:
+        return None
+    store = SignalStore(
+        config.store.path, teacher_key(info.weights_digest, info.dtype, info.engine), config.store.bytes
+    )
+    logger.info("%d sequences (%.1f MiB) are stored", len(store), store.bytes / 2**20)
+    return store
 
 
 def load_head(checkpoint: Checkpoint, config: TeacherConfig) -> SignalHead:
@@ -120,7 +138,9 @@ def load_head(checkpoint: Checkpoint, config: TeacherConfig) -> SignalHead:
     device = config.head_device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return SignalHead(unembedding.load(checkpoint.folder, checkpoint.vocabulary_size), device=device)
+    chunk_bytes = min(CHUNK_LOGITS_BYTES, config.head_mib * 2**20 // (config.head_threads * COPIES_OF_LOGITS))
+    head = unembedding.load(checkpoint.folder, checkpoint.vocabulary_size)
+    return SignalHead(head, device=device, chunk_bytes=chunk_bytes)
 
 
 def describe(checkpoint: Checkpoint, config: TeacherConfig, head: SignalHead | None) -> pb.GetTeacherInfoResponse:
@@ -134,7 +154,7 @@ def describe(checkpoint: Checkpoint, config: TeacherConfig, head: SignalHead | N
         hidden_size=checkpoint.hidden_size,
         dtype=config.dtype,
         limits=pb.Limits(
-            max_sequence_tokens=config.max_sequence_tokens,
+            max_sequence_tokens=checkpoint.max_sequence_tokens,
             max_k=min(config.max_k, checkpoint.vocabulary_size),
             max_temperatures=config.max_temperatures,
             max_samples=config.max_samples,

@@ -47,7 +47,7 @@ class TeacherServer:
         self._config = config
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         self._health = HealthServicer()
-        self.servicer = TeacherServicer()
+        self.servicer = TeacherServicer(max_streams=config.max_streams, stream_bytes=config.stream_mib * 2**20)
         pb_grpc.add_TeacherServiceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:

@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import grpc.aio
 from tutelage.codec import encode
-from tutelage.errors import ConfigurationError, InvalidRequest, TutelageError, Unreachable
+from tutelage.errors import ConfigurationError, InvalidRequest, Overloaded, TutelageError, Unreachable
 from tutelage.names import check_name
 from tutelage.teacher.v1 import teacher_pb2 as pb
 from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
@@ -30,9 +31,16 @@ _STARTING = "the teacher is loading; wait until its health is SERVING"
 
 
 class TeacherServicer(pb_grpc.TeacherServiceServicer):
-    """Serves one teacher once it is loaded."""
+    """Serves one teacher once it is loaded.
 
-    def __init__(self) -> None:
+    Args:
+        max_streams: calls open at once.
+        stream_bytes: hidden states that one stream holds for answers that are not read yet.
+
+    """
+
+    def __init__(self, *, max_streams: int, stream_bytes: int) -> None:
+        self._max_streams, self._stream_bytes = max_streams, stream_bytes
         self.instance_id = uuid.uuid4().hex
         self.started_at_seconds = time.time()
         self._usage = Usage()
@@ -57,11 +65,20 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             return teacher.info
 
     async def GetTeacherUsage(self, request: pb.GetTeacherUsageRequest, context: Context) -> pb.GetTeacherUsageResponse:
-        return pb.GetTeacherUsageResponse(
+        return self.usage()
+
+    def usage(self) -> pb.GetTeacherUsageResponse:
+        """What was done since the start."""
+        usage = pb.GetTeacherUsageResponse(
             instance_id=self.instance_id,
             started_at_seconds=self.started_at_seconds,
             students=self._usage.snapshot(),
         )
+        if self._teacher is not None and self._teacher.scoring is not None:
+            states = self._teacher.scoring.states
+            usage.engine_passes, usage.waiting_sequences = states.engine_passes, states.waiting
+            usage.stored_bytes = states.stored_bytes
+        return usage
 
     # Requests are read from the context, which does not end the call when reading is given up.
     async def ScoreSequences(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
@@ -69,8 +86,10 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             teacher.validator.role(pb.TEACHER_ROLE_SCORE)
             assert teacher.scoring is not None
             with self._usage.stream(student_id):
-                stream = ScoringStream(teacher, teacher.scoring, self._usage.of(student_id), context, self._draining)
-                await stream.run()
+                counters, held_bytes = self._usage.of(student_id), self._stream_bytes
+                await ScoringStream(
+                    teacher, teacher.scoring, counters, context, self._draining, held_bytes=held_bytes
+                ).run()
             if self._draining.is_set():
                 raise Unreachable(DRAINING)
 
@@ -82,14 +101,15 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             with self._usage.stream(student_id):
                 try:
                     writing = teacher.validator.writing(request)
+                    async with aclosing(write_rationales(teacher, writing, request.request_id, counters)) as responses:
+                        async for response in responses:
+                            await context.write(response)
+                except Unreachable:
+                    raise
                 except TutelageError as error:
                     counters.refusals += 1
                     refusal = refusal_of_error(error)
                     await context.write(pb.WriteRationalesResponse(request_id=request.request_id, refusal=refusal))
-                    return
-                async with aclosing(write_rationales(teacher, writing, request.request_id, counters)) as responses:
-                    async for response in responses:
-                        await context.write(response)
 
     async def GetUnembedding(  # type: ignore[override]
         self, request: pb.GetUnembeddingRequest, context: Context
@@ -112,9 +132,13 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
                 raise Unreachable(DRAINING)
             if self._teacher is None:
                 raise Unreachable(_STARTING)
+            if self._calls_open > self._max_streams:
+                raise Overloaded(f"{self._max_streams} calls are open already; ask again later")
             yield self._teacher, student_id
         except TutelageError as error:
             await abort_with(context, error)
+        except grpc.aio.InternalError as error:  # a write to a student that has gone: nobody is left to be told
+            raise asyncio.CancelledError from error
         finally:
             self._calls_open -= 1
             if self._calls_open == 0:

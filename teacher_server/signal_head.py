@@ -15,8 +15,10 @@ import torch
 
 from teacher_server.unembedding import Unembedding
 
-# Logits computed at once. More rows make the product faster until they fall out of the caches.
+# Logits computed at once, by default. More rows make the product faster until they fall out of the caches.
 CHUNK_LOGITS_BYTES = 24 * 2**20
+# A chunk's logits, the same at another temperature, and their exponentials inside log-sum-exp.
+COPIES_OF_LOGITS = 3
 # Columns a group in `largest`: the cost is flat from 32 to 128.
 _GROUP = 64
 
@@ -48,9 +50,18 @@ def use_bfloat16_products() -> None:
 
 
 class SignalHead:
-    """The teacher's unembedding on a device, and what is computed with it. Safe to use from several threads."""
+    """The teacher's unembedding on a device, and what is computed with it. Safe to use from several threads.
 
-    def __init__(self, unembedding: Unembedding, *, device: torch.device | str) -> None:
+    Args:
+        unembedding: the matrix and what follows it.
+        device: where to compute.
+        chunk_bytes: float32 logits computed at once by one thread; at least one row is.
+
+    """
+
+    def __init__(
+        self, unembedding: Unembedding, *, device: torch.device | str, chunk_bytes: int = CHUNK_LOGITS_BYTES
+    ) -> None:
         self.unembedding = unembedding
         self.vocabulary_size, self.hidden_size = unembedding.weight_VD.shape
         self._device = torch.device(device)
@@ -58,7 +69,7 @@ class SignalHead:
         self._dtype = torch.float32 if self._device.type == "cpu" else unembedding.weight_VD.dtype
         self._weight_VD = unembedding.weight_VD.to(self._device, self._dtype)
         self._bias_V = None if unembedding.bias_V is None else unembedding.bias_V.to(self._device)
-        self._chunk_rows = max(1, CHUNK_LOGITS_BYTES // (4 * self.vocabulary_size))
+        self._chunk_rows = max(1, chunk_bytes // (4 * self.vocabulary_size))
 
     @torch.inference_mode()
     def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from tutelage.errors import InvalidRequest, TutelageError, Unreachable
 from tutelage.teacher.v1 import teacher_pb2 as pb
 from tutelage.transport import refusal_of_error, status_code
 
+from teacher_server.admission import FairQueue
 from teacher_server.engine import WrittenPiece
 from teacher_server.teacher import ScoringParts, Teacher
 from teacher_server.validate import Scoring, Writing
@@ -42,6 +43,8 @@ class ScoringStream:
         counters: pb.StudentUsage,
         context: Context,
         draining: asyncio.Event,
+        *,
+        held_bytes: int,
     ) -> None:
         self._teacher = teacher
         self._scoring = scoring
@@ -51,6 +54,7 @@ class ScoringStream:
         self._draining = draining
         self._writing = asyncio.Lock()
         self._slots = asyncio.Semaphore(teacher.limits.max_requests_in_flight)
+        self._held = FairQueue(capacity=held_bytes)
         self._ids_in_flight: set[str] = set()
 
     async def run(self) -> None:
@@ -58,13 +62,14 @@ class ScoringStream:
 
         Raises:
             Unreachable: the engine died.
+            grpc.aio.InternalError: the student went away in the middle of a write.
 
         """
         try:
             async with asyncio.TaskGroup() as tasks:
                 async for request in self._requests():
                     tasks.create_task(self._answer(request))
-        except* TutelageError as errors:
+        except* (TutelageError, grpc.aio.InternalError) as errors:
             failure = errors.exceptions[0]
         else:
             return
@@ -107,7 +112,9 @@ class ScoringStream:
             self._slots.release()
 
     async def _send_frames(self, request_id: str, scoring: Scoring) -> None:
-        async with aclosing(self._scoring.frames(scoring, self._teacher.limits.frame_bytes)) as frames:
+        student_id, size = self._counters.student_id, self._scoring.held_bytes(scoring)
+        frames = self._scoring.frames(scoring, self._teacher.limits.frame_bytes, self._counters)
+        async with self._held.admitted(student_id, cost=size, size=size), aclosing(frames):
             async for frame in frames:
                 await self._send(pb.ScoreSequencesResponse(request_id=request_id, frame=frame))
                 count_frame(self._counters, frame)
@@ -124,12 +131,16 @@ async def write_rationales(
     """Answers one `WriteRationales` call: tokens as they are written, then the signals of each continuation.
 
     Raises:
+        Overloaded: too many requests wait for an engine.
         Unreachable: the engine died.
 
     """
     assert teacher.writing is not None  # the validator has checked the role
-    written: dict[int, list[int]] = {index: [] for index in range(writing.sampling.samples)}
-    async with aclosing(teacher.writing.write(writing.prompt_token_ids.tolist(), writing.sampling)) as pieces:
+    sampling, samples = writing.sampling, writing.sampling.samples
+    written: dict[int, list[int]] = {index: [] for index in range(samples)}
+    pieces = teacher.writing.write(writing.prompt_token_ids.tolist(), sampling)
+    cost = samples * sampling.max_new_tokens
+    async with teacher.writing_queue.admitted(counters.student_id, cost=cost, size=samples), aclosing(pieces):
         async for piece in pieces:
             written[piece.sample_index] += piece.token_ids
             counters.written_tokens += len(piece.token_ids)
@@ -147,7 +158,7 @@ async def _signals_of(
     assert writing.signal is not None
     sequence = np.concatenate([writing.prompt_token_ids, np.array(token_ids, dtype=np.int32)])
     scoring = Scoring(sequence, writing.signal, start=len(writing.prompt_token_ids) - 1, end=len(sequence))
-    async for frame in teacher.scoring.frames(scoring, teacher.limits.frame_bytes):
+    async for frame in teacher.scoring.frames(scoring, teacher.limits.frame_bytes, counters):
         count_frame(counters, frame)
         yield frame
     count_sequence(counters, scoring)

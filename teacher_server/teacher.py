@@ -11,8 +11,12 @@ from functools import partial
 from tutelage.teacher.v1 import teacher_pb2 as pb
 
 from teacher_server import frames
+from teacher_server.admission import FairQueue
+from teacher_server.config import TeacherConfig
 from teacher_server.engine import Engine, ScoringEngine, WritingEngine
 from teacher_server.signal_head import SignalHead
+from teacher_server.states import HiddenStates
+from teacher_server.store import SignalStore
 from teacher_server.validate import Scoring, Validator
 
 
@@ -24,16 +28,59 @@ class ScoringParts:
     head: SignalHead
     threads: ThreadPoolExecutor
     """Where the head computes, beside the event loop and the engine."""
+    states: HiddenStates
+    """From the engine or from what it computed before."""
+    head_queue: FairQueue
 
-    async def frames(self, scoring: Scoring, frame_bytes: int) -> AsyncGenerator[pb.SignalFrame]:
+    async def frames(
+        self, scoring: Scoring, frame_bytes: int, counters: pb.StudentUsage
+    ) -> AsyncGenerator[pb.SignalFrame]:
         """The frames of a sequence in order, each computed when it is asked for.
 
         So a student that stops reading stops the head, and holds one frame and its hidden states.
+
+        Raises:
+            Overloaded: too many requests wait for the engine.
+            Unreachable: the engine is dead.
+
         """
-        hidden_TD = await self.engine.hidden_states(scoring.token_ids.tolist())
+        hidden_TD = await self.states.of(scoring.token_ids.tolist(), counters)
         for index, (start, end) in enumerate(frames.ranges(scoring, self.head, frame_bytes)):
             compute = partial(frames.frame, scoring, hidden_TD, self.head, index=index, start=start, end=end)
-            yield await asyncio.get_running_loop().run_in_executor(self.threads, compute)
+            cost = frames.head_cost(scoring, self.head, end - start)
+            async with self.head_queue.admitted(counters.student_id, cost=cost, size=1):
+                frame = await asyncio.get_running_loop().run_in_executor(self.threads, compute)
+            yield frame
+
+    def held_bytes(self, scoring: Scoring) -> int:
+        """Bytes of the hidden states that an answer holds until it is read."""
+        return 2 * self.head.hidden_size * len(scoring.token_ids)
+
+
+def scoring_parts(
+    engine: ScoringEngine,
+    head: SignalHead,
+    config: TeacherConfig,
+    max_sequence_tokens: int,
+    store: SignalStore | None,
+) -> ScoringParts:
+    """An engine and a head with their threads, queues and store."""
+    # One batch that the engine computes and the next one: more would only take the choice from the queue.
+    tokens = 2 * max(config.batch_tokens, max_sequence_tokens)
+    queue = FairQueue(capacity=tokens, max_waiting=config.max_waiting_requests, weights=config.weights)
+    return ScoringParts(
+        engine,
+        head,
+        ThreadPoolExecutor(config.head_threads, thread_name_prefix="signal-head"),
+        HiddenStates(engine, queue, store),
+        FairQueue(capacity=config.head_threads, weights=config.weights),
+    )
+
+
+def writing_queue(config: TeacherConfig) -> FairQueue:
+    """The queue in front of a writing engine; a job's size is its continuations."""
+    capacity = config.batch_sequences
+    return FairQueue(capacity=capacity, max_waiting=config.max_waiting_requests, weights=config.weights)
 
 
 @dataclass(frozen=True)
@@ -43,6 +90,7 @@ class Teacher:
     info: pb.GetTeacherInfoResponse
     scoring: ScoringParts | None
     writing: WritingEngine | None
+    writing_queue: FairQueue
     check_sequences: list[list[int]]
     """Token ids of ordinary text, of several lengths, for the first real requests."""
 
@@ -73,6 +121,8 @@ class Teacher:
         return any(engine.dead for engine in self.engines)
 
     def shutdown(self) -> None:
-        """Ends the engines' processes."""
+        """Ends the engines' processes and closes the store."""
+        if self.scoring is not None:
+            self.scoring.states.close()
         with ThreadPoolExecutor() as threads:
             list(threads.map(lambda engine: engine.shutdown(), self.engines))

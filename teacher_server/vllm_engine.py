@@ -57,7 +57,9 @@ def cores_of(role: Role, config: TeacherConfig, cores: Sequence[int]) -> str:
     return ",".join(map(str, own))
 
 
-def start_engines(checkpoint: Path, config: TeacherConfig) -> dict[Role, VllmScoringEngine | VllmWritingEngine]:
+def start_engines(
+    checkpoint: Path, config: TeacherConfig, max_sequence_tokens: int
+) -> dict[Role, VllmScoringEngine | VllmWritingEngine]:
     """Starts the engines of all roles side by side and waits until their models are loaded (tens of seconds).
 
     Raises:
@@ -70,13 +72,15 @@ def start_engines(checkpoint: Path, config: TeacherConfig) -> dict[Role, VllmSco
             # An engine's process inherits its cores through the environment, so one is spawned after the other.
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_of(role, config, sorted(os.sched_getaffinity(0)))
             spawned = len(multiprocessing.active_children())
-            starting[role] = threads.submit(_start, role, checkpoint, config)
+            starting[role] = threads.submit(_start, role, checkpoint, config, max_sequence_tokens)
             while not starting[role].done() and len(multiprocessing.active_children()) == spawned:
                 time.sleep(_SPAWN_CHECK_SECONDS)
         return {role: engine.result() for role, engine in starting.items()}
 
 
-def _start(role: Role, checkpoint: Path, config: TeacherConfig) -> VllmScoringEngine | VllmWritingEngine:
+def _start(
+    role: Role, checkpoint: Path, config: TeacherConfig, max_sequence_tokens: int
+) -> VllmScoringEngine | VllmWritingEngine:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -85,8 +89,8 @@ def _start(role: Role, checkpoint: Path, config: TeacherConfig) -> VllmScoringEn
             AsyncEngineArgs(
                 model=str(checkpoint),
                 dtype=config.dtype,
-                max_model_len=config.max_sequence_tokens,
-                max_num_batched_tokens=max(config.batch_tokens, config.max_sequence_tokens),
+                max_model_len=max_sequence_tokens,
+                max_num_batched_tokens=max(config.batch_tokens, max_sequence_tokens),
                 max_num_seqs=config.batch_sequences,
                 kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
                 enforce_eager=not config.compile,

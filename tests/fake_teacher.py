@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -19,7 +18,8 @@ from teacher_server.config import TeacherConfig
 from teacher_server.engine import Sampling, WrittenPiece
 from teacher_server.server import TeacherServer
 from teacher_server.signal_head import SignalHead
-from teacher_server.teacher import ScoringParts, Teacher
+from teacher_server.store import SignalStore
+from teacher_server.teacher import Teacher, scoring_parts, writing_queue
 from teacher_server.unembedding import Unembedding
 
 VOCABULARY_SIZE, HIDDEN_SIZE = 97, 16
@@ -31,6 +31,8 @@ class FakeScoringEngine:
 
     seconds: float = 0.0
     """How long one sequence takes."""
+    parallel: int = 10**6
+    """Sequences computed at once; the others wait, first come, first served."""
     dead: bool = False
     started: int = 0
     cancelled: int = 0
@@ -38,12 +40,16 @@ class FakeScoringEngine:
         default_factory=lambda: torch.randn(VOCABULARY_SIZE, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
     )
 
+    def __post_init__(self) -> None:
+        self.slots = asyncio.Semaphore(self.parallel)
+
     async def hidden_states(self, token_ids: Sequence[int]) -> torch.Tensor:
         self.started += 1
         if self.dead:
             raise Unreachable("the teacher's engine is dead")
         try:
-            await asyncio.sleep(self.seconds)
+            async with self.slots:
+                await asyncio.sleep(self.seconds)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -77,7 +83,10 @@ def fake_head(*, seed: int = 2) -> SignalHead:
 
 
 def fake_teacher(
-    scoring: FakeScoringEngine | None = None, writing: FakeWritingEngine | None = None, **limits: int
+    scoring: FakeScoringEngine | None = None,
+    writing: FakeWritingEngine | None = None,
+    config: dict[str, object] | None = None,
+    **limits: int,
 ) -> Teacher:
     """A teacher with these engines; limits are small so that tests reach them."""
     head = fake_head()
@@ -107,8 +116,10 @@ def fake_teacher(
             logit_scale=1.0,
         ),
     )
-    parts = ScoringParts(scoring, head, ThreadPoolExecutor(2)) if scoring else None
-    return Teacher(info, parts, writing, check_sequences=[[1, 2, 3], [4, 5]])
+    settings = TeacherConfig.model_validate({"model": "fake", "head_threads": 2} | (config or {}))
+    store = SignalStore(settings.store.path, "fake", settings.store.bytes) if settings.store else None
+    parts = scoring_parts(scoring, head, settings, info.limits.max_sequence_tokens, store) if scoring else None
+    return Teacher(info, parts, writing, writing_queue(settings), check_sequences=[[1, 2, 3], [4, 5]])
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 from tutelage import codec
-from tutelage.errors import CorruptFrame, IdentityMismatch, NotServed, Overloaded, Unreachable
+from tutelage.errors import CorruptFrame, IdentityMismatch, NotServed, Overloaded, TutelageError, Unreachable
 from tutelage.identity import require_same_tokenizer
 from tutelage.teacher.v1 import teacher_pb2 as pb
 from tutelage.teacher.v1 import teacher_pb2_grpc as rpc
@@ -222,27 +222,36 @@ class TeacherClient:
             if waited >= self._wait_seconds:
                 raise Unreachable(f"waited {waited:.0f} s: {problem.message}", "teacher.address") from problem
             self._waiting(waited, problem.message)
-            self._sleep(failures, self._wait_seconds - waited)
+            at_least = problem.retry_after_milliseconds / 1000 if isinstance(problem, Overloaded) else 0.0
+            self._sleep(failures, at_least, self._wait_seconds - waited)
             failures += 1
 
-    def _sleep(self, failures: int, at_most_seconds: float) -> None:
-        """Full jitter, so that many students do not return at one moment."""
-        bound = min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**failures, at_most_seconds)
-        seconds = secrets.SystemRandom().uniform(0, bound)
+    def _sleep(self, failures: int, at_least_seconds: float, at_most_seconds: float) -> None:
+        """What the teacher asks for, and full jitter, so that many students do not return at one moment."""
+        jitter = min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**failures)
+        seconds = min(at_least_seconds + secrets.SystemRandom().uniform(0, jitter), at_most_seconds)
         time.sleep(seconds)
         self.waited_seconds += seconds
 
 
 def _collect(call: Iterable[pb.ScoreSequencesResponse], answers: Mapping[str, Answer]) -> None:
+    """Takes all answers; a teacher that is full may refuse some, which are asked for again later."""
+    full: TutelageError | None = None
     missing = sum(not answer.complete for answer in answers.values())
     for response in call:
         answer = answers.get(response.request_id)
         if answer is None:
             raise CorruptFrame(f"an answer to {response.request_id!r}, which was not asked", "request_id")
         if response.WhichOneof("outcome") == "refusal":
-            raise error_of_refusal(response.refusal)
-        answer.add(response.frame)
-        missing -= answer.complete
+            full = error_of_refusal(response.refusal)
+            if not isinstance(full, Overloaded):
+                raise full
+            missing -= 1
+        else:
+            answer.add(response.frame)
+            missing -= answer.complete
+        if not missing and full is not None:
+            raise full
         if not missing:
             return
     raise CorruptFrame(f"the stream ended with {missing} requests unanswered", "last")

@@ -77,9 +77,17 @@ class IdentityMismatch(TutelageError, ValueError):
 
 
 class Overloaded(TutelageError, RuntimeError):
-    """The server is full; the same request can be tried again."""
+    """The server is full; the same request can be tried again, after `retry_after_milliseconds` if that is not 0."""
 
     status, exit_code = "RESOURCE_EXHAUSTED", EXIT_UNREACHABLE
+
+    def __init__(self, message: str, field: str = "", retry_after_milliseconds: int = 0) -> None:
+        Exception.__init__(self, message, field, retry_after_milliseconds)
+
+    @property
+    def retry_after_milliseconds(self) -> int:
+        """When to try again; 0 if the server did not say."""
+        return int(self.args[2])
 
 
 class Unreachable(TutelageError, ConnectionError):

@@ -10,7 +10,7 @@ import ipaddress
 import grpc
 import grpc.aio
 
-from tutelage.errors import ConfigurationError, TutelageError, Unreachable, error_of_status
+from tutelage.errors import ConfigurationError, Overloaded, TutelageError, Unreachable, error_of_status
 from tutelage.teacher.v1 import teacher_pb2 as pb
 
 STUDENT_METADATA_KEY = "tutelage-student"
@@ -84,12 +84,18 @@ def error_of_rpc(error: grpc.RpcError, address: str, what: str) -> TutelageError
 
 def error_of_refusal(refusal: pb.Refusal) -> TutelageError:
     """The exception that a `Refusal` stands for."""
-    return error_of_status(_STATUS_BY_NUMBER.get(refusal.code, "UNKNOWN"), refusal.message, refusal.field)
+    status = _STATUS_BY_NUMBER.get(refusal.code, "UNKNOWN")
+    if status == Overloaded.status:
+        return Overloaded(refusal.message, refusal.field, refusal.retry_after_milliseconds)
+    return error_of_status(status, refusal.message, refusal.field)
 
 
 def refusal_of_error(error: TutelageError) -> pb.Refusal:
     """The `Refusal` that tells a peer of an exception."""
-    return pb.Refusal(code=status_code(error).value[0], field=error.field, message=error.message)
+    retry = error.retry_after_milliseconds if isinstance(error, Overloaded) else 0
+    return pb.Refusal(
+        code=status_code(error).value[0], field=error.field, message=error.message, retry_after_milliseconds=retry
+    )
 
 
 def status_code(error: TutelageError) -> grpc.StatusCode:

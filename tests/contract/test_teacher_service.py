@@ -180,6 +180,25 @@ async def test_a_student_that_does_not_read_holds_only_itself(connect):
         call.cancel()
 
 
+async def test_students_that_go_away_in_the_middle_of_a_write_are_nothing_to_report(connect, caplog):
+    engine = FakeScoringEngine()
+    async with serving(fake_teacher(engine)) as server:
+        for _ in range(20):
+            async with grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
+                stub = pb_grpc.TeacherServiceStub(channel)
+                call = stub.ScoreSequences(hidden(str(i), tokens(2000)) for i in range(50))
+                await call.read()
+        stub = connect(server.address)
+        await _until_answer(stub, lambda usage: usage.students[0].open_streams == 0)
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+async def _until_answer(stub, condition) -> None:
+    async with asyncio.timeout(10):
+        while not condition(await stub.GetTeacherUsage(pb.GetTeacherUsageRequest())):
+            await asyncio.sleep(0.01)
+
+
 async def test_candidates(connect):
     engine, token_ids = FakeScoringEngine(), tokens(12)
     ids = RNG.integers(-1, VOCABULARY_SIZE, (4, 6)).astype(np.int32)

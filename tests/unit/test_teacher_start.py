@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -66,8 +67,19 @@ def test_a_model_that_is_too_short(tiny_model):
         read_checkpoint(tiny_model, config(max_sequence_tokens=513))
 
 
+def test_the_longest_sequence_is_the_models_unless_that_is_very_long(tiny_model, tmp_path):
+    assert read_checkpoint(tiny_model, config()).max_sequence_tokens == 512
+    assert read_checkpoint(tiny_model, config(max_sequence_tokens=100)).max_sequence_tokens == 100
+    long = json.loads((tiny_model / "config.json").read_text()) | {"max_position_embeddings": 10**6}
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(long))
+    assert read_checkpoint(tmp_path, config()).max_sequence_tokens == 2048
+
+
 def test_the_description_of_a_teacher(tiny_model):
-    settings = config(model=str(tiny_model), max_sequence_tokens=512)
+    settings = config(model=str(tiny_model))
     checkpoint = read_checkpoint(tiny_model, settings)
     info = describe(checkpoint, settings, load_head(checkpoint, settings))
     assert (info.vocabulary_size, info.hidden_size, info.limits.max_k) == (512, 128, 512)

@@ -855,10 +855,19 @@ class GetTeacherUsageResponse(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     STARTED_AT_SECONDS_FIELD_NUMBER: _builtins.int
     STUDENTS_FIELD_NUMBER: _builtins.int
+    ENGINE_PASSES_FIELD_NUMBER: _builtins.int
+    WAITING_SEQUENCES_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """As in GetTeacherInfoResponse."""
     started_at_seconds: _builtins.float
     """As in GetTeacherInfoResponse."""
+    engine_passes: _builtins.int
+    """Sequences that the scoring engine was given."""
+    waiting_sequences: _builtins.int
+    """Sequences that wait for the scoring engine now."""
+    stored_bytes: _builtins.int
+    """Size of the signal store."""
     @_builtins.property
     def students(self) -> _containers.RepeatedCompositeFieldContainer[Global___StudentUsage]:
         """One entry a student, by id."""
@@ -869,10 +878,13 @@ class GetTeacherUsageResponse(_message.Message):
         instance_id: _builtins.str = ...,
         started_at_seconds: _builtins.float = ...,
         students: _abc.Iterable[Global___StudentUsage] | None = ...,
+        engine_passes: _builtins.int = ...,
+        waiting_sequences: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "started_at_seconds", b"started_at_seconds", "students", b"students"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_passes", b"engine_passes", "instance_id", b"instance_id", "started_at_seconds", b"started_at_seconds", "stored_bytes", b"stored_bytes", "students", b"students", "waiting_sequences", b"waiting_sequences"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -893,6 +905,7 @@ class StudentUsage(_message.Message):
     REFUSALS_FIELD_NUMBER: _builtins.int
     WRITTEN_TOKENS_FIELD_NUMBER: _builtins.int
     LAST_SEEN_SECONDS_FIELD_NUMBER: _builtins.int
+    STORE_HITS_FIELD_NUMBER: _builtins.int
     student_id: _builtins.str
     """The id of the metadata key `tutelage-student`."""
     open_streams: _builtins.int
@@ -911,6 +924,8 @@ class StudentUsage(_message.Message):
     """Tokens written by WriteRationales."""
     last_seen_seconds: _builtins.float
     """Time of the last answer, seconds since 1970-01-01 UTC."""
+    store_hits: _builtins.int
+    """Sequences whose hidden states were stored, or were being computed for another request already."""
     def __init__(
         self,
         *,
@@ -923,10 +938,11 @@ class StudentUsage(_message.Message):
         refusals: _builtins.int = ...,
         written_tokens: _builtins.int = ...,
         last_seen_seconds: _builtins.float = ...,
+        store_hits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "last_seen_seconds", b"last_seen_seconds", "open_streams", b"open_streams", "refusals", b"refusals", "rows", b"rows", "sequences", b"sequences", "student_id", b"student_id", "tokens", b"tokens", "written_tokens", b"written_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "last_seen_seconds", b"last_seen_seconds", "open_streams", b"open_streams", "refusals", b"refusals", "rows", b"rows", "sequences", b"sequences", "store_hits", b"store_hits", "student_id", b"student_id", "tokens", b"tokens", "written_tokens", b"written_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

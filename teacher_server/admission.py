@@ -1,0 +1,147 @@
+"""Who is next, and who is told to come back: start-time fair queueing in front of an engine or the signal head.
+
+Every job has a cost: tokens for an engine, rows × vocabulary for the head. A student that always has a job
+waiting is served in proportion to its weight, however many it has; what idle students leave goes to the
+others. The queue is bounded: when it is full, the student with the most waiting jobs loses its latest one.
+
+Start-time fair queueing: P. Goyal, H. Vin, H. Cheng, SIGCOMM 1996.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from tutelage.errors import Overloaded
+
+_SHORTEST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 0.05, 5.0
+
+
+@dataclass(eq=False)
+class _Job:
+    cost: float
+    size: int
+    arrived: float
+    admitted: asyncio.Future[None]
+
+
+@dataclass(eq=False)
+class _Student:
+    weight: float
+    start_tag: float = 0.0
+    """Virtual time at which its next job may start: what it has received so far, divided by its weight."""
+    waiting: deque[_Job] = field(default_factory=deque)
+
+
+class FairQueue:
+    """Admits jobs to a resource that holds a bounded amount of work; used on the event loop only.
+
+    Args:
+        capacity: size of the jobs that are admitted at once; a larger job is admitted alone.
+        max_waiting: jobs that wait at most; None if something else bounds them.
+        weights: share of a student relative to the others, > 0; 1 for who is not named.
+
+    """
+
+    def __init__(
+        self, *, capacity: int, max_waiting: int | None = None, weights: Mapping[str, float] | None = None
+    ) -> None:
+        self._capacity, self._max_waiting, self._weights = capacity, max_waiting, weights or {}
+        self._students: dict[str, _Student] = {}  # those with waiting jobs, or ahead of the virtual time
+        self._virtual_time = 0.0
+        self._last_wait_seconds = 0.0
+        self.admitted_size = 0
+        self.waiting = 0
+
+    @asynccontextmanager
+    async def admitted(self, student_id: str, *, cost: float, size: int) -> AsyncIterator[None]:
+        """Waits for this job's turn; the block is the work. Cancelling frees the place at once.
+
+        Args:
+            student_id: on whose account.
+            cost: what is shared out fairly, > 0.
+            size: part of the capacity that the job holds.
+
+        Raises:
+            Overloaded: the queue is full, and this student is who fills it.
+
+        """
+        await self._turn(student_id, cost, size)
+        try:
+            yield
+        finally:
+            self._release(size)
+
+    async def _turn(self, student_id: str, cost: float, size: int) -> None:
+        student = self._students.setdefault(student_id, _Student(self._weights.get(student_id, 1.0)))
+        if not student.waiting:
+            student.start_tag = max(self._virtual_time, student.start_tag)
+        loop = asyncio.get_running_loop()
+        job = _Job(cost, size, loop.time(), loop.create_future())
+        student.waiting.append(job)
+        self.waiting += 1
+        self._admit()
+        if self._max_waiting is not None and self.waiting > self._max_waiting:
+            self._refuse_one(self._max_waiting)
+        try:
+            await job.admitted
+        except asyncio.CancelledError:
+            self._take_back(student, job)
+            raise
+
+    def _admit(self) -> None:
+        while self.waiting:
+            student = min((each for each in self._students.values() if each.waiting), key=_start_tag)
+            job = student.waiting[0]
+            if self.admitted_size and self.admitted_size + job.size > self._capacity:
+                break
+            self._drop(student, job)
+            if not job.admitted.cancelled():
+                self._start(student, job)
+        for student_id in [key for key, student in self._students.items() if self._is_even(student)]:
+            del self._students[student_id]
+
+    def _start(self, student: _Student, job: _Job) -> None:
+        self._virtual_time = student.start_tag
+        student.start_tag += job.cost / student.weight
+        self.admitted_size += job.size
+        self._last_wait_seconds = asyncio.get_running_loop().time() - job.arrived
+        job.admitted.set_result(None)
+
+    def _is_even(self, student: _Student) -> bool:
+        """Whether a student that is forgotten now would start at the same place later."""
+        return not student.waiting and student.start_tag <= self._virtual_time
+
+    def _release(self, size: int) -> None:
+        self.admitted_size -= size
+        self._admit()
+        if not self.admitted_size and not self.waiting:  # nobody competes: all start anew
+            self._students.clear()
+            self._virtual_time = 0.0
+
+    def _refuse_one(self, max_waiting: int) -> None:
+        student = max(self._students.values(), key=lambda each: len(each.waiting))
+        job = student.waiting[-1]
+        self._drop(student, job)
+        seconds = min(max(self._last_wait_seconds, _SHORTEST_RETRY_SECONDS), _LONGEST_RETRY_SECONDS)
+        if not job.admitted.cancelled():
+            message = f"{max_waiting} requests wait already, and no student has more of them; ask again later"
+            job.admitted.set_exception(Overloaded(message, retry_after_milliseconds=round(1000 * seconds)))
+
+    def _take_back(self, student: _Student, job: _Job) -> None:
+        """Undoes a job whose caller was cancelled while it waited, or just when it was admitted."""
+        if job in student.waiting:
+            self._drop(student, job)
+        elif not job.admitted.cancelled() and job.admitted.exception() is None:
+            self._release(job.size)
+
+    def _drop(self, student: _Student, job: _Job) -> None:
+        student.waiting.remove(job)
+        self.waiting -= 1
+
+
+def _start_tag(student: _Student) -> float:
+    return student.start_tag

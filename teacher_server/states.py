@@ -1,0 +1,115 @@
+"""Where hidden states come from: the store, a computation that is under way for another student, or the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from tutelage.teacher.v1 import teacher_pb2 as pb
+
+from teacher_server.admission import FairQueue
+from teacher_server.engine import ScoringEngine
+from teacher_server.store import SignalStore, sequence_key
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class _Flight:
+    task: asyncio.Task[tuple[torch.Tensor, bool]]
+    """Gives the states, and whether they were stored."""
+    students: int = 0
+    """Requests that wait for it; without any it is cancelled."""
+
+
+class HiddenStates:
+    """Hidden states of sequences, by the cheapest way there is.
+
+    Args:
+        engine: computes them.
+        queue: in front of the engine.
+        store: keeps them; without one, every request is an engine pass.
+
+    """
+
+    def __init__(self, engine: ScoringEngine, queue: FairQueue, store: SignalStore | None) -> None:
+        self._engine, self._queue, self._store = engine, queue, store
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="signal-store")
+        self._flights: dict[str, _Flight] = {}
+        self.engine_passes = 0
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for the engine."""
+        return self._queue.waiting
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the store."""
+        return 0 if self._store is None else self._store.bytes
+
+    def close(self) -> None:
+        """Lets another server have the store."""
+        self._threads.shutdown()
+        if self._store is not None:
+            self._store.close()
+
+    async def of(self, token_ids: Sequence[int], counters: pb.StudentUsage) -> torch.Tensor:
+        """The final hidden state after each token: [tokens, hidden_size], on the CPU.
+
+        Raises:
+            Overloaded: too many requests wait for the engine.
+            Unreachable: the engine is dead.
+
+        """
+        if self._store is None:
+            return await self._compute(token_ids, counters.student_id)
+        key = sequence_key(token_ids)
+        if key not in self._flights:
+            fetching = asyncio.create_task(self._fetch(self._store, token_ids, counters.student_id))
+            self._flights[key] = _Flight(fetching)
+            shared = False
+        else:
+            shared = True
+        states, stored = await self._board(key, self._flights[key])
+        counters.store_hits += shared or stored
+        return states
+
+    async def _board(self, key: str, flight: _Flight) -> tuple[torch.Tensor, bool]:
+        flight.students += 1
+        try:
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.students -= 1
+            if not flight.students:
+                flight.task.cancel()
+                del self._flights[key]
+
+    async def _fetch(self, store: SignalStore, token_ids: Sequence[int], student_id: str) -> tuple[torch.Tensor, bool]:
+        stored = await self._in_thread(lambda: store.get(token_ids))
+        if stored is not None:
+            return stored, True
+        states = await self._compute(token_ids, student_id)
+        try:
+            await self._in_thread(lambda: store.put(token_ids, states))
+        except OSError as error:  # a full disk costs engine passes, not answers
+            logger.warning("cannot store hidden states: %s", error)
+        return states, False
+
+    async def _compute(self, token_ids: Sequence[int], student_id: str) -> torch.Tensor:
+        tokens = len(token_ids)
+        async with self._queue.admitted(student_id, cost=tokens, size=tokens):
+            self.engine_passes += 1
+            return await self._engine.hidden_states(token_ids)
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
