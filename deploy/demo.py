@@ -47,7 +47,7 @@ console = Console(stderr=True, highlight=False)
 
 def say(text: str) -> None:
     """One line of progress with the time of day."""
-    console.print(f"[dim]{datetime.now():%H:%M:%S}[/dim] {text}")
+    console.print(f"[dim]{datetime.now():%H:%M:%S}[/dim] {text}", soft_wrap=True)
 
 
 def resolve_model(name: str) -> Path:
@@ -249,6 +249,7 @@ def main() -> int:
     run = options.runs.resolve() / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     (run / "logs").mkdir(parents=True)
     started = time.monotonic()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars of a second each
     code = 0
     try:
         with interruptible():

@@ -50,6 +50,7 @@ def local_or_connected_ray(config: CohortConfig) -> Iterator[None]:
     """A Ray to run on; a local one ends with the context, and binds to loopback only."""
     import ray
 
+    logging.getLogger("ray").setLevel(logging.ERROR)  # before init, which warns about its own defaults
     common: dict[str, Any] = {"namespace": config.run, "log_to_driver": False, "logging_level": "error"}
     if config.ray.address is None:
         ray.init(
