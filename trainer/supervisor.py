@@ -5,6 +5,7 @@ It is the driver of the Ray job: when it goes, its actors go.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
