@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import EXIT_DONE, EXIT_USAGE
@@ -78,15 +79,26 @@ def _ask(command: str, method: str, request: Message, arguments: list[str], show
     parser = argparse.ArgumentParser(prog=f"tutelage teacher {command}", allow_abbrev=False)
     parser.add_argument("--address", default=_DEFAULT_ADDRESS, help="host:port of the teacher (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    parser.add_argument("--ca", type=Path, help="PEM file that the teacher's certificate must come from: use TLS")
+    parser.add_argument("--certificate", type=Path, help="PEM file: our own certificate, if the teacher asks for one")
+    parser.add_argument("--key", type=Path, help="PEM file: its private key")
+    parser.add_argument("--token-file", type=Path, help="file with a bearer token of scope info")
     options = parser.parse_args(arguments)
     import grpc
     from google.protobuf.json_format import MessageToJson
+    from tutelage.configuration import validate
     from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
-    from tutelage.transport import CHANNEL_OPTIONS, error_of_rpc
+    from tutelage.tls import ClientTls
+    from tutelage.transport import error_of_rpc, open_channel, token_metadata
 
-    with grpc.insecure_channel(options.address, options=CHANNEL_OPTIONS) as channel:
+    tls = None
+    if options.ca is not None:
+        tls = validate(ClientTls, {"ca": options.ca, "certificate": options.certificate, "key": options.key})
+    metadata = token_metadata(options.token_file)
+    with open_channel(options.address, tls) as channel:
         try:
-            answer = getattr(pb_grpc.TeacherServiceStub(channel), method)(request, timeout=_TIMEOUT_SECONDS)
+            call = getattr(pb_grpc.TeacherServiceStub(channel), method)
+            answer = call(request, timeout=_TIMEOUT_SECONDS, metadata=metadata)
         except grpc.RpcError as error:
             raise error_of_rpc(error, options.address, "teacher") from error
     if options.json:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from tutelage.configuration import Config
+from tutelage.tls import ServerTls
 
 Role = Literal["score", "write"]
 
@@ -41,6 +42,13 @@ class TeacherConfig(Config):
 
     address_file: Path | None = None
     """File that gets the final host:port once the teacher is serving."""
+
+    tls: ServerTls | None = None
+    """Certificate and key to serve with; needed to listen beyond loopback."""
+
+    token_file: Path | None = None
+    """File of bearer tokens, a line each: TOKEN SCOPE[,SCOPE…] [STUDENT], with scopes info, score and write;
+    read again when it changes. None means that nobody needs a token."""
 
     insecure: bool = False
     """Listen beyond loopback although nothing is encrypted or authenticated."""

@@ -27,6 +27,7 @@ from tutelage.transport import SERVER_OPTIONS, bind
 from teacher_server.config import TeacherConfig
 from teacher_server.servicer import TeacherServicer
 from teacher_server.teacher import Teacher
+from teacher_server.tokens import TokenFile, TokenInterceptor
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ class TeacherServer:
 
     def __init__(self, config: TeacherConfig) -> None:
         self._config = config
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        interceptors = [TokenInterceptor(TokenFile(config.token_file))] if config.token_file else []
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
         self._health = HealthServicer()
         self.servicer = TeacherServicer(max_streams=config.max_streams, stream_bytes=config.stream_mib * 2**20)
         pb_grpc.add_TeacherServiceServicer_to_server(self.servicer, self._server)
@@ -55,7 +57,7 @@ class TeacherServer:
 
             names = (SERVICE_NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
-        port = bind(self._server, config.address, insecure=config.insecure)
+        port = bind(self._server, config.address, insecure=config.insecure, tls=config.tls)
         self.address = f"{config.address.rpartition(':')[0]}:{port}"
 
     async def start(self) -> None:

@@ -98,6 +98,8 @@ class StudentActor:
                 wait_seconds=self._config.teacher.wait_seconds,
                 tokenizer_digests=tokenizer_digests(self._student.init),
                 waiting=self._waiting,
+                tls=self._config.teacher.tls,
+                token_file=self._config.teacher.token_file,
             )
         )
 

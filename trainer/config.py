@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from tutelage.configuration import Config
 from tutelage.errors import ConfigurationError
 from tutelage.names import check_name
+from tutelage.tls import ClientTls
 
 from trainer.objectives.table import (
     OBJECTIVES,
@@ -41,6 +42,10 @@ class TeacherConfig(Config):
     """host:port of the teacher server."""
     wait_seconds: Annotated[float, Field(gt=0)] = 600.0
     """How long to wait for a teacher that does not answer before giving up."""
+    tls: ClientTls | None = None
+    """How to know the teacher; none means an unencrypted connection."""
+    token_file: Path | None = None
+    """File with the bearer token that the teacher asks for."""
 
 
 class TaskConfig(Config):

@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -25,7 +26,8 @@ from tutelage.errors import CorruptFrame, IdentityMismatch, NotServed, Overloade
 from tutelage.identity import require_same_tokenizer
 from tutelage.teacher.v1 import teacher_pb2 as pb
 from tutelage.teacher.v1 import teacher_pb2_grpc as rpc
-from tutelage.transport import CHANNEL_OPTIONS, STUDENT_METADATA_KEY, error_of_refusal, error_of_rpc
+from tutelage.tls import ClientTls
+from tutelage.transport import STUDENT_METADATA_KEY, error_of_refusal, error_of_rpc, open_channel, token_metadata
 
 from trainer.frames import Answer, SignalRequest, Signals, SignalSpec, to_message
 
@@ -89,6 +91,8 @@ class TeacherClient:
         tokenizer_digests: of the student; must equal the teacher's.
         weights_digest: of the teacher that this run began with; empty if it begins now.
         waiting: told about waiting.
+        tls: how to know the teacher; none means an unencrypted connection.
+        token_file: file with our bearer token, read again before each call.
 
     Raises:
         Unreachable: no teacher answered in time.
@@ -106,10 +110,12 @@ class TeacherClient:
         tokenizer_digests: Mapping[str, str],
         weights_digest: str = "",
         waiting: Waiting = _ignore,
+        tls: ClientTls | None = None,
+        token_file: Path | None = None,
     ) -> None:
         self._address, self._wait_seconds, self._waiting = address, wait_seconds, waiting
-        self._metadata = ((STUDENT_METADATA_KEY, student_id),)
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._student_id, self._token_file = student_id, token_file
+        self._channel = open_channel(address, tls)
         self._stub = rpc.TeacherServiceStub(self._channel)
         self._unembedding: UnembeddingArrays | None = None
         self.waited_seconds = 0.0
@@ -168,6 +174,10 @@ class TeacherClient:
             self._patiently(lambda: self._fetch_unembedding(download))
             self._unembedding = download.arrays()
         return self._unembedding
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return ((STUDENT_METADATA_KEY, self._student_id), *token_metadata(self._token_file))
 
     def _get_info(self) -> pb.GetTeacherInfoResponse:
         request = pb.GetTeacherInfoRequest()

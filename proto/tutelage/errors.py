@@ -76,6 +76,18 @@ class IdentityMismatch(TutelageError, ValueError):
     status, exit_code = "FAILED_PRECONDITION", EXIT_USAGE
 
 
+class NotAuthenticated(TutelageError, ValueError):
+    """The peer does not know who asks, or the two do not agree on TLS."""
+
+    status, exit_code = "UNAUTHENTICATED", EXIT_USAGE
+
+
+class NotPermitted(TutelageError, ValueError):
+    """The peer knows who asks, and does not let it."""
+
+    status, exit_code = "PERMISSION_DENIED", EXIT_USAGE
+
+
 class Overloaded(TutelageError, RuntimeError):
     """The server is full; the same request can be tried again, after `retry_after_milliseconds` if that is not 0."""
 
@@ -122,6 +134,8 @@ _BY_STATUS: dict[str, type[TutelageError]] = {
     "FAILED_PRECONDITION": NotServed,
     "NOT_FOUND": NotFound,
     "ALREADY_EXISTS": Conflict,
+    "UNAUTHENTICATED": NotAuthenticated,
+    "PERMISSION_DENIED": NotPermitted,
     "RESOURCE_EXHAUSTED": Overloaded,
     "UNAVAILABLE": Unreachable,
     "DATA_LOSS": CorruptFrame,

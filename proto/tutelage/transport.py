@@ -1,19 +1,30 @@
-"""Both sides of every gRPC connection: message limits, keepalive, where to listen, errors as statuses.
+"""Both sides of every gRPC connection: message limits, keepalive, where to listen, TLS, errors as statuses.
 
-A server binds to loopback unless it is told `insecure`: nothing here encrypts or authenticates.
+A server binds to loopback unless it has a certificate or is told `insecure`.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
 
-from tutelage.errors import ConfigurationError, Overloaded, TutelageError, Unreachable, error_of_status
+from tutelage.errors import (
+    ConfigurationError,
+    NotAuthenticated,
+    Overloaded,
+    TutelageError,
+    Unreachable,
+    error_of_status,
+)
 from tutelage.teacher.v1 import teacher_pb2 as pb
+from tutelage.tls import ClientTls, ServerTls
 
 STUDENT_METADATA_KEY = "tutelage-student"
+TOKEN_METADATA_KEY, BEARER = "authorization", "Bearer "
 MAX_MESSAGE_BYTES = 16 * 2**20
 
 # A dead peer is noticed after keepalive_time + ping_timeout. Core ignores misspelt keys silently.
@@ -42,6 +53,48 @@ SERVER_OPTIONS = [
 _STATUS_BY_NUMBER = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
+def open_channel(address: str, tls: ClientTls | None = None) -> grpc.Channel:
+    """A channel to host:port, encrypted if `tls` is given.
+
+    Raises:
+        ConfigurationError: a file of `tls` cannot be read.
+
+    """
+    if tls is None:
+        return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=_pem(tls.ca, "tls.ca"),
+        private_key=None if tls.key is None else _pem(tls.key, "tls.key"),
+        certificate_chain=None if tls.certificate is None else _pem(tls.certificate, "tls.certificate"),
+    )
+    return grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+
+
+def token_metadata(token_file: Path | None) -> tuple[tuple[str, str], ...]:
+    """The metadata that carries the bearer token in a file; none without a file.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+
+    """
+    if token_file is None:
+        return ()
+    return ((TOKEN_METADATA_KEY, f"{BEARER}{_pem(token_file, 'token_file').decode().strip()}"),)
+
+
+def _pem(path: Path, field: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error}", field) from error
+
+
+def _server_credentials(tls: ServerTls) -> Any:
+    client_ca = None if tls.client_ca is None else _pem(tls.client_ca, "tls.client_ca")
+    pair = (_pem(tls.key, "tls.key"), _pem(tls.certificate, "tls.certificate"))
+    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
+
+
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -51,32 +104,40 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def bind(server: grpc.aio.Server, address: str, *, insecure: bool) -> int:
+def bind(server: grpc.aio.Server, address: str, *, insecure: bool, tls: ServerTls | None = None) -> int:
     """Adds `host:port` to a server and returns the port (the one chosen, for port 0).
 
     Raises:
-        ConfigurationError: the address is not `host:port`; or the host is not loopback and
-            `insecure` was not said; or the port is taken.
+        ConfigurationError: the address is not `host:port`; or the host is not loopback, there is no
+            `tls` and `insecure` was not said; or a file cannot be read; or the port is taken.
 
     """
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
         raise ConfigurationError(f"{address!r} is not host:port, for example 127.0.0.1:50051", "address")
-    if not _is_loopback(host) and not insecure:
+    if tls is None and not insecure and not _is_loopback(host):
         raise ConfigurationError(
-            f"{address} can be reached from other machines without encryption or authentication; listen on "
-            "127.0.0.1 and tunnel, or pass --insecure on a network that you trust",
+            f"{address} can be reached from other machines without encryption or authentication; give it a "
+            "certificate (tls), listen on 127.0.0.1 and tunnel, or pass --insecure on a network that you trust",
             "address",
         )
     try:
+        if tls is not None:
+            return int(server.add_secure_port(address, _server_credentials(tls)))
         return int(server.add_insecure_port(address))
     except RuntimeError as error:
         raise ConfigurationError(f"cannot listen on {address}: {error}", "address") from error
 
 
+# In the text of UNAVAILABLE, which is all that gRPC says; waiting for such a peer does not help.
+_SIGNS_OF_TLS = ("handshake failed", "Hostname Verification Check failed")
+
+
 def error_of_rpc(error: grpc.RpcError, address: str, what: str) -> TutelageError:
     """The exception that a failed call stands for; `what` names the peer for people, e.g. "teacher"."""
     code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE and any(sign in details for sign in _SIGNS_OF_TLS):
+        return NotAuthenticated(f"the {what} at {address} and this client do not agree on TLS ({details})", "tls")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return Unreachable(f"no {what} answers at {address} ({details}); is it started, and is this its address?")
     return error_of_status(code.name, details)
