@@ -55,10 +55,10 @@ def documents(task: str, limit: int) -> list[dict[str, Any]]:
 
 
 def _requested(task: str) -> Iterable[dict[str, Any]]:
-    """Each document of a file of requests, of which it has several."""
+    """Each document of a file of requests once; the file has one line a choice, and a second pass without context."""
     with gzip.open(REQUESTS / task / "test_rc_5shot" / "requests.jsonl.gz", "rt", encoding="utf-8") as lines:
         requested = [json.loads(line)["doc"] for line in lines]
-    return [next(group) for _, group in groupby(requested, key=lambda document: document["id"])]
+    return list({document["id"]: document for document in requested}.values())
 
 
 def _hub_form(task: str, document: dict[str, Any]) -> dict[str, Any]:
