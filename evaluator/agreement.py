@@ -69,9 +69,11 @@ def pair(teacher: pl.DataFrame, student: pl.DataFrame) -> pl.DataFrame:
     for name, rows in (("teacher", teacher), ("student", student)):
         if rows.select("evaluation_id", "task", "protocol").n_unique() != 1:
             raise DataError(f"the {name}'s rows are not of one evaluation of one task; filter them first")
-    left, right = (one.filter(pl.col("error") == "").select(columns) for one in (teacher, student))
-    both = left.join(right, on=["task", "item_id", "item_hash"], suffix="_student", validate="1:1")
-    return both.sort(pl.col("item_id").cast(pl.UInt32))
+    # An item that was answered several times is paired answer by answer, in the order of the seeds.
+    answer = pl.int_range(pl.len()).over("item_id").alias("answer")
+    left, right = (one.filter(error="").sort("seed").select(*columns, answer) for one in (teacher, student))
+    both = left.join(right, on=["task", "item_id", "item_hash", "answer"], suffix="_student", validate="1:1")
+    return both.sort(pl.col("item_id").cast(pl.UInt32), "answer")
 
 
 def agreement(both: pl.DataFrame) -> Agreement:
@@ -116,6 +118,11 @@ def cohens_kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
     return (observed - expected) / (1 - expected) if expected < 1 else None
 
 
+def fidelity_when_both_right(both: pl.DataFrame) -> Fidelity:
+    """Fidelity among the items that both have right: whether the same answer is reached in the same words."""
+    return fidelity(both.filter((pl.col("score") == 1.0) & (pl.col("score_student") == 1.0)))
+
+
 def fidelity(both: pl.DataFrame) -> Fidelity:
     """BLEU (of the corpus, and the mean over sentences) and chrF of the paired rows of `pair`.
 
@@ -125,6 +132,8 @@ def fidelity(both: pl.DataFrame) -> Fidelity:
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
+    if both.is_empty():
+        return Fidelity(0, None, None, None, "")
     hypotheses, references = both["output_student"].to_list(), both["output"].to_list()
     corpus, sentence, chrf = BLEU(), BLEU(effective_order=True), CHRF()
     sentences = [

@@ -1,9 +1,13 @@
-"""A checkpoint is used only if it is what its manifest says."""
+"""A checkpoint is used only if it is what its manifest says, and stays there while it is used."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import shutil
+import threading
 from pathlib import Path
 
 from tutelage.errors import CheckpointError, DataError
@@ -27,6 +31,40 @@ def verified_digest(checkpoint: Path) -> str:
         return weights_digest(checkpoint)
     except (DataError, FileNotFoundError) as error:
         raise CheckpointError(f"{checkpoint} is not a Hugging Face checkpoint: {error}", "checkpoint") from error
+
+
+def pin(checkpoint: Path, place: Path) -> Path:
+    """The checkpoint under a name of our own, which its trainer does not remove; hard links, so it costs no room.
+
+    A directory without a manifest (a model from elsewhere) is not a trainer's to remove and is used where it is.
+    On another file system the files are copied. Doing it again changes nothing.
+    """
+    if place.is_dir():
+        return place
+    if not (checkpoint / MANIFEST).exists():
+        return checkpoint
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for path in checkpoint.iterdir():
+            _link(path, temporary / path.name)
+        os.replace(temporary, place)
+    except OSError as error:
+        shutil.rmtree(temporary)
+        if place.is_dir():  # another thread was faster
+            return place
+        raise CheckpointError(f"{checkpoint} went away while it was pinned: {error}", "checkpoint") from error
+    return place
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copy2(source, target)
 
 
 def _verify(checkpoint: Path) -> None:

@@ -1,7 +1,9 @@
 """`tutelage evaluate` and `tutelage report`.
 
 tutelage evaluate --checkpoint DIR --tasks arithmetic:paper,ARC-Easy:loglik --limit 100 --out frames
+tutelage evaluate watch --run-dir runs/demo --tasks arithmetic:paper --out frames
 tutelage evaluate serve --frames frames --queue evaluations
+tutelage evaluate export --frames frames --format lm-eval --out exported
 tutelage evaluate tasks
 tutelage evaluate generate-arithmetic --split train --count 400 --seed 0 --out train.json
 tutelage report --frames frames --run-dir runs/demo --out report.html
@@ -9,12 +11,21 @@ tutelage report --frames frames --run-dir runs/demo --out report.html
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tutelage.configuration import load
 from tutelage.errors import EXIT_DONE
 
-from evaluator.configuration import ArithmeticConfig, EvaluateConfig, ReportConfig, ServeConfig, TasksConfig
+from evaluator.configuration import (
+    ArithmeticConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ReportConfig,
+    ServeConfig,
+    TasksConfig,
+    WatchConfig,
+)
 
 if TYPE_CHECKING:
     from evaluator.evaluation import Progress
@@ -25,7 +36,13 @@ _PREFIX = "TUTELAGE_EVALUATE_"
 
 def main(arguments: list[str]) -> int:
     """Score checkpoints on tasks, with or without a server."""
-    subcommands = {"serve": _serve, "tasks": _tasks, "generate-arithmetic": _generate_arithmetic}
+    subcommands = {
+        "serve": _serve,
+        "watch": _watch,
+        "export": _export,
+        "tasks": _tasks,
+        "generate-arithmetic": _generate_arithmetic,
+    }
     if arguments and arguments[0] in subcommands:
         return subcommands[arguments[0]](arguments[1:])
     return _evaluate(arguments)
@@ -36,7 +53,6 @@ def _evaluate(arguments: list[str]) -> int:
     from rich import progress as rich_progress
 
     from evaluator.evaluation import evaluate
-    from evaluator.frames import read, summarize
 
     evaluation = _evaluation_of(config)
     columns = (
@@ -53,10 +69,17 @@ def _evaluate(arguments: list[str]) -> int:
             bar.update(shown, total=progress.total, completed=progress.done, rate=_rate(progress))
 
         evaluate(evaluation, config, config.out, on_progress=show)
-    for row in summarize(read(config.out).filter(evaluation_id=evaluation.evaluation_id)).collect().to_dicts():
-        print(_summary_line(row))
+    _print_scores(config.out, evaluation)
     print(f"rows are in {config.out}")
     return EXIT_DONE
+
+
+def _print_scores(frames: Path, evaluation: Evaluation) -> None:
+    from evaluator.frames import read, summarize
+
+    rows = read(frames).filter(run=evaluation.labels.run, evaluation_id=evaluation.evaluation_id)
+    for row in summarize(rows).collect().to_dicts():
+        print(_summary_line(row))
 
 
 def _evaluation_of(config: EvaluateConfig) -> Evaluation:
@@ -87,7 +110,7 @@ def _rate(progress: Progress) -> str:
     return f"{progress.items_per_second:.1f} items/s{failed}"
 
 
-def _summary_line(row: dict[str, float]) -> str:
+def _summary_line(row: dict[str, Any]) -> str:
     error = row["standard_error"]
     scores = f"{row['score']:.4f} ± {error:.4f}" if error is not None else f"{row['score']}"
     besides = [
@@ -110,6 +133,25 @@ def _serve(arguments: list[str]) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     asyncio.run(serve(config))
+    return EXIT_DONE
+
+
+def _watch(arguments: list[str]) -> int:
+    config = load(WatchConfig, arguments, program="tutelage evaluate watch", environment_prefix=_PREFIX)
+    from evaluator.watch import watch
+
+    for evaluation in watch(config):
+        print(f"{evaluation.labels.student} after {evaluation.labels.step} steps:")
+        _print_scores(config.out, evaluation)
+    return EXIT_DONE
+
+
+def _export(arguments: list[str]) -> int:
+    config = load(ExportConfig, arguments, program="tutelage evaluate export", environment_prefix=_PREFIX)
+    from evaluator.export import export
+
+    for path in export(config):
+        print(path)
     return EXIT_DONE
 
 

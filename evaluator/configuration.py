@@ -59,8 +59,29 @@ class EvaluateConfig(EvaluationSettings):
     """Seed of the training, for the rows."""
 
 
+class WatchConfig(EvaluationSettings):
+    """Scores every checkpoint of a run, also those that its students have yet to write."""
+
+    run_dir: Path
+    """Folder of the run, with `students/<id>/checkpoints/step-<step>/`."""
+    tasks: str
+    """Comma-separated TASK:PROTOCOL, or `all`."""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """Items of each task, the first ones of its file; 0 is all."""
+    out: Path = Path("frames")
+    """Folder of the frames."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of sampling."""
+    teacher: str = ""
+    """Name of the students' teacher, for the rows."""
+    once: bool = False
+    """Ends after the checkpoints that are there; by default it waits for more until it is interrupted."""
+    poll_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Pause before it looks again."""
+
+
 class ServeConfig(EvaluationSettings):
-    """Serves evaluations over gRPC, one at a time, from a queue on disk."""
+    """Serves evaluations over gRPC from a queue on disk."""
 
     address: str = "127.0.0.1:50052"
     """host:port; port 0 takes a free one."""
@@ -68,10 +89,25 @@ class ServeConfig(EvaluationSettings):
     """Folder of the frames."""
     queue: Path = Path("evaluations")
     """Folder of the queue."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Evaluations at the same time; each has a model of its own in memory."""
     address_file: Path | None = None
     """Written with the address once the service answers."""
     insecure: bool = False
     """Allows an address other than loopback although nothing is encrypted."""
+
+
+class ExportConfig(Config):
+    """Writes what the rows say in a form that other tools read."""
+
+    frames: Path = Path("frames")
+    """Folder of the frames."""
+    run: str | None = None
+    """Only rows of this run."""
+    format: Literal["lm-eval", "csv", "markdown"] = "markdown"
+    """`lm-eval`: results and samples in lm-evaluation-harness' schema; the others: one table of the summaries."""
+    out: Path = Path("exported")
+    """Folder to write to."""
 
 
 class ArithmeticConfig(Config):

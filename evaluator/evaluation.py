@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,15 +22,15 @@ from tutelage import __version__
 from tutelage.errors import TutelageError
 
 from evaluator import frames as fr
-from evaluator.checkpoint import verified_digest
+from evaluator.checkpoint import pin, verified_digest
 from evaluator.configuration import EvaluationSettings
 from evaluator.engines import Engine, open_engine
-from evaluator.protocols import loglik, paper
+from evaluator.protocols import loglik, open, paper
 from evaluator.requests import Evaluation, TaskRequest, check
 from evaluator.tasks import task_of_name
 from evaluator.tasks.base import Item, Task, default_data_dir
 
-_PROTOCOLS: dict[str, Any] = {"paper": paper, "loglik": loglik}
+_PROTOCOLS: dict[str, Any] = {"paper": paper, "loglik": loglik, "open": open}
 _logger = logging.getLogger(__name__)
 
 
@@ -85,23 +86,39 @@ def evaluate(
         Stopped: `should_stop` said so.
 
     """
-    digest = verified_digest(check(evaluation).checkpoint)
+    checkpoint = pinned(check(evaluation), frames)
+    digest = verified_digest(checkpoint)
     data_dir = settings.data_dir or default_data_dir()
     work = [_TaskWork(evaluation, settings, frames, request, digest, data_dir) for request in evaluation.tasks]
-    counter = _Counter(total=sum(len(one.items) for one in work), on_progress=on_progress)
+    counter = _Counter(total=sum(one.count for one in work), on_progress=on_progress)
     engine: Engine | None = None
     try:
         for one in work:
             if one.is_done():
                 counter.add_resumed(pl.read_parquet(one.path, columns=["error"]))
                 continue
-            engine = engine or (engines or _engine_opener(settings))(evaluation.checkpoint)
+            engine = engine or (engines or _engine_opener(settings))(checkpoint)
             one.run(engine, counter, should_stop)
     finally:
         if engine is not None:
             engine.close()
-    shutil.rmtree(frames / ".parts" / evaluation.evaluation_id, ignore_errors=True)
+    forget(frames, evaluation.evaluation_id)
     return [one.path for one in work]
+
+
+def pinned(evaluation: Evaluation, frames: Path) -> Path:
+    """Where the evaluation's checkpoint stays until it has ended.
+
+    Raises:
+        CheckpointError: it went away in this moment.
+
+    """
+    return pin(evaluation.checkpoint, frames / ".parts" / evaluation.evaluation_id / "checkpoint")
+
+
+def forget(frames: Path, evaluation_id: str) -> None:
+    """Removes the finished batches of an evaluation that has ended, and unpins its checkpoint."""
+    shutil.rmtree(frames / ".parts" / evaluation_id, ignore_errors=True)
 
 
 def _engine_opener(settings: EvaluationSettings) -> Callable[[Path], Engine]:
@@ -159,6 +176,8 @@ class _TaskWork:
         self.name = request.protocol
         self.protocol = _PROTOCOLS[request.protocol]
         self.items = self.task.items(data_dir, request.limit)
+        self.seeds: tuple[int, ...] = self.protocol.seeds_of(evaluation.seed)
+        self.count = len(self.items) * len(self.seeds)
         self.digest = self._work_digest()
         self.path = fr.frame_path(
             frames, evaluation.labels.run, self.task.name, evaluation.evaluation_id, request.protocol
@@ -201,17 +220,17 @@ class _TaskWork:
             rows.append(self._answer(batch, engine))
             fr.write_atomically(rows[-1], part)
             counter.add(rows[-1])
-        frame = pl.concat(rows).sort(pl.col("item_id").cast(pl.UInt32))
+        frame = pl.concat(rows).sort(pl.col("item_id").cast(pl.UInt32), "seed")
         fr.write_atomically(frame, self.path, metadata={"tutelage.work": self.digest})
 
     def _questions(self, engine: Engine) -> tuple[list[_Question], list[dict[str, Any]]]:
         """Questions, shortest first, and the rows of the items that cannot be asked."""
         questions, failures = [], []
-        for item in self.items:
+        for item, seed in product(self.items, self.seeds):
             try:
-                questions.append(self.protocol.prepare(self.task, item, engine, self.settings))
+                questions.append(self.protocol.prepare(self.task, item, engine, self.settings, seed))
             except TutelageError as error:
-                failures.append(self._row(item, "", engine, 0.0, _failure(error)))
+                failures.append(self._row(item, "", engine, 0.0, {**_failure(error), "seed": seed}))
         return sorted(questions, key=lambda question: question.tokens), failures
 
     def _answer(self, batch: Sequence[_Question], engine: Engine) -> pl.DataFrame:

@@ -123,22 +123,26 @@ def read(frames: Path) -> pl.LazyFrame:
 def summarize(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Per evaluation, task and protocol: `score`, `standard_error`, `n`, `failed` and the other scores' means.
 
-    Scores are means over the items that did not fail, in [0, 1]; the standard error is the sample standard
-    deviation over the square root of n. A failed item counts in `failed` alone.
+    Scores are means over the items that did not fail, in [0, 1], where an item that was answered several times
+    (protocol `open`) is the mean of its answers; the standard error is the sample standard deviation of the items
+    over the square root of n. A failed item counts in `failed` alone.
     """
+    means = [pl.col(name).mean() for name in ("score", "score_corrected", "score_normalized")]
+    sums = [pl.col(name).sum() for name in ("failed", "unparsable", "output_tokens", "seconds")]
+    marked = rows.with_columns(failed=pl.col("error") != "", unparsable=pl.col("extracted") == "")
+    items = marked.group_by(*SUMMARY_KEYS, "item_id").agg(
+        *means, pl.col("failed", "unparsable").any(), pl.col("output_tokens", "seconds").sum()
+    )
     score = pl.col("score")
     return (
-        rows.group_by(SUMMARY_KEYS)
+        items.group_by(SUMMARY_KEYS)
         .agg(
             score.mean(),
             (score.std() / score.count().sqrt()).alias("standard_error"),
             score.count().alias("n"),
-            (pl.col("error") != "").sum().alias("failed"),
-            (pl.col("extracted") == "").sum().alias("unparsable"),
-            pl.col("score_corrected").mean(),
-            pl.col("score_normalized").mean(),
-            pl.col("output_tokens").sum(),
-            pl.col("seconds").sum(),
+            *sums[:2],
+            *means[1:],
+            *sums[2:],
         )
         .sort(SUMMARY_KEYS)
     )

@@ -20,7 +20,7 @@ from tutelage.errors import Conflict, DataError, NotFound
 from evaluator.frames import sync_folder
 from evaluator.requests import Evaluation, Labels, TaskRequest
 
-State = Literal["queued", "running", "done", "failed"]
+State = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Entry:
     @property
     def ended(self) -> bool:
         """Whether nothing more will happen to it."""
-        return self.state in ("done", "failed")
+        return self.state in ("done", "failed", "cancelled")
 
 
 class Queue:
@@ -111,20 +111,37 @@ class Queue:
         with self._lock:
             return sorted(self._entries.values(), key=lambda entry: entry.number)
 
-    def next_queued(self, timeout_seconds: float) -> Entry | None:
-        """The oldest entry that waits, or None when none came in time."""
+    def take(self, timeout_seconds: float) -> Entry | None:
+        """The oldest entry that waits, now running, or None when none came in time; no two callers get the same."""
         with self._arrived:
             if not self._waiting():
                 self._arrived.wait(timeout_seconds)
-            return min(self._waiting(), key=lambda entry: entry.number, default=None)
+            oldest = min(self._waiting(), key=lambda entry: entry.number, default=None)
+            return None if oldest is None else self._store(replace(oldest, state="running"))
+
+    def cancel(self, evaluation_id: str) -> Entry:
+        """Ends an evaluation that waits or runs; whoever runs it stops after the batch at hand.
+
+        Raises:
+            NotFound: no evaluation has this id.
+
+        """
+        entry = self.get(evaluation_id)
+        return entry if entry.ended else self.change(evaluation_id, state="cancelled", seconds_left=0.0)
 
     def _waiting(self) -> list[Entry]:
         return [entry for entry in self._entries.values() if entry.state == "queued"]
 
     def change(self, evaluation_id: str, **fields: Any) -> Entry:
-        """Sets fields of an entry; a change of state is on disk before this returns, progress is not written."""
+        """Sets fields of an entry; a change of state is on disk before this returns, progress is not written.
+
+        An entry that has ended stays as it is.
+        """
         with self._lock:
-            entry = replace(self._entries[evaluation_id], **fields)
+            entry = self._entries[evaluation_id]
+            if entry.ended:
+                return entry
+            entry = replace(entry, **fields)
             if "state" in fields:
                 return self._store(entry)
             self._entries[evaluation_id] = entry

@@ -77,17 +77,18 @@ def check(evaluation: Evaluation) -> Evaluation:
 
 
 def parse_tasks(text: str, limit: int) -> tuple[TaskRequest, ...]:
-    """Requests from "arithmetic:paper,ARC-Easy:loglik"; "all" is every task under every protocol it has.
+    """Requests from "arithmetic:paper,ARC-Easy:loglik"; "all" is every task with an answer to extract.
 
     Raises:
         InvalidRequest: a part is not TASK:PROTOCOL.
 
     """
     if text == "all":
-        return tuple(TaskRequest(task.name, name, limit) for task in TASKS.values() for name in task.protocols)
+        answered = [task for task in TASKS.values() if task.extraction is not None]
+        return tuple(TaskRequest(task.name, name, limit) for task in answered for name in task.protocols)
     requests = []
     for part in text.split(","):
-        task, colon, protocol = part.strip().partition(":")
+        task, colon, protocol = part.strip().rpartition(":")
         if not colon:
             raise InvalidRequest(f"{part!r} is not TASK:PROTOCOL, for example arithmetic:paper", "tasks")
         requests.append(TaskRequest(task, protocol, limit))

@@ -1,4 +1,4 @@
-"""The gRPC service around the queue and its worker: submit, watch, list, who am I, health."""
+"""The gRPC service around the queue and its workers: submit, watch, cancel, list, who am I, health."""
 # ruff: noqa: N802 -- gRPC names the methods.
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from tutelage.transport import SERVER_OPTIONS, bind, status_code
 
 from evaluator.configuration import ServeConfig
 from evaluator.engines import Engine
+from evaluator.evaluation import pinned
 from evaluator.queue import Entry, Queue
 from evaluator.requests import Evaluation, Labels, TaskRequest, check
 from evaluator.tasks import TASKS
 from evaluator.tasks.base import default_data_dir
-from evaluator.worker import Worker
+from evaluator.worker import Workers
 
 SERVICE_NAME = "tutelage.evaluator.v1.EvaluatorService"
 _STATES = {
@@ -34,6 +35,7 @@ _STATES = {
     "running": pb.EVALUATION_STATE_RUNNING,
     "done": pb.EVALUATION_STATE_DONE,
     "failed": pb.EVALUATION_STATE_FAILED,
+    "cancelled": pb.EVALUATION_STATE_CANCELLED,
 }
 _WATCH_SECONDS = 0.2
 _GRACE_SECONDS = 2.0
@@ -41,7 +43,7 @@ _logger = logging.getLogger(__name__)
 
 
 class EvaluatorServicer(pb_grpc.EvaluatorServiceServicer):
-    """Answers from the queue; the worker does the work."""
+    """Answers from the queue; the workers do the work."""
 
     def __init__(self, queue: Queue, frames: Path, data_dir: Path | None) -> None:
         self._queue, self._frames, self._data_dir = queue, frames, data_dir
@@ -66,10 +68,25 @@ class EvaluatorServicer(pb_grpc.EvaluatorServiceServicer):
     async def SubmitEvaluation(self, request: pb.SubmitEvaluationRequest, context: Any) -> pb.SubmitEvaluationResponse:
         """See the contract."""
         try:
-            entry = await asyncio.to_thread(self._queue.submit, check(_evaluation_of(request)))
+            entry = await asyncio.to_thread(self._submit, check(_evaluation_of(request)))
         except TutelageError as error:
             await context.abort(status_code(error), str(error))
         return pb.SubmitEvaluationResponse(evaluation_id=request.evaluation_id, state=_STATES[entry.state])
+
+    def _submit(self, evaluation: Evaluation) -> Entry:
+        """Its checkpoint is pinned from now on, although its turn may come when the trainer has removed it."""
+        entry = self._queue.submit(evaluation)
+        if not entry.ended:
+            pinned(evaluation, self._frames)
+        return entry
+
+    async def CancelEvaluation(self, request: pb.CancelEvaluationRequest, context: Any) -> pb.CancelEvaluationResponse:
+        """See the contract."""
+        try:
+            entry = await asyncio.to_thread(self._queue.cancel, request.evaluation_id)
+        except TutelageError as error:
+            await context.abort(status_code(error), str(error))
+        return pb.CancelEvaluationResponse(state=_STATES[entry.state])
 
     async def WatchEvaluation(
         self, request: pb.WatchEvaluationRequest, context: Any
@@ -132,12 +149,12 @@ def _status_of(entry: Entry) -> pb.EvaluationStatus:
 
 
 class Service:
-    """Server, queue and worker together; `engines` opens a checkpoint, by default as the settings say."""
+    """Server, queue and workers together; `engines` opens a checkpoint, by default as the settings say."""
 
     def __init__(self, config: ServeConfig, engines: Callable[[Path], Engine] | None = None) -> None:
         self._config = config
         queue = Queue(config.queue)
-        self._worker = Worker(queue, config, config.frames, engines)
+        self._workers = Workers(queue, config, config.frames, config.workers, engines)
         self._servicer = EvaluatorServicer(queue, config.frames, config.data_dir or default_data_dir())
         self._health = HealthServicer()
         self.port = 0
@@ -155,12 +172,12 @@ class Service:
         self.port = bind(self._server, self._config.address, insecure=self._config.insecure)
         await self._server.start()
         await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
-        self._worker.start()
+        self._workers.start()
 
     async def stop(self) -> None:
-        """Says that it is leaving, lets the batch at hand reach the disk, and closes."""
+        """Says that it is leaving, lets the batches at hand reach the disk, and closes."""
         await self._health.enter_graceful_shutdown()
-        await asyncio.to_thread(self._worker.stop)
+        await asyncio.to_thread(self._workers.stop)
         await self._server.stop(_GRACE_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""The worker: one thread that takes evaluations from the queue and runs them one after the other."""
+"""The workers: threads that take evaluations from the queue, each running one after the other."""
 
 from __future__ import annotations
 
@@ -11,45 +11,59 @@ from tutelage.errors import TutelageError
 
 from evaluator.configuration import EvaluationSettings
 from evaluator.engines import Engine
-from evaluator.evaluation import Progress, Stopped, evaluate
+from evaluator.evaluation import Progress, Stopped, evaluate, forget
 from evaluator.frames import read, summarize
 from evaluator.queue import Entry, Queue, Score
 
 _logger = logging.getLogger(__name__)
 
 
-class Worker:
-    """Runs a queue until it is stopped; stops between two batches."""
+class Workers:
+    """Run a queue until they are stopped; they stop between two batches.
+
+    Args:
+        queue: what to do.
+        settings: how.
+        frames: folder of the frames.
+        count: threads; each has a model of its own in memory while it works.
+        engines: opens a checkpoint; by default as the settings say.
+
+    """
 
     def __init__(
         self,
         queue: Queue,
         settings: EvaluationSettings,
         frames: Path,
+        count: int = 1,
         engines: Callable[[Path], Engine] | None = None,
     ) -> None:
         self._queue, self._settings, self._frames, self._engines = queue, settings, frames, engines
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="evaluator-worker", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, name=f"evaluator-worker-{number}", daemon=True)
+            for number in range(count)
+        ]
 
     def start(self) -> None:
-        """Begins with the oldest queued evaluation."""
-        self._thread.start()
+        """Begins with the oldest queued evaluations."""
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Waits until the batch at hand is on disk, and ends the thread."""
+        """Waits until the batches at hand are on disk, and ends the threads."""
         self._stopping.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            entry = self._queue.next_queued(timeout_seconds=0.2)
+            entry = self._queue.take(timeout_seconds=0.2)
             if entry is not None:
                 self._work(entry)
 
     def _work(self, entry: Entry) -> None:
         evaluation = entry.evaluation
-        self._queue.change(evaluation.evaluation_id, state="running")
         _logger.info("evaluating %s", evaluation.evaluation_id)
 
         def note(progress: Progress) -> None:
@@ -62,17 +76,22 @@ class Worker:
                 seconds_left=progress.seconds_left,
             )
 
+        def should_stop() -> bool:
+            return self._stopping.is_set() or self._queue.get(evaluation.evaluation_id).ended
+
         try:
             evaluate(
                 evaluation,
                 self._settings,
                 self._frames,
                 on_progress=note,
-                should_stop=self._stopping.is_set,
+                should_stop=should_stop,
                 engines=self._engines,
             )
         except Stopped:
-            self._queue.change(evaluation.evaluation_id, state="queued")
+            if self._queue.change(evaluation.evaluation_id, state="queued").ended:
+                _logger.info("cancelled %s", evaluation.evaluation_id)
+                forget(self._frames, evaluation.evaluation_id)
         except TutelageError as error:
             self._fail(evaluation.evaluation_id, str(error))
         except Exception as error:  # One evaluation that cannot run must not end the service.
@@ -84,6 +103,7 @@ class Worker:
 
     def _fail(self, evaluation_id: str, error: str) -> None:
         _logger.warning("%s failed: %s", evaluation_id, error)
+        forget(self._frames, evaluation_id)
         self._queue.change(evaluation_id, state="failed", seconds_left=0.0, error=error)
 
 

@@ -39,6 +39,11 @@ class Question:
         )
 
 
+def seeds_of(seed: int) -> tuple[int, ...]:
+    """One answer an item, by the evaluation's seed."""
+    return (seed,)
+
+
 def template_of(settings: EvaluationSettings) -> str:
     """Name of the prompt template."""
     return TEMPLATE
@@ -62,7 +67,7 @@ def split_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[in
     return context_ids, continuation_ids
 
 
-def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings) -> Question:
+def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings, seed: int = 0) -> Question:
     """The item's choices as token ids.
 
     Raises:

@@ -43,12 +43,17 @@ def sampling_of(task: Task, settings: EvaluationSettings) -> Sampling:
     return Sampling(settings.sampling_temperature, settings.max_new_tokens or task.max_new_tokens)
 
 
+def seeds_of(seed: int) -> tuple[int, ...]:
+    """One answer an item, by the evaluation's seed."""
+    return (seed,)
+
+
 def template_of(settings: EvaluationSettings) -> str:
     """Name of the prompt template."""
     return settings.prompt
 
 
-def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings) -> Question:
+def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings, seed: int = 0) -> Question:
     """The item's prompt as token ids.
 
     Raises:
@@ -69,6 +74,7 @@ def answer(
     """What of the rows this protocol knows, one a question."""
     seeds = [_item_seed(seed, task, question.item) for question in questions]
     written = engine.write([question.prompt_ids for question in questions], seeds, sampling_of(task, settings))
+    assert task.extraction is not None
     rows = []
     for question, writing in zip(questions, written, strict=True):
         output = writing.text.split(_RESPONSE)[0].strip()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tutelage.errors import NotFound
 
 from evaluator.tasks import (
@@ -11,8 +13,10 @@ from evaluator.tasks import (
     arc_easy,
     arithmetic,
     boolq,
+    custom,
     gsm8k,
     hellaswag,
+    instruct,
     multiarith,
     openbookqa,
     piqa,
@@ -40,16 +44,19 @@ _MODULES = (
     winogrande,
     openbookqa,
 )
-TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in _MODULES}
+TASKS: dict[str, Task] = {task.name: task for task in (*(module.TASK for module in _MODULES), *instruct.TASKS)}
 
 
 def task_of_name(name: str) -> Task:
-    """The task of that name.
+    """The task of that name; a name that ends in `.yaml` is the file of a task of one's own.
 
     Raises:
+        ConfigurationError: the file does not describe a task.
         NotFound: no task goes by it.
 
     """
+    if name.endswith(".yaml"):
+        return custom.read_task(Path(name))
     if name not in TASKS:
         raise NotFound(f"{name!r} is not a task; choose from {', '.join(TASKS)}", "tasks")
     return TASKS[name]

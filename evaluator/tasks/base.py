@@ -24,7 +24,8 @@ class Item:
         item_id: its index in the test file, as text.
         instruction: the question as LLM-Adapters words it.
         input: further context, usually empty.
-        target: the gold answer.
+        target: the gold answer; of an open question the first reference, or empty.
+        references: all reference answers of an open question.
 
     """
 
@@ -32,6 +33,7 @@ class Item:
     instruction: str
     input: str
     target: str
+    references: tuple[str, ...] = ()
 
     @property
     def item_hash(self) -> str:
@@ -71,10 +73,11 @@ class Task:
         count: items in all.
         chance_level: score of guessing (for two or more choices: uniformly), in [0, 1].
         max_new_tokens: length limit of an answer under `paper`.
-        extraction: from text to answer.
+        extraction: from text to answer, or None for open questions, which have no answer to extract.
         known_problems: what a reader of its scores should know.
         choices: the item under `loglik`, or None if the task has no choices.
-        load: reads the items from the folder of the test sets.
+        load: reads the items from the data folder.
+        files: below the data folder, the first of them that is there is read; by default LLM-Adapters' layout.
 
     """
 
@@ -84,14 +87,17 @@ class Task:
     count: int
     chance_level: float
     max_new_tokens: int
-    extraction: Extraction
+    extraction: Extraction | None
     known_problems: tuple[str, ...] = ()
     choices: Callable[[Item], Choices] | None = None
     load: Callable[[Task, Path | None], list[Item]] | None = None
+    files: tuple[str, ...] = ()
 
     @property
     def protocols(self) -> tuple[str, ...]:
         """Protocols under which the task can run."""
+        if self.extraction is None:
+            return ("open",)
         return ("paper",) if self.choices is None else ("paper", "loglik")
 
     def chance(self, protocol: str) -> float:
@@ -110,13 +116,17 @@ class Task:
 
     def missing(self, data_dir: Path | None) -> str:
         """How to get the data; empty if it is here."""
-        if self.load is not None or (data_dir and _test_file(self, data_dir).is_file()):
+        if (self.load is not None and not self.files) or data_file(self, data_dir) is not None:
             return ""
+        looked = f"looked in {data_dir}" if data_dir else "no data folder is set"
         return (
-            f"{self.name} needs <data>/tasks/{self.name}/test.json, which is dataset/{self.name}/test.json of "
-            f"{LLM_ADAPTERS.split(',')[0]} ({'looked in ' + str(data_dir) if data_dir else 'no data folder is set'}); "
+            f"{self.name} needs <data>/{self._files[0]}, which is {self.source} ({looked}); "
             "name the folder <data> by --data-dir or TUTELAGE_DATA_DIR"
         )
+
+    @property
+    def _files(self) -> tuple[str, ...]:
+        return self.files or (f"tasks/{self.name}/test.json",)
 
 
 def default_data_dir() -> Path | None:
@@ -125,8 +135,23 @@ def default_data_dir() -> Path | None:
     return Path(folder) if folder else None
 
 
-def _test_file(task: Task, data_dir: Path) -> Path:
-    return data_dir / "tasks" / task.name / "test.json"
+def data_file(task: Task, data_dir: Path | None) -> Path | None:
+    """The task's file, if it is here."""
+    places = [data_dir / name for name in task._files] if data_dir else []
+    return next((place for place in places if place.is_file()), None)
+
+
+def required_file(task: Task, data_dir: Path | None) -> Path:
+    """The task's file.
+
+    Raises:
+        DataError: it is not here; the message says how to get it.
+
+    """
+    path = data_file(task, data_dir)
+    if path is None:
+        raise DataError(task.missing(data_dir), "tasks")
+    return path
 
 
 def read_test_file(task: Task, data_dir: Path | None) -> list[Item]:
@@ -134,10 +159,7 @@ def read_test_file(task: Task, data_dir: Path | None) -> list[Item]:
 
     The `output` of that file is a model's rationale and often wrong; it is not read.
     """
-    missing = task.missing(data_dir)
-    if missing or data_dir is None:
-        raise DataError(missing, "tasks")
-    path = _test_file(task, data_dir)
+    path = required_file(task, data_dir)
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
         return items_of_records(records)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,9 +28,17 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def serving(folder: Path, *, delay: float = 0.0) -> AsyncIterator[tuple[grpc.aio.Channel, Service]]:
+async def serving(
+    folder: Path, *, delay: float = 0.0, workers: int = 1
+) -> AsyncIterator[tuple[grpc.aio.Channel, Service]]:
     config = ServeConfig(
-        address="127.0.0.1:0", frames=folder / "frames", queue=folder / "queue", prompt="chat", max_new_tokens=8
+        address="127.0.0.1:0",
+        frames=folder / "frames",
+        queue=folder / "queue",
+        prompt="chat",
+        max_new_tokens=8,
+        batch_items=4,
+        workers=workers,
     )
     service = Service(config, engines=lambda _checkpoint: EchoEngine(delay=delay))
     await service.start()
@@ -158,3 +168,69 @@ async def test_it_listens_on_loopback_only_unless_told(tmp_path: Path) -> None:
     config = ServeConfig(address="0.0.0.0:0", frames=tmp_path / "frames", queue=tmp_path / "queue")
     with pytest.raises(ConfigurationError, match="--insecure"):
         await Service(config).start()
+
+
+async def cancelled(stub: pb_grpc.EvaluatorServiceStub, name: str) -> int:
+    return (await stub.CancelEvaluation(pb.CancelEvaluationRequest(evaluation_id=name))).state
+
+
+async def test_what_waits_and_what_runs_can_be_cancelled(checkpoint: Path, tmp_path: Path) -> None:
+    async with serving(tmp_path, delay=0.3) as (channel, _):
+        stub = pb_grpc.EvaluatorServiceStub(channel)
+        await stub.SubmitEvaluation(request(checkpoint, "running"))
+        await stub.SubmitEvaluation(request(checkpoint, "waiting"))
+        await stub.SubmitEvaluation(request(checkpoint, "last"))
+        async for response in stub.WatchEvaluation(pb.WatchEvaluationRequest(evaluation_id="running")):
+            if response.status.items_done:
+                break
+        for name in ("running", "waiting", "running"):
+            assert await cancelled(stub, name) == pb.EVALUATION_STATE_CANCELLED
+        assert (await watched(stub, "waiting"))[-1].items_done == 0
+        assert (await watched(stub, "last"))[-1].state == pb.EVALUATION_STATE_DONE
+        assert await cancelled(stub, "last") == pb.EVALUATION_STATE_DONE  # it has ended
+        assert not (tmp_path / "frames" / ".parts" / "running").exists()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await cancelled(stub, "unknown")
+        assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+    assert read(tmp_path / "frames").collect()["evaluation_id"].unique().to_list() == ["last"]
+    async with serving(tmp_path) as (channel, _):
+        states = {
+            one.evaluation_id: one.state
+            for one in (
+                await pb_grpc.EvaluatorServiceStub(channel).ListEvaluations(pb.ListEvaluationsRequest())
+            ).evaluations
+        }
+        assert states["running"] == states["waiting"] == pb.EVALUATION_STATE_CANCELLED
+
+
+async def test_workers_work_at_the_same_time_and_never_on_the_same(checkpoint: Path, tmp_path: Path) -> None:
+    async with serving(tmp_path, delay=0.2, workers=2) as (channel, _):
+        stub = pb_grpc.EvaluatorServiceStub(channel)
+        names = ["one", "two", "three", "four"]
+        for name in names:
+            await stub.SubmitEvaluation(request(checkpoint, name))
+        together = 0
+        while True:
+            listed = (await stub.ListEvaluations(pb.ListEvaluationsRequest())).evaluations
+            together = max(together, sum(one.state == pb.EVALUATION_STATE_RUNNING for one in listed))
+            if all(one.state == pb.EVALUATION_STATE_DONE for one in listed):
+                break
+            await asyncio.sleep(0.02)
+    assert together == 2
+    rows = read(tmp_path / "frames").collect()
+    assert len(rows) == rows.select("evaluation_id", "protocol", "item_id").n_unique() == 4 * 16
+
+
+async def test_a_submitted_checkpoint_is_evaluated_although_its_trainer_removes_it(tmp_path: Path) -> None:
+    first = write_checkpoint(tmp_path / "first", manifest=True)
+    second = write_checkpoint(tmp_path / "second", manifest=True)
+    async with serving(tmp_path, delay=0.2) as (channel, _):
+        stub = pb_grpc.EvaluatorServiceStub(channel)
+        for name, folder in (("first", first), ("second", second)):
+            await stub.SubmitEvaluation(request(folder, name))
+            shutil.rmtree(folder)
+        for name in ("first", "second"):
+            assert (await watched(stub, name))[-1].state == pb.EVALUATION_STATE_DONE
+    rows = read(tmp_path / "frames").filter(evaluation_id="second").collect()
+    assert set(rows["checkpoint"]) == {str(second)}
+    assert not list((tmp_path / "frames" / ".parts").iterdir())

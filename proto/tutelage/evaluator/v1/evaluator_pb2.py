@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tutelage/evaluator/v1/evaluator.proto\x12\x15tutelage.evaluator.v1\"<\n\x0bTaskRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\r\"\x9d\x01\n\x10\x45valuationLabels\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x0f\n\x07teacher\x18\x03 \x01(\t\x12\x11\n\tobjective\x18\x04 \x01(\t\x12\x13\n\x0btemperature\x18\x05 \x01(\x01\x12\r\n\x05noise\x18\x06 \x01(\x01\x12\x0c\n\x04step\x18\x07 \x01(\x04\x12\x15\n\rtraining_seed\x18\x08 \x01(\x04\"\xbe\x01\n\x17SubmitEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12\x37\n\x06labels\x18\x03 \x01(\x0b\x32\'.tutelage.evaluator.v1.EvaluationLabels\x12\x31\n\x05tasks\x18\x04 \x03(\x0b\x32\".tutelage.evaluator.v1.TaskRequest\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"h\n\x18SubmitEvaluationResponse\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.tutelage.evaluator.v1.EvaluationState\"/\n\x16WatchEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"R\n\x17WatchEvaluationResponse\x12\x37\n\x06status\x18\x01 \x01(\x0b\x32\'.tutelage.evaluator.v1.EvaluationStatus\"\xdd\x02\n\x10\x45valuationStatus\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.tutelage.evaluator.v1.EvaluationState\x12\x12\n\ncheckpoint\x18\x03 \x01(\t\x12\x37\n\x06labels\x18\x04 \x01(\x0b\x32\'.tutelage.evaluator.v1.EvaluationLabels\x12\x12\n\nitems_done\x18\x05 \x01(\x04\x12\x13\n\x0bitems_total\x18\x06 \x01(\x04\x12\x14\n\x0citems_failed\x18\x07 \x01(\x04\x12\x18\n\x10items_per_second\x18\x08 \x01(\x01\x12\x14\n\x0cseconds_left\x18\t \x01(\x01\x12\x30\n\x06scores\x18\n \x03(\x0b\x32 .tutelage.evaluator.v1.TaskScore\x12\r\n\x05\x65rror\x18\x0b \x01(\t\"q\n\tTaskScore\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\t\x12\x0e\n\x06metric\x18\x03 \x01(\t\x12\r\n\x05score\x18\x04 \x01(\x01\x12\x16\n\x0estandard_error\x18\x05 \x01(\x01\x12\r\n\x05items\x18\x06 \x01(\x04\"%\n\x16ListEvaluationsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"W\n\x17ListEvaluationsResponse\x12<\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\'.tutelage.evaluator.v1.EvaluationStatus\"\x19\n\x17GetEvaluatorInfoRequest\"o\n\x18GetEvaluatorInfoResponse\x12.\n\x05tasks\x18\x01 \x03(\x0b\x32\x1f.tutelage.evaluator.v1.TaskInfo\x12\x0e\n\x06\x66rames\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\"a\n\x08TaskInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tprotocols\x18\x02 \x03(\t\x12\r\n\x05items\x18\x03 \x01(\x04\x12\x14\n\x0c\x63hance_level\x18\x04 \x01(\x01\x12\x0f\n\x07missing\x18\x05 \x01(\t*\xa6\x01\n\x0f\x45valuationState\x12 \n\x1c\x45VALUATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45VALUATION_STATE_QUEUED\x10\x01\x12\x1c\n\x18\x45VALUATION_STATE_RUNNING\x10\x02\x12\x19\n\x15\x45VALUATION_STATE_DONE\x10\x03\x12\x1b\n\x17\x45VALUATION_STATE_FAILED\x10\x04\x32\xe2\x03\n\x10\x45valuatorService\x12s\n\x10GetEvaluatorInfo\x12..tutelage.evaluator.v1.GetEvaluatorInfoRequest\x1a/.tutelage.evaluator.v1.GetEvaluatorInfoResponse\x12s\n\x10SubmitEvaluation\x12..tutelage.evaluator.v1.SubmitEvaluationRequest\x1a/.tutelage.evaluator.v1.SubmitEvaluationResponse\x12r\n\x0fWatchEvaluation\x12-.tutelage.evaluator.v1.WatchEvaluationRequest\x1a..tutelage.evaluator.v1.WatchEvaluationResponse0\x01\x12p\n\x0fListEvaluations\x12-.tutelage.evaluator.v1.ListEvaluationsRequest\x1a..tutelage.evaluator.v1.ListEvaluationsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tutelage/evaluator/v1/evaluator.proto\x12\x15tutelage.evaluator.v1\"<\n\x0bTaskRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\r\"\x9d\x01\n\x10\x45valuationLabels\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x0f\n\x07teacher\x18\x03 \x01(\t\x12\x11\n\tobjective\x18\x04 \x01(\t\x12\x13\n\x0btemperature\x18\x05 \x01(\x01\x12\r\n\x05noise\x18\x06 \x01(\x01\x12\x0c\n\x04step\x18\x07 \x01(\x04\x12\x15\n\rtraining_seed\x18\x08 \x01(\x04\"\xbe\x01\n\x17SubmitEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12\x37\n\x06labels\x18\x03 \x01(\x0b\x32\'.tutelage.evaluator.v1.EvaluationLabels\x12\x31\n\x05tasks\x18\x04 \x03(\x0b\x32\".tutelage.evaluator.v1.TaskRequest\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"h\n\x18SubmitEvaluationResponse\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.tutelage.evaluator.v1.EvaluationState\"/\n\x16WatchEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"R\n\x17WatchEvaluationResponse\x12\x37\n\x06status\x18\x01 \x01(\x0b\x32\'.tutelage.evaluator.v1.EvaluationStatus\"\xdd\x02\n\x10\x45valuationStatus\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.tutelage.evaluator.v1.EvaluationState\x12\x12\n\ncheckpoint\x18\x03 \x01(\t\x12\x37\n\x06labels\x18\x04 \x01(\x0b\x32\'.tutelage.evaluator.v1.EvaluationLabels\x12\x12\n\nitems_done\x18\x05 \x01(\x04\x12\x13\n\x0bitems_total\x18\x06 \x01(\x04\x12\x14\n\x0citems_failed\x18\x07 \x01(\x04\x12\x18\n\x10items_per_second\x18\x08 \x01(\x01\x12\x14\n\x0cseconds_left\x18\t \x01(\x01\x12\x30\n\x06scores\x18\n \x03(\x0b\x32 .tutelage.evaluator.v1.TaskScore\x12\r\n\x05\x65rror\x18\x0b \x01(\t\"q\n\tTaskScore\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\t\x12\x0e\n\x06metric\x18\x03 \x01(\t\x12\r\n\x05score\x18\x04 \x01(\x01\x12\x16\n\x0estandard_error\x18\x05 \x01(\x01\x12\r\n\x05items\x18\x06 \x01(\x04\"0\n\x17\x43\x61ncelEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"Q\n\x18\x43\x61ncelEvaluationResponse\x12\x35\n\x05state\x18\x01 \x01(\x0e\x32&.tutelage.evaluator.v1.EvaluationState\"%\n\x16ListEvaluationsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"W\n\x17ListEvaluationsResponse\x12<\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\'.tutelage.evaluator.v1.EvaluationStatus\"\x19\n\x17GetEvaluatorInfoRequest\"o\n\x18GetEvaluatorInfoResponse\x12.\n\x05tasks\x18\x01 \x03(\x0b\x32\x1f.tutelage.evaluator.v1.TaskInfo\x12\x0e\n\x06\x66rames\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\"a\n\x08TaskInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tprotocols\x18\x02 \x03(\t\x12\r\n\x05items\x18\x03 \x01(\x04\x12\x14\n\x0c\x63hance_level\x18\x04 \x01(\x01\x12\x0f\n\x07missing\x18\x05 \x01(\t*\xc6\x01\n\x0f\x45valuationState\x12 \n\x1c\x45VALUATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45VALUATION_STATE_QUEUED\x10\x01\x12\x1c\n\x18\x45VALUATION_STATE_RUNNING\x10\x02\x12\x19\n\x15\x45VALUATION_STATE_DONE\x10\x03\x12\x1b\n\x17\x45VALUATION_STATE_FAILED\x10\x04\x12\x1e\n\x1a\x45VALUATION_STATE_CANCELLED\x10\x05\x32\xd7\x04\n\x10\x45valuatorService\x12s\n\x10GetEvaluatorInfo\x12..tutelage.evaluator.v1.GetEvaluatorInfoRequest\x1a/.tutelage.evaluator.v1.GetEvaluatorInfoResponse\x12s\n\x10SubmitEvaluation\x12..tutelage.evaluator.v1.SubmitEvaluationRequest\x1a/.tutelage.evaluator.v1.SubmitEvaluationResponse\x12r\n\x0fWatchEvaluation\x12-.tutelage.evaluator.v1.WatchEvaluationRequest\x1a..tutelage.evaluator.v1.WatchEvaluationResponse0\x01\x12s\n\x10\x43\x61ncelEvaluation\x12..tutelage.evaluator.v1.CancelEvaluationRequest\x1a/.tutelage.evaluator.v1.CancelEvaluationResponse\x12p\n\x0fListEvaluations\x12-.tutelage.evaluator.v1.ListEvaluationsRequest\x1a..tutelage.evaluator.v1.ListEvaluationsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tutelage.evaluator.v1.evaluator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVALUATIONSTATE']._serialized_start=1553
-  _globals['_EVALUATIONSTATE']._serialized_end=1719
+  _globals['_EVALUATIONSTATE']._serialized_start=1686
+  _globals['_EVALUATIONSTATE']._serialized_end=1884
   _globals['_TASKREQUEST']._serialized_start=64
   _globals['_TASKREQUEST']._serialized_end=124
   _globals['_EVALUATIONLABELS']._serialized_start=127
@@ -49,16 +49,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATIONSTATUS']._serialized_end=1068
   _globals['_TASKSCORE']._serialized_start=1070
   _globals['_TASKSCORE']._serialized_end=1183
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=1185
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=1222
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=1224
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=1311
-  _globals['_GETEVALUATORINFOREQUEST']._serialized_start=1313
-  _globals['_GETEVALUATORINFOREQUEST']._serialized_end=1338
-  _globals['_GETEVALUATORINFORESPONSE']._serialized_start=1340
-  _globals['_GETEVALUATORINFORESPONSE']._serialized_end=1451
-  _globals['_TASKINFO']._serialized_start=1453
-  _globals['_TASKINFO']._serialized_end=1550
-  _globals['_EVALUATORSERVICE']._serialized_start=1722
-  _globals['_EVALUATORSERVICE']._serialized_end=2204
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=1185
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1233
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=1235
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=1316
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=1318
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=1355
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=1357
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=1444
+  _globals['_GETEVALUATORINFOREQUEST']._serialized_start=1446
+  _globals['_GETEVALUATORINFOREQUEST']._serialized_end=1471
+  _globals['_GETEVALUATORINFORESPONSE']._serialized_start=1473
+  _globals['_GETEVALUATORINFORESPONSE']._serialized_end=1584
+  _globals['_TASKINFO']._serialized_start=1586
+  _globals['_TASKINFO']._serialized_end=1683
+  _globals['_EVALUATORSERVICE']._serialized_start=1887
+  _globals['_EVALUATORSERVICE']._serialized_end=2486
 # @@protoc_insertion_point(module_scope)

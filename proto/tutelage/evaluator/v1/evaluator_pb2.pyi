@@ -35,6 +35,8 @@ class _EvaluationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Evalu
     """Every item has a row."""
     EVALUATION_STATE_FAILED: _EvaluationState.ValueType  # 4
     """Ended without all rows; `error` says why."""
+    EVALUATION_STATE_CANCELLED: _EvaluationState.ValueType  # 5
+    """Ended by CancelEvaluation; tasks that were complete keep their rows."""
 
 class EvaluationState(_EvaluationState, metaclass=_EvaluationStateEnumTypeWrapper):
     """Where an evaluation is."""
@@ -49,6 +51,8 @@ EVALUATION_STATE_DONE: EvaluationState.ValueType  # 3
 """Every item has a row."""
 EVALUATION_STATE_FAILED: EvaluationState.ValueType  # 4
 """Ended without all rows; `error` says why."""
+EVALUATION_STATE_CANCELLED: EvaluationState.ValueType  # 5
+"""Ended by CancelEvaluation; tasks that were complete keep their rows."""
 Global___EvaluationState: _TypeAlias = EvaluationState  # noqa: Y015
 
 @_typing.final
@@ -352,6 +356,50 @@ class TaskScore(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskScore: _TypeAlias = TaskScore  # noqa: Y015
+
+@_typing.final
+class CancelEvaluationRequest(_message.Message):
+    """Asks to end an evaluation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVALUATION_ID_FIELD_NUMBER: _builtins.int
+    evaluation_id: _builtins.str
+    """Which evaluation."""
+    def __init__(
+        self,
+        *,
+        evaluation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation_id", b"evaluation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelEvaluationRequest: _TypeAlias = CancelEvaluationRequest  # noqa: Y015
+
+@_typing.final
+class CancelEvaluationResponse(_message.Message):
+    """Nothing more will be started for it; the batch at hand ends first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    state: Global___EvaluationState.ValueType
+    """Its state now."""
+    def __init__(
+        self,
+        *,
+        state: Global___EvaluationState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelEvaluationResponse: _TypeAlias = CancelEvaluationResponse  # noqa: Y015
 
 @_typing.final
 class ListEvaluationsRequest(_message.Message):

@@ -50,6 +50,11 @@ class EvaluatorServiceStub:
                 request_serializer=tutelage_dot_evaluator_dot_v1_dot_evaluator__pb2.WatchEvaluationRequest.SerializeToString,
                 response_deserializer=tutelage_dot_evaluator_dot_v1_dot_evaluator__pb2.WatchEvaluationResponse.FromString,
                 _registered_method=True)
+        self.CancelEvaluation = channel.unary_unary(
+                '/tutelage.evaluator.v1.EvaluatorService/CancelEvaluation',
+                request_serializer=tutelage_dot_evaluator_dot_v1_dot_evaluator__pb2.CancelEvaluationRequest.SerializeToString,
+                response_deserializer=tutelage_dot_evaluator_dot_v1_dot_evaluator__pb2.CancelEvaluationResponse.FromString,
+                _registered_method=True)
         self.ListEvaluations = channel.unary_unary(
                 '/tutelage.evaluator.v1.EvaluatorService/ListEvaluations',
                 request_serializer=tutelage_dot_evaluator_dot_v1_dot_evaluator__pb2.ListEvaluationsRequest.SerializeToString,
@@ -82,6 +87,13 @@ class EvaluatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelEvaluation(self, request, context):
+        """Ends an evaluation that is queued or running; one that has ended stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListEvaluations(self, request, context):
         """All evaluations known, oldest first.
         """
@@ -106,6 +118,11 @@ def add_EvaluatorServiceServicer_to_server(servicer, server):
                     servicer.WatchEvaluation,
                     request_deserializer=tutelage_dot_evaluator_dot_v1_dot_evaluator__pb2.WatchEvaluationRequest.FromString,
                     response_serializer=tutelage_dot_evaluator_dot_v1_dot_evaluator__pb2.WatchEvaluationResponse.SerializeToString,
+            ),
+            'CancelEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelEvaluation,
+                    request_deserializer=tutelage_dot_evaluator_dot_v1_dot_evaluator__pb2.CancelEvaluationRequest.FromString,
+                    response_serializer=tutelage_dot_evaluator_dot_v1_dot_evaluator__pb2.CancelEvaluationResponse.SerializeToString,
             ),
             'ListEvaluations': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEvaluations,
@@ -195,6 +212,33 @@ class EvaluatorService:
             '/tutelage.evaluator.v1.EvaluatorService/WatchEvaluation',
             tutelage_dot_evaluator_dot_v1_dot_evaluator__pb2.WatchEvaluationRequest.SerializeToString,
             tutelage_dot_evaluator_dot_v1_dot_evaluator__pb2.WatchEvaluationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.evaluator.v1.EvaluatorService/CancelEvaluation',
+            tutelage_dot_evaluator_dot_v1_dot_evaluator__pb2.CancelEvaluationRequest.SerializeToString,
+            tutelage_dot_evaluator_dot_v1_dot_evaluator__pb2.CancelEvaluationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class EvaluatorServiceStub:
     """Queues an evaluation. The same evaluation_id with the same content again is the same work."""
     WatchEvaluation: _grpc.UnaryStreamMultiCallable[_evaluator_pb2.WatchEvaluationRequest, _evaluator_pb2.WatchEvaluationResponse]
     """Progress, from now until the evaluation has ended."""
+    CancelEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluator_pb2.CancelEvaluationRequest, _evaluator_pb2.CancelEvaluationResponse]
+    """Ends an evaluation that is queued or running; one that has ended stays as it is."""
     ListEvaluations: _grpc.UnaryUnaryMultiCallable[_evaluator_pb2.ListEvaluationsRequest, _evaluator_pb2.ListEvaluationsResponse]
     """All evaluations known, oldest first."""
 
@@ -53,6 +55,8 @@ class EvaluatorServiceAsyncStub(EvaluatorServiceStub):
     """Queues an evaluation. The same evaluation_id with the same content again is the same work."""
     WatchEvaluation: _aio.UnaryStreamMultiCallable[_evaluator_pb2.WatchEvaluationRequest, _evaluator_pb2.WatchEvaluationResponse]  # type: ignore[assignment]
     """Progress, from now until the evaluation has ended."""
+    CancelEvaluation: _aio.UnaryUnaryMultiCallable[_evaluator_pb2.CancelEvaluationRequest, _evaluator_pb2.CancelEvaluationResponse]  # type: ignore[assignment]
+    """Ends an evaluation that is queued or running; one that has ended stays as it is."""
     ListEvaluations: _aio.UnaryUnaryMultiCallable[_evaluator_pb2.ListEvaluationsRequest, _evaluator_pb2.ListEvaluationsResponse]  # type: ignore[assignment]
     """All evaluations known, oldest first."""
 
@@ -82,6 +86,14 @@ class EvaluatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_evaluator_pb2.WatchEvaluationResponse], _abc.AsyncIterator[_evaluator_pb2.WatchEvaluationResponse]]:
         """Progress, from now until the evaluation has ended."""
+
+    @_abc_1.abstractmethod
+    def CancelEvaluation(
+        self,
+        request: _evaluator_pb2.CancelEvaluationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluator_pb2.CancelEvaluationResponse, _abc.Awaitable[_evaluator_pb2.CancelEvaluationResponse]]:
+        """Ends an evaluation that is queued or running; one that has ended stays as it is."""
 
     @_abc_1.abstractmethod
     def ListEvaluations(

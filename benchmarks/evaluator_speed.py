@@ -1,0 +1,171 @@
+"""Is the evaluator twice as fast as what people would use instead? Same items, model, dtype and threads, in one run.
+
+python benchmarks/evaluator_speed.py [--loglik-items 400] [--write-items 100] [--dtype bfloat16] [--profile]
+
+`loglik`: ARC-Easy against lm-evaluation-harness 0.4.13 with its transformers backend, at the better of two batch
+sizes. `paper`: AddSub with 64 new tokens, greedy, against transformers' `generate` on left-padded batches, at the
+better of two batch sizes. Loading is left out on both sides; so is the first batch, which warms up. Rounds
+alternate between the sides, and each side has its fastest round, because the machine may be shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from evaluator_parity import lines_of
+from harness_environment import BUILD, data_dir, run_harness
+
+from evaluator.configuration import EvaluationSettings
+from evaluator.engines import Engine, TransformersEngine, open_engine
+from evaluator.protocols import loglik, paper
+from evaluator.tasks import TASKS
+
+NEW_TOKENS = 64
+BATCH_SIZES = (16, 32)
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Wall-clock seconds of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def our_loglik(engine: Engine, count: int) -> float:
+    """Items a second, everything but the loading included."""
+    task, settings = TASKS["ARC-Easy"], EvaluationSettings()
+    items = task.items(data_dir(), count)
+
+    def work() -> None:
+        questions = [loglik.prepare(task, item, engine, settings) for item in items]
+        questions.sort(key=lambda question: question.tokens)
+        for start in range(0, count, engine.batch_items):
+            loglik.answer(task, questions[start : start + engine.batch_items], engine, settings, 0)
+
+    return count / seconds_of(work)
+
+
+def their_loglik(options: argparse.Namespace, batch_size: int) -> float:
+    """Items a second of the harness, by its own clock after loading."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "scores.jsonl"
+        flags = ["--tasks", "arc_easy", "--limit", str(options.loglik_items), "--dtype", options.dtype]
+        flags += ["--batch-size", str(batch_size), "--model", str(options.model), "--out", str(out)]
+        run_harness("score", *flags, threads=options.threads)
+        return float(options.loglik_items / lines_of(out)[-1]["seconds"])
+
+
+def prompts_of(engine: Engine, count: int) -> list[list[int]]:
+    """Shortest first, as the evaluator cuts its batches."""
+    task, settings = TASKS["AddSub"], EvaluationSettings(max_new_tokens=NEW_TOKENS)
+    questions = [paper.prepare(task, item, engine, settings) for item in task.items(data_dir(), count)]
+    return sorted((question.prompt_ids for question in questions), key=len)
+
+
+def our_writing(engine: Engine, prompts: list[list[int]]) -> float:
+    """Items a second."""
+    sampling = paper.sampling_of(TASKS["AddSub"], EvaluationSettings(max_new_tokens=NEW_TOKENS))
+
+    def work() -> None:
+        for start in range(0, len(prompts), engine.batch_items):
+            batch = prompts[start : start + engine.batch_items]
+            engine.write(batch, [0] * len(batch), sampling)
+
+    return len(prompts) / seconds_of(work)
+
+
+def plain_writing(model: Any, prompts: list[list[int]], batch_size: int) -> float:
+    """Items a second of `generate`, shortest first, left-padded."""
+
+    def work() -> None:
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            width = max(map(len, batch))
+            ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in batch])
+            mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
+            with torch.inference_mode():
+                model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0)
+
+    return len(prompts) / seconds_of(work)
+
+
+def plain_model(options: argparse.Namespace) -> Any:
+    """The model as people load it."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).eval()
+
+
+def report(name: str, theirs: float, ours: float) -> None:
+    """One line of the table."""
+    print(f"| {name} | {theirs:.2f} | {ours:.2f} | {ours / theirs:.2f} |", flush=True)
+
+
+def compare_loglik(options: argparse.Namespace) -> None:
+    """ARC-Easy, both sides alternating."""
+    engine = TransformersEngine(options.model, dtype=options.dtype, batch_items=32)
+    our_loglik(engine, 32)
+    ours, theirs = 0.0, 0.0
+    for batch_size in BATCH_SIZES:
+        ours = max(ours, our_loglik(engine, options.loglik_items))
+        theirs = max(theirs, their_loglik(options, batch_size))
+    report(f"loglik, ARC-Easy, {options.loglik_items} items", theirs, ours)
+
+
+def compare_writing(options: argparse.Namespace) -> None:
+    """AddSub, both sides alternating."""
+    engine = open_engine(options.engine, options.model, dtype=options.dtype, batch_items=options.batch_items)
+    model = plain_model(options)
+    prompts = prompts_of(engine, options.write_items)
+    our_writing(engine, prompts[:8])
+    plain_writing(model, prompts[:8], 8)
+    if options.profile:
+        profile(engine, prompts)
+    ours, theirs = 0.0, 0.0
+    for batch_size in BATCH_SIZES:
+        ours = max(ours, our_writing(engine, prompts))
+        theirs = max(theirs, plain_writing(model, prompts, batch_size))
+    report(f"paper, AddSub, {options.write_items} items, {options.engine}", theirs, ours)
+    engine.close()
+
+
+def profile(engine: Engine, prompts: list[list[int]]) -> None:
+    """Where the time of one batch goes."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as torch_profile
+
+    with torch_profile(activities=[ProfilerActivity.CPU]) as profiled:
+        our_writing(engine, prompts[: engine.batch_items])
+    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40))
+
+
+def main() -> None:
+    """Prints items a second and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=BUILD / "models" / "teacher")
+    parser.add_argument("--loglik-items", type=int, default=400)
+    parser.add_argument("--write-items", type=int, default=100)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--engine", default="transformers", choices=["transformers", "vllm"])
+    parser.add_argument("--batch-items", type=int, default=32, help="ours, for writing")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--profile", action="store_true", help="also where the time of our writing goes")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"{options.dtype}, {options.threads} threads; items a second\n")
+    print("| protocol | theirs | ours | ratio |\n|---|---|---|---|")
+    if options.loglik_items:
+        compare_loglik(options)
+    if options.write_items:
+        compare_writing(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Protocol `open`: instruction following as MiniLLM measures it (Gu et al. 2024, arXiv 2306.08543).
+
+Each item is asked with the clean Alpaca prompt and answered five times, by sampling at temperature 1 with the seeds
+10, 20, 30, 40, 50; an answer's score is ROUGE-L (F1, with stemming) against the best of its references, by Google's
+`rouge-score`. There is one row an answer; summaries average the five before they average the items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from tutelage.errors import InvalidRequest
+
+from evaluator.configuration import EvaluationSettings
+from evaluator.engines import Engine, Sampling
+from evaluator.protocols.prompts import alpaca
+from evaluator.tasks.base import Item, Task
+
+METRIC = "rougeL"
+SEEDS = (10, 20, 30, 40, 50)
+_TEMPERATURE = 1.0
+_MAX_PROMPT_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Question:
+    """An item as this model is asked it for the n-th time."""
+
+    item: Item
+    seed: int
+    prompt_ids: list[int]
+    prompt_hash: str
+
+    @property
+    def tokens(self) -> int:
+        """By which items of like length share a batch."""
+        return len(self.prompt_ids)
+
+
+def seeds_of(seed: int) -> tuple[int, ...]:
+    """MiniLLM's five, whatever the evaluation's."""
+    return SEEDS
+
+
+def template_of(settings: EvaluationSettings) -> str:
+    """Name of the prompt template."""
+    return "alpaca"
+
+
+def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings, seed: int) -> Question:
+    """The item's prompt as token ids.
+
+    Raises:
+        InvalidRequest: the prompt has more than 256 tokens, where MiniLLM leaves an item out.
+
+    """
+    text = alpaca(item.instruction, item.input)
+    ids = engine.tokenizer.encode(text)
+    if len(ids) > _MAX_PROMPT_TOKENS:
+        raise InvalidRequest(f"the prompt has {len(ids)} tokens; this protocol asks with at most {_MAX_PROMPT_TOKENS}")
+    return Question(item, seed, ids, hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def answer(
+    task: Task, questions: Sequence[Question], engine: Engine, settings: EvaluationSettings, seed: int
+) -> list[dict[str, Any]]:
+    """What of the rows this protocol knows, one a question."""
+    sampling = Sampling(_TEMPERATURE, settings.max_new_tokens or task.max_new_tokens)
+    seeds = [_answer_seed(task, question) for question in questions]
+    written = engine.write([question.prompt_ids for question in questions], seeds, sampling)
+    return [
+        {
+            "seed": question.seed,
+            "sampling_temperature": _TEMPERATURE,
+            "output": writing.text.strip(),
+            "score": rouge_l(writing.text.strip(), question.item.references),
+            "prompt_tokens": question.tokens,
+            "output_tokens": writing.tokens,
+            "finish_reason": writing.finish_reason,
+        }
+        for question, writing in zip(questions, written, strict=True)
+    ]
+
+
+def _answer_seed(task: Task, question: Question) -> int:
+    key = f"{question.seed} {task.name} {question.item.item_id} {question.item.item_hash}"
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
+
+
+@cache
+def _scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def rouge_l(output: str, references: Sequence[str]) -> float | None:
+    """The best F1 over the references, in [0, 1]; None without a reference."""
+    if not references:
+        return None
+    return max(float(_scorer().score(reference, output)["rougeL"].fmeasure) for reference in references)

@@ -1,0 +1,127 @@
+"""A task of one's own, described by a YAML file beside its data.
+
+name: capitals
+data: capitals.jsonl              # JSON lines or a JSON list of records, beside this file
+question: "Capital of {country}?" # from fields of the record
+answer: "{capital}"
+extraction: number                # number, letter, truth, `label: answer` (answer1 … answer9), or none: open questions
+choices: ["{a}", "{b}"]           # optional; then `loglik` scores them after the question, `answer` is one of them
+chance_level: 0.0
+max_new_tokens: 32
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+from tutelage.configuration import Config, validate
+from tutelage.errors import ConfigurationError, DataError
+
+from evaluator.extraction import LETTER, NUMBER, TRUTH, Extraction, labelled
+from evaluator.tasks.base import Choices, Item, Task, shared_context
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_EXTRACTIONS = {"number": NUMBER, "letter": LETTER, "truth": TRUTH}
+
+
+class Label(Config):
+    """Answers `<label>1` … `<label>9`."""
+
+    label: str
+    """Stem of the labels, for example `answer`."""
+
+
+class TaskFile(Config):
+    """What the file may say."""
+
+    name: str
+    """Of the task, for the rows."""
+    data: Path
+    """File of records, relative to this one."""
+    question: str
+    """Template of the question; `{field}` is a field of the record."""
+    answer: str
+    """Template of the right answer; of an open question, of a reference."""
+    extraction: Literal["number", "letter", "truth"] | Label | None = None
+    """How the answer is read from an output; none for open questions, which ROUGE-L scores."""
+    choices: tuple[str, ...] = ()
+    """Templates of the choices, for `loglik`."""
+    chance_level: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Score of guessing."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    """Length limit of an answer."""
+
+
+def read_task(path: Path) -> Task:
+    """The task that a file describes.
+
+    Raises:
+        ConfigurationError: the file is missing, or does not describe a task.
+
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path} is not a readable YAML file: {error}", "tasks") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path} is not a mapping; see evaluator/tasks/custom.py", "tasks")
+    described = validate(TaskFile, values)
+    if not _NAME.match(described.name):
+        raise ConfigurationError(f"{described.name!r} is not a name; use A-Z, a-z, 0-9, '.', '_', '-'", "name")
+    data = path.parent / described.data
+    return Task(
+        name=described.name,
+        version=int(hashlib.sha256(described.model_dump_json().encode()).hexdigest()[:7], 16),
+        source=str(data),
+        count=len(_records(data)),
+        chance_level=described.chance_level,
+        max_new_tokens=described.max_new_tokens,
+        extraction=_extraction_of(described),
+        choices=partial(_choices, described, _records(data)) if described.choices else None,
+        load=partial(_load, described, data),
+    )
+
+
+def _extraction_of(described: TaskFile) -> Extraction | None:
+    if isinstance(described.extraction, Label):
+        return labelled(described.extraction.label, 9)
+    return None if described.extraction is None else _EXTRACTIONS[described.extraction]
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        whole = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+        return [dict(record) for record in whole]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} is not a file of JSON records: {error}", "data") from error
+
+
+def _filled(template: str, record: dict[str, Any], path: Path) -> str:
+    try:
+        return template.format_map(record)
+    except (KeyError, ValueError) as error:
+        raise DataError(f"a record of {path} does not fill {template!r} ({error!r})", "data") from error
+
+
+def _load(described: TaskFile, path: Path, task: Task, data_dir: Path | None) -> list[Item]:
+    items = []
+    for index, record in enumerate(_records(path)):
+        question, answer = _filled(described.question, record, path), _filled(described.answer, record, path)
+        items.append(Item(str(index), question, "", answer, (answer,)))
+    return items
+
+
+def _choices(described: TaskFile, records: list[dict[str, Any]], item: Item) -> Choices:
+    record = records[int(item.item_id)]
+    options = [_filled(choice, record, described.data) for choice in described.choices]
+    if item.target not in options:
+        raise DataError(f"item {item.item_id}: the answer {item.target!r} is none of {options}", "choices")
+    return shared_context(item.instruction, options, options, options.index(item.target))
