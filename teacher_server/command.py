@@ -1,4 +1,4 @@
-"""`tutelage teacher serve | info | usage`."""
+"""`tutelage teacher serve | info | usage | top`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ commands:
   serve     load a teacher and serve it over gRPC until SIGTERM
   info      who a served teacher is, what it serves and how exactly
   usage     what it has done since it started, by student
+  top       the same, live
 
 `tutelage teacher COMMAND --help` says more."""
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -31,7 +32,12 @@ _TIMEOUT_SECONDS = 10.0
 
 def main(arguments: list[str]) -> int:
     """Serves a teacher, or asks one who it is and what it has done."""
-    commands: dict[str, Callable[[list[str]], int]] = {"serve": serve, "info": info, "usage": usage}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "serve": serve,
+        "info": info,
+        "usage": usage,
+        "top": top,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return EXIT_DONE if arguments else EXIT_USAGE
@@ -75,17 +81,56 @@ def usage(arguments: list[str]) -> int:
     return _ask("usage", "GetTeacherUsage", pb.GetTeacherUsageRequest(), arguments, _print_usage)
 
 
-def _ask(command: str, method: str, request: Message, arguments: list[str], show: Callable[[Any], None]) -> int:
+def top(arguments: list[str]) -> int:
+    """Shows the students of a served teacher until Ctrl-C."""
+    from rich.live import Live
+    from tutelage.teacher.v1 import teacher_pb2 as pb
+
+    parser = _client_parser("top")
+    parser.add_argument("--seconds", type=float, default=2.0, help="between two looks (%(default)s)")
+    parser.add_argument("--looks", type=int, default=sys.maxsize, help="end after so many looks")
+    options = parser.parse_args(arguments)
+    before: Any = None
+    with Live(auto_refresh=False) as live:
+        for look in range(options.looks):
+            time.sleep(options.seconds if look else 0)
+            answer = _call(options, "GetTeacherUsage", pb.GetTeacherUsageRequest())
+            live.update(_rates(answer, before, options.seconds), refresh=True)
+            before = answer
+    return EXIT_DONE
+
+
+def _rates(answer: Any, before: Any, seconds: float) -> Any:
+    """A table of what was done since the look before, a second; `before` is None at the first look."""
+    from rich.table import Table
+
+    title = f"{answer.waiting_sequences:,} sequences wait, {answer.engine_passes:,} engine passes so far"
+    table = Table(
+        "student", "streams", "sequences/s", "tokens/s", "rows/s", "MiB/s", "hits/s", "refused/s", title=title
+    )
+    earlier = {student.student_id: student for student in before.students} if before else {}
+    for student in answer.students:
+        last = earlier.get(student.student_id, student)
+        fields = ("sequences", "tokens", "rows", "bytes", "store_hits", "refusals")
+        rates = {field: (getattr(student, field) - getattr(last, field)) / seconds for field in fields}
+        rates["bytes"] /= 2**20
+        table.add_row(student.student_id, str(student.open_streams), *(f"{rates[field]:,.1f}" for field in fields))
+    return table
+
+
+def _client_parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"tutelage teacher {command}", allow_abbrev=False)
     parser.add_argument("--address", default=_DEFAULT_ADDRESS, help="host:port of the teacher (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     parser.add_argument("--ca", type=Path, help="PEM file that the teacher's certificate must come from: use TLS")
     parser.add_argument("--certificate", type=Path, help="PEM file: our own certificate, if the teacher asks for one")
     parser.add_argument("--key", type=Path, help="PEM file: its private key")
     parser.add_argument("--token-file", type=Path, help="file with a bearer token of scope info")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _call(options: argparse.Namespace, method: str, request: Message) -> Any:
+    """The answer of the teacher that the options name."""
     import grpc
-    from google.protobuf.json_format import MessageToJson
     from tutelage.configuration import validate
     from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
     from tutelage.tls import ClientTls
@@ -98,9 +143,18 @@ def _ask(command: str, method: str, request: Message, arguments: list[str], show
     with open_channel(options.address, tls) as channel:
         try:
             call = getattr(pb_grpc.TeacherServiceStub(channel), method)
-            answer = call(request, timeout=_TIMEOUT_SECONDS, metadata=metadata)
+            return call(request, timeout=_TIMEOUT_SECONDS, metadata=metadata)
         except grpc.RpcError as error:
             raise error_of_rpc(error, options.address, "teacher") from error
+
+
+def _ask(command: str, method: str, request: Message, arguments: list[str], show: Callable[[Any], None]) -> int:
+    parser = _client_parser(command)
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    options = parser.parse_args(arguments)
+    from google.protobuf.json_format import MessageToJson
+
+    answer = _call(options, method, request)
     if options.json:
         print(MessageToJson(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
     else:

@@ -53,6 +53,9 @@ class TeacherConfig(Config):
     insecure: bool = False
     """Listen beyond loopback although nothing is encrypted or authenticated."""
 
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port of loopback that answers with Prometheus metrics, at /metrics; none means none."""
+
     reflection: bool = False
     """Answer gRPC server reflection."""
 

@@ -49,6 +49,7 @@ class TeacherServer:
         interceptors = [TokenInterceptor(TokenFile(config.token_file))] if config.token_file else []
         self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
         self._health = HealthServicer()
+        self._stop_metrics: Callable[[], None] | None = None
         self.servicer = TeacherServicer(max_streams=config.max_streams, stream_bytes=config.stream_mib * 2**20)
         pb_grpc.add_TeacherServiceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -63,6 +64,10 @@ class TeacherServer:
     async def start(self) -> None:
         """Listens; all but health answers UNAVAILABLE."""
         await self._set_health(_NOT_SERVING)
+        if self._config.metrics_port is not None:
+            from teacher_server import metrics
+
+            self._stop_metrics = metrics.serve(self._config.metrics_port, self.servicer.usage)
         await self._server.start()
 
     async def open(self, teacher: Teacher) -> None:
@@ -78,6 +83,9 @@ class TeacherServer:
         # Not the server's own grace, which would wait for everybody who watches the health.
         await self.servicer.drain(grace_seconds)
         await self._server.stop(0)
+        if self._stop_metrics is not None:
+            stop_metrics, self._stop_metrics = self._stop_metrics, None
+            await asyncio.to_thread(stop_metrics)
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE_NAME):

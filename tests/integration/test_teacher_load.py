@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from teacher_load import Students, for_seconds, percentile, server_process
+from teacher_load import WINDOW, Students, for_seconds, percentile, server_process
 
 SECONDS = 3.0
 
@@ -21,8 +21,8 @@ async def test_more_students_get_the_same_throughput_in_equal_shares(address):
         load = await for_seconds(students, SECONDS, *(students.closed_loop(f"student-{i}") for i in range(count)))
         assert load.wrong == 0
         assert len(load.served) == count
-        # Counts of a short run are small: one more or less is no unfairness.
-        assert max(load.served.values()) - 1 <= 1.5 * (min(load.served.values()) + 1)
+        # A slow client reads a window of answers late that were sent before; a short run must not count that.
+        assert max(load.served.values()) - WINDOW <= 1.5 * min(load.served.values())
         rates[count] = load.a_second
     assert rates[64] >= 0.9 * rates[8], rates
 

@@ -11,13 +11,16 @@ import time
 
 import psutil
 import pytest
+from fake_teacher import FakeScoringEngine
 from tutelage.configuration import validate
 from tutelage.errors import ConfigurationError
 from tutelage.teacher.v1 import teacher_pb2 as pb
 
+from teacher_server import loading
 from teacher_server.config import TeacherConfig
 from teacher_server.loading import describe, find_checkpoint, load_head, read_checkpoint
 from teacher_server.self_check import check_sequences
+from teacher_server.store import teacher_key
 from teacher_server.vllm_engine import cores_of
 
 
@@ -86,6 +89,24 @@ def test_the_description_of_a_teacher(tiny_model):
     assert (info.unembedding.rows, info.unembedding.columns) == (512, 128)
     assert info.unembedding.dtype == pb.DTYPE_BFLOAT16
     assert list(info.roles) == [pb.TEACHER_ROLE_SCORE]
+
+
+def test_a_loaded_teacher_keeps_its_states_under_its_own_name(tiny_model, tmp_path, monkeypatch):
+    engine = FakeScoringEngine()
+    monkeypatch.setattr(loading.vllm_engine, "start_engines", lambda folder, _, longest: {"score": engine})
+    monkeypatch.setattr(loading.vllm_engine, "version", lambda: "vllm 0")
+    monkeypatch.setattr(loading.vllm_engine, "prepare_environment", lambda _: None)
+    monkeypatch.setattr(loading, "use_bfloat16_products", lambda: None)  # both are for a process of its own
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    settings = config(model=str(tiny_model), store={"path": str(tmp_path), "bytes": 1000}, head_threads=2)
+    teacher = loading.load_teacher(settings, "instance", 1.0)
+    try:
+        assert teacher.limits.max_sequence_tokens == 512
+        key = teacher_key(teacher.info.weights_digest, "bfloat16", "vllm 0")
+        assert [folder.name for folder in tmp_path.iterdir()] == [key[:32]]
+    finally:
+        teacher.shutdown()
+    assert engine.dead
 
 
 def test_check_sequences_fit_the_model(tiny_model):
