@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from tutelage.errors import CheckpointError
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 EngineName = Literal["transformers", "vllm"]
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -113,7 +113,7 @@ def open_engine(name: EngineName, checkpoint: Path, *, dtype: Dtype, batch_items
 
 
 class TransformersEngine:
-    """Writes with a KV cache in left-padded batches; scores packed token trees without padding."""
+    """Writes in batches with a shared cache (evaluator.decoding); scores packed token trees without padding."""
 
     name = "transformers"
 
@@ -122,12 +122,14 @@ class TransformersEngine:
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging as transformers_logging
 
+        from evaluator.decoding import ATTENTION
+
         transformers_logging.disable_progress_bar()
         self.dtype, self.batch_items, self._pack_tokens = dtype, batch_items, pack_tokens
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True
+            checkpoint, dtype=getattr(torch, dtype), attn_implementation=ATTENTION, use_safetensors=True
         )
         self._model = model.to(self._device).eval()
         self.max_tokens = int(model.config.max_position_embeddings)
@@ -137,59 +139,22 @@ class TransformersEngine:
         """See `Engine.write`."""
         import torch
 
+        from evaluator.decoding import decode
+
         with torch.inference_mode():
-            written = self._decode(prompts, seeds, sampling)
+            written = decode(
+                self._model,
+                prompts,
+                [torch.Generator(self._device).manual_seed(seed) for seed in seeds],
+                temperature=sampling.temperature,
+                max_new_tokens=sampling.max_new_tokens,
+                end_ids=self._end_ids,
+            )
         return [self._writing(ids) for ids in written]
 
     def _writing(self, ids: list[int]) -> Writing:
         finish_reason = "stop" if ids[-1] in self._end_ids else "length"
         return Writing(self.tokenizer.decode(ids, skip_special_tokens=True), len(ids), finish_reason)
-
-    def _decode(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[list[int]]:
-        """Token ids after each prompt; a row that has ended leaves the batch and its cache."""
-        import torch
-        from transformers import DynamicCache
-
-        ids_BT, mask_BT = self._left_padded(prompts)
-        position_ids = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self._model.config)
-        rows = list(range(len(prompts)))
-        generators = [torch.Generator(self._device).manual_seed(seed) for seed in seeds]
-        written: list[list[int]] = [[] for _ in prompts]
-        for _ in range(sampling.max_new_tokens):
-            logits_BV = self._model(
-                input_ids=ids_BT,
-                attention_mask=mask_BT,
-                position_ids=position_ids,
-                past_key_values=cache,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            chosen_B = _choose(logits_BV.float(), sampling.temperature, [generators[row] for row in rows])
-            tokens = chosen_B.tolist()
-            for row, token in zip(rows, tokens, strict=True):
-                written[row].append(token)
-            going = [index for index, token in enumerate(tokens) if token not in self._end_ids]
-            if not going:
-                break
-            if len(going) < len(rows):
-                keep = torch.tensor(going, device=self._device)
-                cache.batch_select_indices(keep)
-                rows = [rows[index] for index in going]
-                chosen_B, mask_BT, position_ids = chosen_B[keep], mask_BT[keep], position_ids[keep]
-            ids_BT = chosen_B[:, None]
-            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
-            position_ids = position_ids[:, -1:] + 1
-        return written
-
-    def _left_padded(self, prompts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        import torch
-
-        width = max(len(prompt) for prompt in prompts)
-        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=self._device)
-        mask = torch.tensor(
-            [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self._device
-        )
-        return ids, mask
 
     def score(self, groups: Sequence[ScoringGroup]) -> list[list[float]]:
         """See `Engine.score`."""
@@ -236,19 +201,6 @@ class TransformersEngine:
 def _end_ids(configured: int | list[int] | None, tokenizers: int | None) -> frozenset[int]:
     configured = configured if isinstance(configured, list) else [configured] if configured is not None else []
     return frozenset([*configured, *([tokenizers] if tokenizers is not None else [])])
-
-
-def _choose(logits_BV: torch.Tensor, temperature: float, generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """The next token of each row, sampled from the row's own generator (Gumbel-max) unless greedy."""
-    import torch
-
-    if temperature == 0:
-        return logits_BV.argmax(dim=-1)
-    uniform_BV = torch.stack(
-        [torch.rand(logits_BV.shape[1], generator=generator, device=logits_BV.device) for generator in generators]
-    )
-    gumbel_BV = -torch.log(-torch.log(uniform_BV.clamp(1e-20, 1 - 1e-7)))
-    return (logits_BV / temperature + gumbel_BV).argmax(dim=-1)
 
 
 class _Layout:

@@ -10,6 +10,7 @@ import torch
 from tutelage.errors import CheckpointError
 
 from evaluator.configuration import EvaluationSettings
+from evaluator.decoding import ATTENTION, decode, shared_length
 from evaluator.engines import Sampling, ScoringGroup, TransformersEngine, open_engine
 from evaluator.evaluation import evaluate
 from evaluator.frames import read
@@ -63,6 +64,42 @@ def test_greedy_answers_are_generates(engine: TransformersEngine) -> None:
         assert writing.finish_reason == ("stop" if expected[-1] == engine.tokenizer.eos_token_id else "length")
 
 
+def test_a_shared_beginning_changes_no_answer(engine: TransformersEngine) -> None:
+    header = "Ann has 3 apples and buys 7 more. Below she has 12 apples and buys 50 more. "
+    prompts = [engine.tokenizer.encode(header + text) for text in PROMPTS]
+    assert shared_length(prompts) > 20
+    sampling = Sampling(temperature=0, max_new_tokens=80)  # more than the cache's first room
+    together = engine.write(prompts, [0] * 4, sampling)
+    assert together == [engine.write([prompt], [0], sampling)[0] for prompt in prompts]
+
+
+def test_grouped_heads_attend_as_repeated_keys_do() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 100}
+    config = LlamaConfig(**sizes, num_attention_heads=6, num_key_value_heads=2, initializer_range=0.2)
+    model = LlamaForCausalLM(config).eval()
+    prompts, none = [list(range(3, 3 + length)) for length in (5, 30, 17)], frozenset[int]()
+    model.set_attn_implementation("sdpa")
+    with torch.inference_mode():
+        expected = [
+            model.generate(torch.tensor([one]), do_sample=False, max_new_tokens=12, eos_token_id=None, pad_token_id=0)
+            for one in prompts
+        ]
+        model.set_attn_implementation(ATTENTION)
+        generators = [torch.Generator() for _ in prompts]
+        written = decode(model, prompts, generators, temperature=0, max_new_tokens=12, end_ids=none)
+    assert written == [ids[0, len(prompt) :].tolist() for ids, prompt in zip(expected, prompts, strict=True)]
+
+
+def test_sharing_leaves_each_prompt_a_token() -> None:
+    assert shared_length([list(range(20)), list(range(20))]) == 19
+    assert shared_length([list(range(20)), [*range(10), 99, 98]]) == 10
+    assert shared_length([list(range(20)), [*range(5), 99]]) == 0
+    assert shared_length([list(range(20))]) == 0
+
+
 def test_a_sample_is_its_seeds_whatever_batch_it_is_in(engine: TransformersEngine) -> None:
     prompts = [engine.tokenizer.encode(text) for text in PROMPTS]
     sampling = Sampling(temperature=1.0, max_new_tokens=16)
@@ -79,27 +116,31 @@ def test_samples_follow_the_models_distribution(engine: TransformersEngine) -> N
     expected = torch.softmax(logits / 0.7, dim=-1)
     count = 4000
     logits_BV = logits.float().expand(count, -1)
-    from evaluator.engines import _choose
+    from evaluator.decoding import choose
 
-    drawn = _choose(logits_BV, 0.7, [torch.Generator().manual_seed(seed) for seed in range(count)])
+    drawn = choose(logits_BV, 0.7, [torch.Generator().manual_seed(seed) for seed in range(count)])
     seen = torch.bincount(drawn, minlength=512) / count
     likely = expected > 0.01
     error = (expected * (1 - expected) / count).sqrt()
     assert ((seen - expected).abs()[likely] < 5 * error[likely]).all()
 
 
-def test_rows_that_end_early_leave_the_others_alone(engine: TransformersEngine, monkeypatch: Any) -> None:
+def test_rows_that_end_early_leave_the_others_alone(engine: TransformersEngine) -> None:
     prompts = [engine.tokenizer.encode(text) for text in PROMPTS]
-    sampling = Sampling(temperature=1.0, max_new_tokens=20)
-    whole = engine._decode(prompts, [1, 2, 3, 4], sampling)
+
+    def decoded(end_ids: frozenset[int]) -> list[list[int]]:
+        generators = [torch.Generator().manual_seed(seed) for seed in (1, 2, 3, 4)]
+        with torch.inference_mode():
+            return decode(engine._model, prompts, generators, temperature=1.0, max_new_tokens=20, end_ids=end_ids)
+
+    whole = decoded(engine._end_ids)
     ending = frozenset([whole[0][3], whole[2][9]])  # tokens that some rows write early, made end tokens
-    monkeypatch.setattr(engine, "_end_ids", ending)
 
     def cut(ids: list[int]) -> list[int]:
         ends = [index for index, token in enumerate(ids) if token in ending]
         return ids[: ends[0] + 1] if ends else ids
 
-    assert engine._decode(prompts, [1, 2, 3, 4], sampling) == [cut(ids) for ids in whole]
+    assert decoded(ending) == [cut(ids) for ids in whole]
 
 
 def test_what_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
