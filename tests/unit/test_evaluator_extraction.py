@@ -212,6 +212,6 @@ def test_a_hundred_kilobytes_take_at_most_fifty_milliseconds(rule: str, text: st
 
 
 def _seconds(extract: Callable[[str], str], text: str) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     extract(text)
-    return time.perf_counter() - started
+    return time.process_time() - started

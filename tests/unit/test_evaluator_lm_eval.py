@@ -31,9 +31,9 @@ def test_matches_ignore_commas_dollars_and_a_last_dot() -> None:
 @pytest.mark.parametrize("text", ["1" * 100_000, "#### " * 20_000, "-" * 100_000, "$,." * 33_000, "- 1" * 33_000])
 def test_a_hundred_kilobytes_take_at_most_fifty_milliseconds(text: str) -> None:
     def seconds() -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         gsm8k_strict(text)
         gsm8k_flexible(text)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     assert min(seconds() for _ in range(3)) <= 0.05

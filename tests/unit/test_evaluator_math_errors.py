@@ -41,9 +41,9 @@ def test_hundreds_of_kilobytes_are_read_in_bounded_time() -> None:
     import time
 
     for text in ("1 + 1 = 3 " * 10_000, "9" * 100_000, "1 +" * 30_000, "=" * 100_000):
-        started = time.perf_counter()
+        started = time.process_time()
         kind_of(QUESTION, text, paper_number(text), "18")
-        assert time.perf_counter() - started < 0.5
+        assert time.process_time() - started < 0.5
 
 
 def test_kinds_are_counted_per_evaluation() -> None:
