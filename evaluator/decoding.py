@@ -29,6 +29,9 @@ _MIN_SHARED_TOKENS = 8
 class _GrowingLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values as views of tensors with room for more tokens."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
