@@ -4,14 +4,17 @@ python benchmarks/evaluator_speed.py [--loglik-items 400] [--write-items 100] [-
 
 `loglik`: ARC-Easy against lm-evaluation-harness 0.4.13 with its transformers backend, at the better of two batch
 sizes. `paper`: AddSub with 64 new tokens, greedy, against transformers' `generate` on left-padded batches, at the
-better of two batch sizes. Loading is left out on both sides; so is the first batch, which warms up. Rounds
-alternate between the sides, and each side has its fastest round, because the machine may be shared.
+better of two batch sizes, each round in a process of its own. Loading is left out on both sides; so is the first
+batch, which warms up. Rounds alternate between the sides, and each side has its fastest round, because the
+machine may be shared.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -120,20 +123,37 @@ def compare_loglik(options: argparse.Namespace) -> None:
 
 
 def compare_writing(options: argparse.Namespace) -> None:
-    """AddSub, both sides alternating."""
-    engine = open_engine(options.engine, options.model, dtype=options.dtype, batch_items=options.batch_items)
-    model = plain_model(options)
-    prompts = prompts_of(engine, options.write_items)
-    our_writing(engine, prompts[:8])
-    plain_writing(model, prompts[:8], 8)
-    if options.profile:
-        profile(engine, prompts)
+    """AddSub; every round of either side in a process of its own, which has the machine for itself."""
     ours, theirs = 0.0, 0.0
     for batch_size in BATCH_SIZES:
-        ours = max(ours, our_writing(engine, prompts))
-        theirs = max(theirs, plain_writing(model, prompts, batch_size))
+        theirs = max(theirs, in_a_process(f"--plain-batch-size={batch_size}"))
+        ours = max(ours, in_a_process("--writing-only"))
     report(f"paper, AddSub, {options.write_items} items, {options.engine}", theirs, ours)
+
+
+def in_a_process(flag: str) -> float:
+    """What this command answers with that flag besides its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], flag]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return float(answer.splitlines()[-1])
+
+
+def writing_side(options: argparse.Namespace) -> float:
+    """Items a second of one side."""
+    settings = EvaluationSettings(engine=options.engine)
+    batch_items = options.batch_items or settings.batch_size
+    engine = open_engine(options.engine, options.model, dtype=options.dtype, batch_items=batch_items)
+    prompts = prompts_of(engine, options.write_items)
+    if options.plain_batch_size:
+        model = plain_model(options)
+        plain_writing(model, prompts[:8], 8)
+        return plain_writing(model, prompts, options.plain_batch_size)
+    our_writing(engine, prompts[:8])
+    if options.profile:
+        profile(engine, prompts)
+    rate = our_writing(engine, prompts)
     engine.close()
+    return rate
 
 
 def profile(engine: Engine, prompts: list[list[int]]) -> None:
@@ -153,12 +173,17 @@ def main() -> None:
     parser.add_argument("--loglik-items", type=int, default=400)
     parser.add_argument("--write-items", type=int, default=100)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--engine", default="transformers", choices=["transformers", "vllm"])
-    parser.add_argument("--batch-items", type=int, default=32, help="ours, for writing")
+    parser.add_argument("--engine", default="vllm", choices=["transformers", "vllm"], help="ours, for writing")
+    parser.add_argument("--batch-items", type=int, help="ours, for writing; by default as the evaluator's")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--profile", action="store_true", help="also where the time of our writing goes")
+    parser.add_argument("--writing-only", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--plain-batch-size", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.writing_only or options.plain_batch_size:
+        print(writing_side(options))
+        return
     print(f"{options.dtype}, {options.threads} threads; items a second\n")
     print("| protocol | theirs | ours | ratio |\n|---|---|---|---|")
     if options.loglik_items:

@@ -106,6 +106,7 @@ def serve_evaluator(run: Path, data_dir: Path | None) -> contextlib.AbstractCont
     """An evaluator that writes `frames/`, on a free port."""
     options = ["--address", "127.0.0.1:0", "--address-file", str(run / "evaluator.address")]
     options += ["--frames", str(run / "frames"), "--queue", str(run / "queue"), "--prompt", "chat"]
+    options += ["--engine", "transformers"]  # a start of vLLM for each checkpoint would take longer than its items
     command = [TUTELAGE, "evaluate", "serve", *options]
     environment = _environment(run) | ({"TUTELAGE_DATA_DIR": str(data_dir)} if data_dir else {})
     return running(command, log=run / "logs" / "evaluator.log", environment=environment)

@@ -11,6 +11,7 @@ tutelage report --frames frames --run-dir runs/demo --out report.html
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from tutelage.errors import EXIT_DONE
 from evaluator.configuration import (
     ArithmeticConfig,
     EvaluateConfig,
+    EvaluationSettings,
     ExportConfig,
     ReportConfig,
     ServeConfig,
@@ -55,6 +57,7 @@ def _evaluate(arguments: list[str]) -> int:
     from evaluator.evaluation import evaluate
 
     evaluation = _evaluation_of(config)
+    _guard(config)
     columns = (
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
@@ -72,6 +75,14 @@ def _evaluate(arguments: list[str]) -> int:
     _print_scores(config.out, evaluation)
     print(f"rows are in {config.out}")
     return EXIT_DONE
+
+
+def _guard(settings: EvaluationSettings) -> None:
+    """Lets no process of vLLM outlive this one."""
+    from tutelage import guardian
+
+    if settings.engine == "vllm":
+        guardian.start(uuid.uuid4().hex)
 
 
 def _print_scores(frames: Path, evaluation: Evaluation) -> None:
@@ -132,6 +143,7 @@ def _serve(arguments: list[str]) -> int:
     from evaluator.service import serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    _guard(config)
     asyncio.run(serve(config))
     return EXIT_DONE
 
@@ -140,6 +152,7 @@ def _watch(arguments: list[str]) -> int:
     config = load(WatchConfig, arguments, program="tutelage evaluate watch", environment_prefix=_PREFIX)
     from evaluator.watch import watch
 
+    _guard(config)
     for evaluation in watch(config):
         print(f"{evaluation.labels.student} after {evaluation.labels.step} steps:")
         _print_scores(config.out, evaluation)

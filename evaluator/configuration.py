@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 from tutelage.configuration import Config
+from tutelage.tls import ServerTls
+
+_BATCH_ITEMS = {"vllm": 128, "transformers": 32}
 
 
 class EvaluationSettings(Config):
@@ -18,14 +21,20 @@ class EvaluationSettings(Config):
     """Of generated answers; 0 is greedy. The paper's authors sampled at 1."""
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     """Length limit of generated answers; by default each task's own."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """What generates: `vllm` on a GPU; `transformers` starts faster and is enough for small models."""
+    engine: Literal["vllm", "transformers"] = "vllm"
+    """What generates: `vllm` writes faster, `transformers` starts faster, which pays for few items of a small
+    model. Choices are always scored by transformers."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Arithmetic of the model."""
-    batch_items: Annotated[int, Field(ge=1)] = 32
-    """Items handled together and made durable together."""
+    batch_items: Annotated[int, Field(ge=1)] | None = None
+    """Items handled together and made durable together; by default 128 with `vllm`, 32 with `transformers`."""
     data_dir: Path | None = None
     """Folder with `tasks/<task>/test.json`; by default what TUTELAGE_DATA_DIR names."""
+
+    @property
+    def batch_size(self) -> int:
+        """`batch_items`, or the engine's own."""
+        return self.batch_items or _BATCH_ITEMS[self.engine]
 
 
 class EvaluateConfig(EvaluationSettings):
@@ -93,6 +102,11 @@ class ServeConfig(EvaluationSettings):
     """Evaluations at the same time; each has a model of its own in memory."""
     address_file: Path | None = None
     """Written with the address once the service answers."""
+    tls: ServerTls | None = None
+    """Certificate and key; needed to listen beyond loopback."""
+    token_file: Path | None = None
+    """File of bearer tokens, a line each: TOKEN SCOPE[,SCOPE…] [STUDENT], with scopes info and submit; read again
+    when it changes. Without it, whoever reaches the address may do everything."""
     insecure: bool = False
     """Allows an address other than loopback although nothing is encrypted."""
 

@@ -7,19 +7,20 @@ its batch; the evaluator therefore cuts batches the same way every time.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from tutelage.errors import CheckpointError
-
-if TYPE_CHECKING:
-    pass
+from tutelage.errors import CheckpointError, ConfigurationError
 
 EngineName = Literal["transformers", "vllm"]
 Dtype = Literal["bfloat16", "float16", "float32"]
+_BLOCK_TOKENS = 32  # small enough for the prefix cache to find a template's header
 _logger = logging.getLogger(__name__)
 
 
@@ -248,8 +249,18 @@ def _packs(groups: Sequence[ScoringGroup], limit: int) -> list[list[ScoringGroup
     return packs
 
 
+def _prepare_vllm() -> None:
+    """What vLLM reads from the environment when it is imported; what is set there already stays."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Of its CPU build: by default it leaves a core to a front end, which here only waits.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+
+
 class VllmEngine:
-    """Writes with vLLM's offline engine; scores with transformers, which is opened when first needed.
+    """Writes with vLLM's offline engine; scores with transformers. Each is opened when it is first needed.
 
     vLLM's prompt log-probabilities are not used: they are slow and leave no way to share a context.
     """
@@ -257,13 +268,31 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(self, checkpoint: Path, *, dtype: Dtype, batch_items: int) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        if find_spec("vllm") is None:
+            raise ConfigurationError("vllm is not installed here; install it, or use transformers", "engine")
+        self.dtype, self.batch_items, self._checkpoint = dtype, batch_items, checkpoint
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self.max_tokens = int(AutoConfig.from_pretrained(checkpoint).max_position_embeddings)
+
+    @cached_property
+    def _llm(self) -> Any:
+        _prepare_vllm()
         from vllm import LLM
 
-        self.dtype, self.batch_items, self._checkpoint = dtype, batch_items, checkpoint
-        self._llm = LLM(str(checkpoint), dtype=dtype, enforce_eager=False)
-        self.tokenizer = self._llm.get_tokenizer()
-        self.max_tokens = int(self._llm.model_config.max_model_len)
-        self._scorer: TransformersEngine | None = None
+        # Compiling costs minutes at the first start and is paid back by no evaluation of this size.
+        return LLM(
+            str(self._checkpoint),
+            dtype=self.dtype,
+            enforce_eager=True,
+            max_num_seqs=self.batch_items,
+            block_size=_BLOCK_TOKENS,
+        )
+
+    @cached_property
+    def _scorer(self) -> TransformersEngine:
+        return TransformersEngine(self._checkpoint, dtype=self.dtype, batch_items=self.batch_items)
 
     def write(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Writing]:
         """See `Engine.write`."""
@@ -279,11 +308,10 @@ class VllmEngine:
 
     def score(self, groups: Sequence[ScoringGroup]) -> list[list[float]]:
         """See `Engine.score`."""
-        if self._scorer is None:
-            self._scorer = TransformersEngine(self._checkpoint, dtype=self.dtype, batch_items=self.batch_items)
         return self._scorer.score(groups)
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._llm.llm_engine.engine_core.shutdown()
-        self._scorer = None
+        if "_llm" in self.__dict__:
+            self._llm.llm_engine.engine_core.shutdown()
+        self.__dict__.pop("_scorer", None)

@@ -123,7 +123,7 @@ def forget(frames: Path, evaluation_id: str) -> None:
 
 def _engine_opener(settings: EvaluationSettings) -> Callable[[Path], Engine]:
     return lambda checkpoint: open_engine(
-        settings.engine, checkpoint, dtype=settings.dtype, batch_items=settings.batch_items
+        settings.engine, checkpoint, dtype=settings.dtype, batch_items=settings.batch_size
     )
 
 

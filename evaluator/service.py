@@ -18,6 +18,7 @@ from grpc_health.v1._async import HealthServicer
 from tutelage.errors import TutelageError
 from tutelage.evaluator.v1 import evaluator_pb2 as pb
 from tutelage.evaluator.v1 import evaluator_pb2_grpc as pb_grpc
+from tutelage.tokens import TokenInterceptor
 from tutelage.transport import SERVER_OPTIONS, bind, status_code
 
 from evaluator.configuration import ServeConfig
@@ -30,6 +31,14 @@ from evaluator.tasks.base import default_data_dir
 from evaluator.worker import Workers
 
 SERVICE_NAME = "tutelage.evaluator.v1.EvaluatorService"
+SCOPE_OF_METHOD = {
+    f"/{SERVICE_NAME}/GetEvaluatorInfo": "info",
+    f"/{SERVICE_NAME}/ListEvaluations": "info",
+    f"/{SERVICE_NAME}/WatchEvaluation": "info",
+    f"/{SERVICE_NAME}/SubmitEvaluation": "submit",
+    f"/{SERVICE_NAME}/CancelEvaluation": "submit",
+}
+"""What a bearer token must allow."""
 _STATES = {
     "queued": pb.EVALUATION_STATE_QUEUED,
     "running": pb.EVALUATION_STATE_RUNNING,
@@ -163,13 +172,15 @@ class Service:
         """Listens and works; `port` is then the one that was bound.
 
         Raises:
-            ConfigurationError: the address cannot be listened on.
+            ConfigurationError: the address cannot be listened on, or a file of TLS or tokens cannot be read.
 
         """
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        token_file = self._config.token_file
+        interceptors = [TokenInterceptor(token_file, SCOPE_OF_METHOD)] if token_file else []
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
         pb_grpc.add_EvaluatorServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self.port = bind(self._server, self._config.address, insecure=self._config.insecure)
+        self.port = bind(self._server, self._config.address, insecure=self._config.insecure, tls=self._config.tls)
         await self._server.start()
         await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
         self._workers.start()

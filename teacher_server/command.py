@@ -58,7 +58,8 @@ def serve(arguments: list[str]) -> int:
     import asyncio
     import uuid
 
-    from teacher_server import guardian
+    from tutelage import guardian
+
     from teacher_server.loading import load_teacher
     from teacher_server.server import serve as serve_teacher
 

@@ -22,16 +22,24 @@ from grpc_health.v1._async import HealthServicer
 from tutelage.errors import TutelageError
 from tutelage.teacher.v1 import teacher_pb2 as pb
 from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
+from tutelage.tokens import TokenInterceptor
 from tutelage.transport import SERVER_OPTIONS, bind
 
 from teacher_server.config import TeacherConfig
 from teacher_server.servicer import TeacherServicer
 from teacher_server.teacher import Teacher
-from teacher_server.tokens import TokenFile, TokenInterceptor
 
 logger = logging.getLogger(__name__)
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
+SCOPE_OF_METHOD = {
+    f"/{SERVICE_NAME}/GetTeacherInfo": "info",
+    f"/{SERVICE_NAME}/GetTeacherUsage": "info",
+    f"/{SERVICE_NAME}/ScoreSequences": "score",
+    f"/{SERVICE_NAME}/GetUnembedding": "score",
+    f"/{SERVICE_NAME}/WriteRationales": "write",
+}
+"""What a bearer token must allow."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _DEATH_CHECK_SECONDS = 0.25
@@ -46,7 +54,7 @@ class TeacherServer:
 
     def __init__(self, config: TeacherConfig) -> None:
         self._config = config
-        interceptors = [TokenInterceptor(TokenFile(config.token_file))] if config.token_file else []
+        interceptors = [TokenInterceptor(config.token_file, SCOPE_OF_METHOD)] if config.token_file else []
         self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
         self._health = HealthServicer()
         self._stop_metrics: Callable[[], None] | None = None

@@ -64,6 +64,10 @@ class EvaluatorConfig(Config):
 
     address: str = "127.0.0.1:50052"
     """host:port of the evaluator."""
+    tls: ClientTls | None = None
+    """How to know the evaluator; none means an unencrypted connection."""
+    token_file: Path | None = None
+    """File with the bearer token that the evaluator asks for."""
     tasks: tuple[TaskConfig, ...]
     """Tasks for each evaluated checkpoint."""
     every_steps: NotNegative = 0

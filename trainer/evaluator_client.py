@@ -16,7 +16,7 @@ import grpc
 from tutelage.errors import TutelageError
 from tutelage.evaluator.v1 import evaluator_pb2 as pb
 from tutelage.evaluator.v1 import evaluator_pb2_grpc as rpc
-from tutelage.transport import CHANNEL_OPTIONS, error_of_rpc
+from tutelage.transport import STUDENT_METADATA_KEY, error_of_rpc, open_channel, token_metadata
 
 from trainer.config import EvaluatorConfig, StudentConfig
 
@@ -34,6 +34,9 @@ class EvaluatorClient:
         teacher: name of its teacher.
         folder: the student's.
 
+    Raises:
+        ConfigurationError: a file of TLS or the token cannot be read.
+
     """
 
     def __init__(
@@ -42,7 +45,8 @@ class EvaluatorClient:
         self.every_steps = config.every_steps
         self._config, self._run, self._student, self._teacher = config, run, student, teacher
         self._log_path = folder / "evaluations.jsonl"
-        self._channel = grpc.insecure_channel(config.address, options=CHANNEL_OPTIONS)
+        self._metadata()  # a token that cannot be read is better known now than in the thread
+        self._channel = open_channel(config.address, config.tls)
         self._stub = rpc.EvaluatorServiceStub(self._channel)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="evaluations")
 
@@ -77,7 +81,7 @@ class EvaluatorClient:
             if attempt:
                 time.sleep(_PAUSE_SECONDS)
             try:
-                self._stub.SubmitEvaluation(request, timeout=_TIMEOUT_SECONDS)
+                self._stub.SubmitEvaluation(request, timeout=_TIMEOUT_SECONDS, metadata=self._metadata())
             except grpc.RpcError as error:
                 problem = error_of_rpc(error, self._config.address, "evaluator")
                 if problem.status not in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"):
@@ -85,6 +89,9 @@ class EvaluatorClient:
             else:
                 return ""
         return str(problem)
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return ((STUDENT_METADATA_KEY, self._student.id), *token_metadata(self._config.token_file))
 
     def _request(self, step: int, checkpoint: Path) -> pb.SubmitEvaluationRequest:
         student = self._student

@@ -26,6 +26,7 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     flags = ["--address", "127.0.0.1:0", "--address-file", str(address_file)]
     flags += ["--frames", str(folder / "frames"), "--queue", str(folder / "queue")]
     flags += ["--prompt", "chat", "--max-new-tokens", "40", "--batch-items", "2", "--dtype", "float32"]
+    flags += ["--engine", "transformers"]
     program = "import sys; from tutelage.command import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with (folder / "log").open("ab") as log:
@@ -91,7 +92,9 @@ def _assert_same_as_uninterrupted(tiny_model: Path, folder: Path) -> None:
     from evaluator.requests import Evaluation, Labels, TaskRequest
 
     tasks = tuple(TaskRequest("arithmetic", protocol, ITEMS) for protocol in ("paper", "loglik"))
-    settings = EvaluationSettings(prompt="chat", max_new_tokens=40, batch_items=2, dtype="float32")
+    settings = EvaluationSettings(
+        prompt="chat", max_new_tokens=40, batch_items=2, dtype="float32", engine="transformers"
+    )
     evaluate(Evaluation("first", tiny_model, Labels("r1", "tiny"), tasks), settings, folder / "again")
     columns = ["protocol", "item_id", "output", "extracted", "score"]
     interrupted = read(folder / "frames").select(columns).sort(columns).collect()

@@ -26,6 +26,7 @@ def test_a_checkpoint_is_scored_and_reported(tiny_model: Path, tmp_path: Path) -
     frames = tmp_path / "frames"
     flags = ["--checkpoint", str(tiny_model), "--tasks", "arithmetic:paper,arithmetic:loglik", "--limit", "6"]
     flags += ["--out", str(frames), "--prompt", "chat", "--max-new-tokens", "8", "--run", "r1", "--student", "Tiny One"]
+    flags += ["--engine", "transformers"]
     done = run("evaluate", *flags)
     assert done.returncode == 0, done.stderr
     assert "arithmetic    loglik  acc " in done.stdout

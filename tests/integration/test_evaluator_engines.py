@@ -152,7 +152,7 @@ def test_what_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_two_runs_give_the_same_rows(tiny_model: Path, tmp_path: Path) -> None:
     tasks = (TaskRequest("arithmetic", "paper", 12), TaskRequest("arithmetic", "loglik", 12))
     evaluation = Evaluation("one", tiny_model, Labels("r1", "tiny"), tasks)
-    settings = EvaluationSettings(prompt="chat", sampling_temperature=1.0, max_new_tokens=16)
+    settings = EvaluationSettings(engine="transformers", prompt="chat", sampling_temperature=1.0, max_new_tokens=16)
     for name in ("a", "b"):
         evaluate(evaluation, settings, tmp_path / name)
     first, second = (read(tmp_path / name).collect().drop("seconds") for name in ("a", "b"))

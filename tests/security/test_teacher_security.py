@@ -17,10 +17,11 @@ from tutelage.errors import ConfigurationError, NotAuthenticated, NotPermitted, 
 from tutelage.teacher.v1 import teacher_pb2 as pb
 from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
 from tutelage.tls import ClientTls
+from tutelage.tokens import TokenFile
 from tutelage.transport import STUDENT_METADATA_KEY, error_of_rpc, open_channel, token_metadata
 
 from teacher_server.command import main
-from teacher_server.tokens import SCOPE_OF_METHOD, TokenFile
+from teacher_server.server import SCOPE_OF_METHOD
 from trainer.teacher_client import TeacherClient
 
 SPEC = importlib.util.spec_from_file_location("certificates", Path(__file__).with_name("certificates.py"))
@@ -112,6 +113,7 @@ def test_a_file_that_is_missing_is_named(tmp_path):
         open_channel("127.0.0.1:1", ClientTls(ca=tmp_path / "nowhere.pem"))
 
 
+SCOPES = ("info", "score", "write")
 TOKENS = "# who\nall-secret info,score,write\nread-secret info\n\nann-secret info,score ann\n"
 
 
@@ -173,7 +175,7 @@ def test_every_method_of_the_contract_has_a_scope():
 
 
 def test_a_file_that_changes_is_read_again_and_a_broken_one_changes_nothing(token_file, caplog):
-    tokens = TokenFile(token_file)
+    tokens = TokenFile(token_file, SCOPES)
     assert tokens.grant("read-secret").scopes == {"info"}
     _replace(token_file, "new-secret info\n")
     assert tokens.grant("new-secret")
@@ -196,7 +198,7 @@ def _replace(path: Path, text: str) -> None:
 def test_lines_that_are_refused_without_being_shown(tmp_path, line):
     (tmp_path / "tokens").write_text(line)
     with pytest.raises(ConfigurationError) as refused:
-        TokenFile(tmp_path / "tokens")
+        TokenFile(tmp_path / "tokens", SCOPES)
     assert "secret" not in str(refused.value)
 
 
@@ -225,7 +227,7 @@ async def test_the_trainer_and_the_commands_with_certificate_and_token(ours, tmp
         with pytest.raises(TutelageError):
             await asyncio.to_thread(main, ["info", "--address", address, *options])
         own.write_text("wrong")
-        with pytest.raises(NotAuthenticated, match="not one that this teacher knows"):
+        with pytest.raises(NotAuthenticated, match="not one that this server knows"):
             await asyncio.to_thread(connect, own)
     assert "fake" in capsys.readouterr().out
     assert token_metadata(own) == bearer("wrong")

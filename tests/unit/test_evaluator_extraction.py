@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from evaluator.extraction import LETTER, NUMBER, TRUTH, labelled, score
+from evaluator.tasks import TASKS
 
 NUMBERS = [
     ("The answer is 4.", "4", "4"),
@@ -133,6 +134,44 @@ LABELS = [
 FAMILIES = {"answer": 5, "solution": 2, "ending": 4, "option": 2}
 
 
+def filled(stem: str) -> list[tuple[str, ...]]:
+    """The table of labels for one stem."""
+    return [tuple(form.replace("{L}", stem).replace("{U}", stem.capitalize()) for form in row) for row in LABELS]
+
+
+MATH = ("AddSub", "MultiArith", "SingleEq", "SVAMP", "gsm8k")
+STEMS = {
+    "piqa": "solution",
+    "social_i_qa": "answer",
+    "hellaswag": "ending",
+    "winogrande": "option",
+    "ARC-Easy": "answer",
+    "ARC-Challenge": "answer",
+    "openbookqa": "answer",
+}
+TABLES: dict[str, Sequence[tuple[str, ...]]] = {
+    **dict.fromkeys(MATH, NUMBERS),
+    "AQuA": LETTERS,
+    "boolq": TRUTHS,
+    **{task: filled(stem) for task, stem in STEMS.items()},
+}
+
+
+def test_every_task_of_the_study_has_a_table_of_at_least_25_outputs() -> None:
+    of_the_study = {name for name, task in TASKS.items() if task.extraction is not None and name != "arithmetic"}
+    assert set(TABLES) == of_the_study
+    assert len(TABLES) == 14
+    assert min(map(len, TABLES.values())) >= 25
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_task_reads_outputs_as_its_table_says(name: str) -> None:
+    extraction = TASKS[name].extraction
+    assert extraction is not None
+    read = [(text, extraction.paper(text), extraction.corrected(text)) for text, *_ in TABLES[name]]
+    assert read == list(TABLES[name])
+
+
 @pytest.mark.parametrize(("text", "paper", "corrected"), NUMBERS)
 def test_numbers(text: str, paper: str, corrected: str) -> None:
     assert (NUMBER.paper(text), NUMBER.corrected(text)) == (paper, corrected)
@@ -149,13 +188,10 @@ def test_true_or_false(text: str, paper: str, corrected: str) -> None:
 
 
 @pytest.mark.parametrize("stem", FAMILIES)
-@pytest.mark.parametrize(("text", "paper", "corrected"), LABELS)
-def test_labels(stem: str, text: str, paper: str, corrected: str) -> None:
-    def filled(form: str) -> str:
-        return form.replace("{L}", stem).replace("{U}", stem.capitalize())
-
+def test_labels(stem: str) -> None:
     extraction = labelled(stem, FAMILIES[stem])
-    assert (extraction.paper(filled(text)), extraction.corrected(filled(text))) == (filled(paper), filled(corrected))
+    table = filled(stem)
+    assert [(text, extraction.paper(text), extraction.corrected(text)) for text, *_ in table] == table
 
 
 def test_labels_stop_at_the_last_option() -> None:

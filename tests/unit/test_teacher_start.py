@@ -145,7 +145,7 @@ def test_the_guardian_kills_what_a_dead_server_leaves(number):
     engine_program = "import setproctitle, time; setproctitle.setproctitle('engine'); print(flush=True); time.sleep(99)"
     program = (
         "import subprocess, sys, time\n"
-        "from teacher_server import guardian\n"
+        "from tutelage import guardian\n"
         "bystander = subprocess.Popen(['sleep', '300'], start_new_session=True)\n"
         "keeper = guardian.start('test-' + sys.argv[1])\n"
         f"engine = subprocess.Popen([sys.executable, '-c', {engine_program!r}], start_new_session=True,\n"

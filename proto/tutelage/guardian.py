@@ -1,4 +1,4 @@
-"""Kills what a dead server leaves behind: vLLM's engine processes outlive a server that is killed.
+"""Kills what a dead process leaves behind: vLLM's engine processes outlive a server that is killed.
 
 The server marks its environment, which its descendants inherit, and starts this module as a process that
 reads from a pipe. The pipe ends when the server does, however it ended; then whatever still carries the
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 
-_MARK = "TUTELAGE_TEACHER_PROCESS"
+_MARK = "TUTELAGE_SERVER_PROCESS"
 
 
 def start(mark: str) -> subprocess.Popen[bytes]:
@@ -23,7 +23,7 @@ def start(mark: str) -> subprocess.Popen[bytes]:
 
     """
     # Without the mark, the guardian does not count among those that it kills.
-    guardian = subprocess.Popen([sys.executable, "-m", "teacher_server.guardian", mark], stdin=subprocess.PIPE)
+    guardian = subprocess.Popen([sys.executable, "-m", "tutelage.guardian", mark], stdin=subprocess.PIPE)
     os.environ[_MARK] = mark
     # vLLM's processes rename themselves, over the place where their environment is read from, unless:
     os.environ["SPT_NOENV"] = "1"
