@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from tutelage.errors import Overloaded
 
 _SHORTEST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 0.05, 5.0
-# Pushing out a job that has waited, for somebody who has one job fewer, would change who has one fewer and nothing else.
+# Pushing out a job that has waited for somebody who has one fewer would only change who has one fewer.
 _UNFAIR_LEAD = 2
 
 
