@@ -7,6 +7,7 @@ float32, and summed in float64. And whoever asks, in whatever company and in wha
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import grpc
@@ -22,6 +23,7 @@ from tutelage.transport import CHANNEL_OPTIONS, STUDENT_METADATA_KEY
 K, CANDIDATES = 64, 8
 TEMPERATURES = (0.5, 1.0, 2.0, 5.0)
 VOCABULARY_SIZE, LONGEST = 49152, 1024
+SCORED = 128  # positions of a sequence that are compared at most, its last ones
 TEXT = "A farmer has 14 hens. Each lays 5 eggs a week, so in 3 weeks she gets 14 * 5 * 3 = 210 eggs, and sells 180."
 RNG = np.random.default_rng(0)
 # How much worse than transformers' own bfloat16 we may be, on the mean over a sequence; the two round differently.
@@ -58,7 +60,7 @@ def sequences(packaged_models: tuple[Path, Path]) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def logits(packaged_models, sequences) -> dict[str, dict[str, torch.Tensor]]:
-    """[T, V] by sequence, of transformers in float32 and in bfloat16 (with float32 logits, as the head sums them)."""
+    """[scored, V] by sequence, of transformers in float32 and in bfloat16 (with logits summed in float32)."""
     from transformers import AutoModelForCausalLM
 
     result = {}
@@ -67,7 +69,7 @@ def logits(packaged_models, sequences) -> dict[str, dict[str, torch.Tensor]]:
             model = AutoModelForCausalLM.from_pretrained(packaged_models[0], dtype=dtype).eval()
             head = model.lm_head.weight.float()
             result[str(dtype).removeprefix("torch.")] = {
-                name: model.model(torch.from_numpy(ids).long()[None]).last_hidden_state[0].float() @ head.T
+                name: model.model(torch.from_numpy(ids).long()[None]).last_hidden_state[0, -SCORED:].float() @ head.T
                 for name, ids in sequences.items()
             }
     return result
@@ -92,13 +94,15 @@ def request(name: str, ids: np.ndarray, kind: str, **fields) -> pb.ScoreSequence
     spec = pb.SignalSpec(**specs[kind])
     if kind == "candidates":
         spec.candidate_ids.CopyFrom(encode(candidates_of(ids)))
+    fields = {"score_start": max(0, len(ids) - SCORED)} | fields
     return pb.ScoreSequencesRequest(request_id=name, token_ids=encode(ids), signal=spec, **fields)
 
 
 def candidates_of(ids: np.ndarray) -> np.ndarray:
-    """int32 [T, C]: the ends of the vocabulary, the token itself, random ids, and one -1."""
-    rows = np.random.default_rng(len(ids)).integers(0, VOCABULARY_SIZE, (len(ids), CANDIDATES)).astype(np.int32)
-    rows[:, 0], rows[:, 1], rows[:, 2], rows[:, -1] = 0, VOCABULARY_SIZE - 1, ids, -1
+    """int32 [scored, C]: the ends of the vocabulary, the token itself, random ids, and one -1."""
+    shape = (min(len(ids), SCORED), CANDIDATES)
+    rows = np.random.default_rng(len(ids)).integers(0, VOCABULARY_SIZE, shape).astype(np.int32)
+    rows[:, 0], rows[:, 1], rows[:, 2], rows[:, -1] = 0, VOCABULARY_SIZE - 1, ids[-SCORED:], -1
     return rows
 
 
@@ -122,7 +126,7 @@ def test_logits_and_log_sum_exp_are_as_exact_as_bfloat16_allows(kind, stub, sequ
     worst: dict[str, float] = {}
     for name, ids in sequences.items():
         exact, plain, frames = logits["float32"][name].double(), logits["bfloat16"][name].double(), answers[name]
-        assert sum(frame.position_count for frame in frames) == len(ids)
+        assert sum(frame.position_count for frame in frames) == min(len(ids), SCORED)
         kept_ids = torch.from_numpy(candidates_of(ids)).long() if kind == "candidates" else column(frames, "ids")
         there = kept_ids >= 0
         given = column(frames, "logits")
@@ -189,8 +193,7 @@ def in_parts(name: str, ids: np.ndarray, parts: int) -> list[pb.ScoreSequencesRe
     """Requests for consecutive ranges of a sequence's positions."""
     cuts = np.linspace(0, len(ids), min(parts, len(ids)) + 1).astype(int)
     return [
-        request(f"{name}/{start}", ids, "hidden", score_start=start, score_end=end)
-        for start, end in zip(cuts[:-1], cuts[1:], strict=True)
+        request(f"{name}/{start}", ids, "hidden", score_start=start, score_end=end) for start, end in pairwise(cuts)
     ]
 
 
