@@ -54,7 +54,7 @@ def start_vllm(config: TeacherConfig) -> Any:
         model=config.model,
         dtype=config.dtype,
         max_model_len=config.max_sequence_tokens,
-        max_num_batched_tokens=config.batch_tokens,
+        max_num_batched_tokens=2048,  # vLLM's own default
         max_num_seqs=config.batch_sequences,
         kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
         enforce_eager=not config.compile,
