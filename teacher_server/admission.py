@@ -2,7 +2,8 @@
 
 Every job has a cost: tokens for an engine, rows × vocabulary for the head. A student that always has a job
 waiting is served in proportion to its weight, however many it has; what idle students leave goes to the
-others. The queue is bounded: when it is full, the student with the most waiting jobs loses its latest one.
+others. The queue is bounded: when it is full, a student that has far more waiting jobs than the one who asks loses its
+latest one; else who asks is refused, at once.
 
 Start-time fair queueing: P. Goyal, H. Vin, H. Cheng, SIGCOMM 1996.
 """
@@ -18,6 +19,8 @@ from dataclasses import dataclass, field
 from tutelage.errors import Overloaded
 
 _SHORTEST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 0.05, 5.0
+# Pushing out a job that has waited for somebody who has one fewer would only change who has one fewer.
+_UNFAIR_LEAD = 2
 
 
 @dataclass(eq=False)
@@ -85,7 +88,7 @@ class FairQueue:
         self.waiting += 1
         self._admit()
         if self._max_waiting is not None and self.waiting > self._max_waiting:
-            self._refuse_one(self._max_waiting)
+            self._refuse_one(self._max_waiting, student)
         try:
             await job.admitted
         except asyncio.CancelledError:
@@ -122,13 +125,15 @@ class FairQueue:
             self._students.clear()
             self._virtual_time = 0.0
 
-    def _refuse_one(self, max_waiting: int) -> None:
+    def _refuse_one(self, max_waiting: int, asking: _Student) -> None:
         student = max(self._students.values(), key=lambda each: len(each.waiting))
+        if len(student.waiting) < len(asking.waiting) + _UNFAIR_LEAD:
+            student = asking
         job = student.waiting[-1]
         self._drop(student, job)
         seconds = min(max(self._last_wait_seconds, _SHORTEST_RETRY_SECONDS), _LONGEST_RETRY_SECONDS)
         if not job.admitted.cancelled():
-            message = f"{max_waiting} requests wait already, and no student has more of them; ask again later"
+            message = f"{max_waiting} requests wait already, and no student has far more of them; ask again later"
             job.admitted.set_exception(Overloaded(message, retry_after_milliseconds=round(1000 * seconds)))
 
     def _take_back(self, student: _Student, job: _Job) -> None:

@@ -90,7 +90,7 @@ def _start(
                 model=str(checkpoint),
                 dtype=config.dtype,
                 max_model_len=max_sequence_tokens,
-                max_num_batched_tokens=max(config.batch_tokens, max_sequence_tokens),
+                max_num_batched_tokens=max(config.engine_batch_tokens, max_sequence_tokens),
                 max_num_seqs=config.batch_sequences,
                 kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
                 enforce_eager=not config.compile,

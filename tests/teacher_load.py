@@ -25,6 +25,7 @@ from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
 from tutelage.transport import CHANNEL_OPTIONS, STUDENT_METADATA_KEY
 
 from teacher_server import frames
+from teacher_server.teacher import Teacher
 from teacher_server.validate import Scoring, Signal
 
 TOKENS, K, SEQUENCES, WINDOW = 512, 64, 16, 8
@@ -165,13 +166,14 @@ def _states(engine: FakeScoringEngine, ids: np.ndarray):
     return engine.embeddings[ids.tolist()].cumsum(0).bfloat16()
 
 
+def fixed_latency_teacher(seconds: float, max_waiting: int = 4096) -> Teacher:
+    """A teacher that computes one sequence after the other, each in this time."""
+    engine = FakeScoringEngine(seconds=seconds, parallel=1)
+    return fake_teacher(engine, config={"max_waiting_requests": max_waiting}, frame_bytes=256 * 2**10)
+
+
 async def _serve(seconds: float, max_waiting: int) -> None:
-    teacher = fake_teacher(
-        FakeScoringEngine(seconds=seconds, parallel=1),
-        config={"max_waiting_requests": max_waiting},
-        frame_bytes=256 * 2**10,
-    )
-    async with serving(teacher) as server:
+    async with serving(fixed_latency_teacher(seconds, max_waiting)) as server:
         print(server.address, flush=True)
         await asyncio.Event().wait()
 

@@ -208,6 +208,8 @@ def _hidden(frame: pb.SignalFrame, shape: tuple[int, int]) -> npt.NDArray[np.uin
 def _check_topk(logits_RK: Array, logsumexp_RM: Array, temperatures: Sequence[float]) -> None:
     _require_finite(logits_RK, "logits")
     _require(bool((logits_RK[:, 1:] <= logits_RK[:, :-1]).all()), "logits", "a row is not sorted by falling logit")
+    largest_R = logits_RK[:, 0]
     for column, temperature in enumerate(temperatures):
-        mass_logp = np.logaddexp.reduce(logits_RK.astype(np.float64) / temperature, axis=1) - logsumexp_RM[:, column]
+        mass_R = np.exp((logits_RK - largest_R[:, None]) / np.float32(temperature)).sum(axis=1)
+        mass_logp = np.log(mass_R) + largest_R / temperature - logsumexp_RM[:, column]
         _require(bool((mass_logp <= _LOGSUMEXP_SLACK).all()), "logsumexp", "the kept ids have more mass than there is")

@@ -87,6 +87,34 @@ async def test_when_it_is_full_whoever_fills_it_is_refused():
     assert await asyncio.gather(*(task for task in tasks if task not in refused)) == ["greedy"] * 5 + ["polite"] * 2
 
 
+async def test_students_that_ask_alike_are_refused_when_they_ask_and_not_later():
+    """Three times what is done, round robin: who has waited is not given up for somebody with one job fewer."""
+    queue, done, arrived = FairQueue(capacity=1, max_waiting=16), asyncio.Queue(), 0
+    arrivals_until_refused, served = [], Counter()
+
+    async def job(student: str) -> None:
+        own = arrived
+        try:
+            async with queue.admitted(student, cost=1, size=1):
+                await done.get()
+                served[student] += 1
+        except Overloaded:
+            arrivals_until_refused.append(arrived - own)
+
+    tasks = []
+    for arrived in range(600):
+        tasks.append(asyncio.create_task(job(f"student-{arrived % 8}")))
+        if arrived % 3 == 0:
+            done.put_nowait(None)
+        await asyncio.sleep(0.001)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert len(arrivals_until_refused) > 300
+    assert max(arrivals_until_refused) == 0
+    assert max(served.values()) <= min(served.values()) + 2
+
+
 async def test_cancelling_at_any_moment_loses_no_place():
     queue, rng = FairQueue(capacity=5, max_waiting=30), random.Random(0)
 

@@ -1,0 +1,164 @@
+"""Is the teacher faster than the vLLM engine that it is built on? Same model, sequences, cores and run, in turn.
+
+    python benchmarks/teacher_speed.py [--rounds 7] [--sequences 16] [--tokens 256] [--model DIR] [--head-threads 1]
+
+    ours     `topk` of k = 64 through `tutelage teacher serve`, asked for, decoded and checked by the trainer's client
+    flat     the same engine's in-process `generate(prompt_logprobs=64, flat_logprobs=True)`
+    prefill  the same engine's in-process `generate`, without log-probabilities
+
+Each round has new random sequences, the same for all sides, so that neither a prefix cache nor a store can help; the
+order of the sides changes from round to round. All engines compute on the same cores, as the server chooses them.
+Speeds are medians over the rounds; a ratio is the median of the rounds' ratios. The processor seconds that each
+process spent in the meantime say where the time goes. Exits with 1 if a promise is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "proto"), str(ROOT / "tests")]
+
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+from teacher_process import running  # noqa: E402
+from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
+
+from teacher_server.config import TeacherConfig  # noqa: E402
+from teacher_server.vllm_engine import cores_of, prepare_environment  # noqa: E402
+from trainer.frames import SignalRequest, SignalSpec  # noqa: E402
+from trainer.teacher_client import TeacherClient  # noqa: E402
+
+K = 64
+BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
+PROMISED = {"flat": 1.25, "prefill": 0.8}
+Side = Callable[[list[list[int]]], None]
+
+
+def start_vllm(config: TeacherConfig) -> Any:
+    """The engine that people use in-process, with what the server gives its own."""
+    prepare_environment(config)
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_of("score", config, sorted(os.sched_getaffinity(0)))
+    from vllm import LLM
+
+    return LLM(
+        model=config.model,
+        dtype=config.dtype,
+        max_model_len=config.max_sequence_tokens,
+        max_num_batched_tokens=2048,  # vLLM's own default
+        max_num_seqs=config.batch_sequences,
+        kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
+        enforce_eager=not config.compile,
+        enable_prefix_caching=False,
+        max_logprobs=K,
+        disable_log_stats=True,
+    )
+
+
+def vllm_side(llm: Any, k: int | None) -> Side:
+    """`generate` with or without the log-probabilities of the prompt."""
+    from vllm import SamplingParams
+
+    parameters = SamplingParams(
+        max_tokens=1, temperature=0, prompt_logprobs=k, flat_logprobs=k is not None, detokenize=False
+    )
+
+    def generate(sequences: list[list[int]]) -> None:
+        prompts = [{"prompt_token_ids": ids} for ids in sequences]
+        outputs = llm.generate(prompts, parameters, use_tqdm=False)
+        assert len(outputs) == len(sequences)
+
+    return generate
+
+
+def our_side(client: TeacherClient) -> Side:
+    """The signals of all sequences, as a trainer gets them."""
+    spec = SignalSpec("topk", k=K, temperatures=(1.0,))
+
+    def score(sequences: list[list[int]]) -> None:
+        requests = [SignalRequest(np.array(ids, dtype=np.int32), 0, len(ids)) for ids in sequences]
+        assert all(signals.logits_RK.shape[1] == K for signals in client.score(requests, spec))
+
+    return score
+
+
+def processor_seconds() -> dict[str, float]:
+    """Processor time so far of this process and what it started, by name and id."""
+    used = {}
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        times = process.cpu_times()
+        used[f"{process.name()} {process.pid}"] = times.user + times.system
+    return used
+
+
+def measure(sides: dict[str, Side], options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, dict]]:
+    """Tokens a second of every round, and processor seconds of every process, by side."""
+    generator = np.random.default_rng(0)
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    spent: dict[str, dict[str, float]] = {name: defaultdict(float) for name in sides}
+    for round_number in range(-1, options.rounds):  # the first warms up
+        shape = (options.sequences, options.tokens)
+        sequences = generator.integers(3, vocabulary_size(options.model), shape).tolist()
+        names = list(sides)
+        for name in names[round_number % 3 :] + names[: round_number % 3]:
+            before, started = processor_seconds(), time.perf_counter()
+            sides[name](sequences)
+            seconds = time.perf_counter() - started
+            if round_number >= 0:
+                rates[name].append(options.sequences * options.tokens / seconds)
+                for process, used in processor_seconds().items():
+                    spent[name][process] += used - before.get(process, 0.0)
+    return rates, spent
+
+
+def report(rates: dict[str, list[float]], spent: dict[str, dict], options: argparse.Namespace) -> bool:
+    """Prints the tables; whether all promises are kept."""
+    for name, values in rates.items():
+        print(f"{name:<8} {statistics.median(values):8.0f} tokens/s ({min(values):.0f} to {max(values):.0f})")
+    kept = True
+    for other, promise in PROMISED.items():
+        ratio = statistics.median(own / theirs for own, theirs in zip(rates["ours"], rates[other], strict=True))
+        kept &= ratio >= promise
+        print(f"ours / {other:<8} {ratio:6.2f}  {'ok' if ratio >= promise else 'NO'}, promised {promise}")
+    tokens = options.rounds * options.sequences * options.tokens
+    print("\nprocessor milliseconds a token, by process:")
+    for name, used in spent.items():
+        parts = {
+            process: 1000 * seconds / tokens for process, seconds in used.items() if seconds > 0.005 * tokens / 1e3
+        }
+        print(f"{name:<8} " + ", ".join(f"{process} {value:.3f}" for process, value in parts.items()))
+    return kept
+
+
+def main() -> int:
+    """Starts both engines, then lets the sides take turns."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=BUILD / "models" / "teacher")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--head-threads", type=int, default=1)
+    options = parser.parse_args()
+    config = TeacherConfig(model=str(options.model), max_sequence_tokens=512)
+    server_options = ("--max-sequence-tokens", "512", "--head-threads", str(options.head_threads))
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), options.model, *server_options) as server:
+        llm = start_vllm(config)
+        digests = tokenizer_digests(options.model)
+        with TeacherClient(server.address, student_id="speed", wait_seconds=120, tokenizer_digests=digests) as client:
+            sides = {"ours": our_side(client), "flat": vllm_side(llm, K), "prefill": vllm_side(llm, None)}
+            kept = report(*measure(sides, options), options)
+        llm.llm_engine.engine_core.shutdown()
+    return not kept
+
+
+if __name__ == "__main__":
+    sys.exit(main())
