@@ -125,7 +125,7 @@ async def serve(config: TeacherConfig, load: Callable[[str, float], Teacher]) ->
 
 
 async def _prepare(server: TeacherServer, load: Callable[[str, float], Teacher]) -> Teacher:
-    from teacher_server.self_check import check_scoring, check_writing
+    from teacher_server.self_check import COMPARED_TEXT, check_scoring, check_states, check_writing
 
     servicer = server.servicer
     teacher = await _in_daemon_thread(lambda: load(servicer.instance_id, servicer.started_at_seconds))
@@ -134,6 +134,10 @@ async def _prepare(server: TeacherServer, load: Callable[[str, float], Teacher])
         floor = await check_scoring(teacher.scoring, teacher.check_sequences)
         teacher.info.noise_floor.CopyFrom(floor)
         logger.info("noise floor: KL %.2g nats a token, over %d tokens", floor.mean_kl, floor.positions)
+        if teacher.own_logits is not None:
+            text = teacher.check_sequences[COMPARED_TEXT]
+            kl = await check_states(teacher.scoring, text, teacher.own_logits)
+            logger.info("KL to the model's own logits: %.2g nats a token, over %d tokens", kl, len(text))
     if teacher.writing is not None:
         await check_writing(teacher.writing, teacher.check_sequences[0])
     return teacher
