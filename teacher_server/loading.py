@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from tutelage import identity
 from tutelage.errors import ConfigurationError
+from tutelage.stored import teacher_key
 from tutelage.teacher.v1 import teacher_pb2 as pb
 
 from teacher_server import unembedding, vllm_engine
@@ -18,7 +19,7 @@ from teacher_server.engine import ScoringEngine, WritingEngine
 from teacher_server.head_check import check_head
 from teacher_server.self_check import COMPARED_TEXT, check_sequences
 from teacher_server.signal_head import CHUNK_LOGITS_BYTES, COPIES_OF_LOGITS, SignalHead, use_bfloat16_products
-from teacher_server.store import SignalStore, teacher_key
+from teacher_server.store import SignalStore
 from teacher_server.teacher import Teacher, scoring_parts, writing_queue
 
 logger = logging.getLogger(__name__)

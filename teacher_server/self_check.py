@@ -7,6 +7,7 @@ differently. A student whose KL to the teacher is below that difference has noth
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,9 @@ from teacher_server.engine import Sampling, WritingEngine
 from teacher_server.signal_head import SignalHead
 
 if TYPE_CHECKING:
-    from teacher_server.teacher import ScoringParts
+    from teacher_server.teacher import ScoringParts, Teacher
+
+logger = logging.getLogger(__name__)
 
 TEXT = """\
 A baker has 24 rolls. She sells 9 of them in the morning and bakes 12 more at noon, so in the afternoon there
@@ -43,6 +46,28 @@ def check_sequences(checkpoint: Path, longest: int) -> list[list[int]]:
 
     token_ids = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(TEXT).ids
     return [token_ids[: min(length, longest)] for length in _LENGTHS]
+
+
+async def check(teacher: Teacher) -> None:
+    """All checks of a teacher that was just loaded; fills in its noise floor.
+
+    Raises:
+        NotServed: its distributions are not the model's own.
+        TutelageError: its log-probabilities are not finite.
+        Unreachable: an engine died.
+
+    """
+    logger.info("checking")
+    if teacher.scoring is not None:
+        floor = await check_scoring(teacher.scoring, teacher.check_sequences)
+        teacher.info.noise_floor.CopyFrom(floor)
+        logger.info("noise floor: KL %.2g nats a token, over %d tokens", floor.mean_kl, floor.positions)
+        if teacher.own_logits is not None:
+            text = teacher.check_sequences[COMPARED_TEXT]
+            kl = await check_states(teacher.scoring, text, teacher.own_logits)
+            logger.info("KL to the model's own logits: %.2g nats a token, over %d tokens", kl, len(text))
+    if teacher.writing is not None:
+        await check_writing(teacher.writing, teacher.check_sequences[0])
 
 
 async def check_scoring(scoring: ScoringParts, sequences: Sequence[Sequence[int]]) -> pb.NoiseFloor:
