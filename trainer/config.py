@@ -116,7 +116,9 @@ class ObjectiveConfig(Config):
     signal: SignalKind | None = None
     """What the teacher sends; left out, the first kind that serves the objective exactly."""
     k: Positive = 64
-    """`topk` and `candidates`: ids per position."""
+    """`topk` and `candidates`: ids per position; with `min_mass`, at most."""
+    min_mass: Fraction = 0.0
+    """`topk`: if above 0, keep at each position the fewest ids that have this mass at `temperature`."""
     temperature: Temperature = 1.0
     """Divides both models' logits."""
     student_temperature: Temperature | None = None
@@ -158,6 +160,8 @@ class ObjectiveConfig(Config):
                 approximate=self.approximate,
             )
         _check_fraction(entry, self.own_fraction)
+        if self.min_mass > 0 and self.signal != "topk":
+            raise ConfigurationError(f"only topk keeps ids by mass, not {self.signal}", "objective.min_mass")
         return self
 
     @property

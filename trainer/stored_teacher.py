@@ -20,7 +20,7 @@ from tutelage.errors import DataError, IdentityMismatch
 from tutelage.identity import require_same_tokenizer
 from tutelage.stored import SUFFIX, find_teacher, read_states, read_teacher, sequence_key
 
-from trainer.frames import SignalRequest, Signals, SignalSpec
+from trainer.frames import SignalRequest, Signals, SignalSpec, joined
 from trainer.signals import Unembedding
 from trainer.teacher_client import TeacherIdentity, UnembeddingArrays
 
@@ -81,7 +81,9 @@ class StoredTeacher:
         rows = max(1, _CHUNK_LOGITS_BYTES // (4 * self.identity.vocabulary_size))
         starts = range(0, len(hidden_RD), rows)
         parts = [self._part(request, spec, hidden_RD, slice(start, start + rows)) for start in starts]
-        return Signals(*(None if column[0] is None else np.concatenate(column) for column in zip(*parts, strict=True)))
+        names = ("ids_RK", "logits_RK", "realized_logits", "logsumexp_RM")
+        columns = dict(zip(names, zip(*parts, strict=True), strict=True))
+        return Signals(**{name: joined(list(column), name) for name, column in columns.items() if column[0] is not None})
 
     def _part(
         self, request: SignalRequest, spec: SignalSpec, hidden_RD: npt.NDArray[np.uint16], rows: slice
@@ -93,6 +95,8 @@ class StoredTeacher:
         logsumexp_RM = torch.stack([(logits_RV / T).logsumexp(1) for T in spec.temperatures], dim=1)
         if request.candidate_ids_RK is None:
             logits_RK, ids_RK = logits_RV.topk(spec.k)
+            if spec.min_mass > 0:
+                ids_RK, logits_RK = _kept(ids_RK, logits_RK, logsumexp_RM[:, 0], spec)
             return ids_RK.to(torch.int32).numpy(), logits_RK.numpy(), realized.numpy(), logsumexp_RM.numpy()
         ids_RC = torch.from_numpy(request.candidate_ids_RK[rows].astype(np.int64))
         return None, _at(logits_RV, ids_RC).numpy(), realized.numpy(), logsumexp_RM.numpy()
@@ -116,6 +120,15 @@ class StoredTeacher:
                 "`tutelage teacher precompute` for this data, template and batch.max_tokens, or train with a teacher",
                 "signals_from",
             ) from error
+
+
+def _kept(ids_RK: Tensor, logits_RK: Tensor, logsumexp_R: Tensor, spec: SignalSpec) -> tuple[Tensor, Tensor]:
+    """The fewest ids that have `min_mass`, padded to the longest row."""
+    mass_RK = (logits_RK / spec.temperatures[0] - logsumexp_R[:, None]).exp().cumsum(1)
+    lengths_R = ((mass_RK < spec.min_mass).sum(1) + 1).clamp(max=spec.k)
+    beyond_RK = torch.arange(int(lengths_R.max())) >= lengths_R[:, None]
+    width = beyond_RK.shape[1]
+    return ids_RK[:, :width].masked_fill(beyond_RK, -1), logits_RK[:, :width].masked_fill(beyond_RK, -torch.inf)
 
 
 def _at(logits_RV: Tensor, ids_RC: Tensor) -> Tensor:

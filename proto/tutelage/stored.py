@@ -27,7 +27,7 @@ from tutelage.teacher.v1 import teacher_pb2 as pb
 SUFFIX = ".safetensors"
 _INFO, _UNEMBEDDING = Path("teacher") / "info.pb", Path("teacher") / f"unembedding{SUFFIX}"
 _HEADER_LENGTH_BYTES = 8
-_NUMPY_OF_DTYPE = {"BF16": np.dtype("<u2"), "F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
+_NUMPY_OF_DTYPE: dict[str, np.dtype[Any]] = {"BF16": np.dtype("<u2"), "F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
 
 
 def teacher_key(weights_digest: str, dtype: str, engine: str) -> str:

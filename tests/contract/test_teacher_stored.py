@@ -38,6 +38,7 @@ REQUESTS = [
 ]
 SPECS = {
     "topk": SignalSpec("topk", 5, (0.5, 1.0, 2.0)),
+    "mass": SignalSpec("topk", 40, (2.0, 1.0), 0.6),
     "candidates": SignalSpec("candidates", 0, (1.0,)),
     "hidden": SignalSpec("hidden"),
 }
