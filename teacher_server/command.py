@@ -1,4 +1,4 @@
-"""`tutelage teacher serve | info | usage | top`."""
+"""`tutelage teacher serve | precompute | info | usage | top`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ USAGE = """\
 usage: tutelage teacher COMMAND [OPTIONS]
 
 commands:
-  serve     load a teacher and serve it over gRPC until SIGTERM
-  info      who a served teacher is, what it serves and how exactly
-  usage     what it has done since it started, by student
-  top       the same, live
+  serve       load a teacher and serve it over gRPC until SIGTERM
+  precompute  fill a signal store for a data set, without a server
+  info        who a served teacher is, what it serves and how exactly
+  usage       what it has done since it started, by student
+  top         the same, live
 
 `tutelage teacher COMMAND --help` says more."""
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -34,6 +35,7 @@ def main(arguments: list[str]) -> int:
     """Serves a teacher, or asks one who it is and what it has done."""
     commands: dict[str, Callable[[list[str]], int]] = {
         "serve": serve,
+        "precompute": precompute,
         "info": info,
         "usage": usage,
         "top": top,
@@ -65,6 +67,38 @@ def serve(arguments: list[str]) -> int:
 
     guardian.start(uuid.uuid4().hex)
     asyncio.run(serve_teacher(config, lambda *identity: load_teacher(config, *identity)))
+    return EXIT_DONE
+
+
+def precompute(arguments: list[str]) -> int:
+    """Fills a signal store for a data set."""
+    from tutelage.configuration import load
+
+    from teacher_server.config import PrecomputeConfig
+
+    program, prefix = "tutelage teacher precompute", "TUTELAGE_TEACHER_"
+    config = load(PrecomputeConfig, arguments, program=program, environment_prefix=prefix)
+    config = config.model_copy(update={"roles": ("score",)})
+    _log_to_stderr()
+    import asyncio
+    import uuid
+
+    from rich.console import Console
+
+    from teacher_server import guardian
+    from teacher_server.display import progress
+    from teacher_server.loading import find_checkpoint, load_teacher
+    from teacher_server.precompute import precompute as fill
+    from teacher_server.precompute import read_sequences
+
+    sequences = read_sequences(config, find_checkpoint(config.model, config.revision))
+    guardian.start(uuid.uuid4().hex)
+    with progress(Console(stderr=True), "sequences") as watch:
+        filled = asyncio.run(fill(config, sequences, lambda *identity: load_teacher(config, *identity), watch))
+    print(
+        f"{filled.sequences:,} sequences ({filled.tokens:,} tokens) are stored, {filled.computed:,} of them new; the "
+        f"store has {filled.stored_bytes / 2**20:,.1f} MiB"
+    )
     return EXIT_DONE
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from tutelage.configuration import Config
+from tutelage.prompts import Template
 from tutelage.tls import ServerTls
 
 Role = Literal["score", "write"]
@@ -146,3 +147,26 @@ class TeacherConfig(Config):
     def served_name(self) -> str:
         """The name shown to people."""
         return self.model_name or Path(self.model).name
+
+
+class PrecomputeConfig(TeacherConfig):
+    """Fills the signal store of a teacher for a data set, without a server.
+
+    Takes all settings of `serve`, so that one file describes both; it uses those of the model, the engine and the
+    store.
+    """
+
+    data: Path
+    """A .jsonl, .json or .parquet file, in the forms that `tutelage train` takes."""
+
+    template: Template = "chat"
+    """As `data.template` of the students that will read the store."""
+
+    max_tokens: Annotated[int, Field(ge=2)] = 512
+    """As their `batch.max_tokens`: prompt and completion together."""
+
+    @model_validator(mode="after")
+    def _has_a_store(self) -> PrecomputeConfig:
+        if self.store is None:
+            raise ValueError("there is no store to fill; give its folder with --store.path")
+        return self

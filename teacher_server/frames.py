@@ -10,21 +10,22 @@ import torch
 from tutelage.codec import encode, frame_checksum, sequence_digest
 from tutelage.teacher.v1 import teacher_pb2 as pb
 
-from teacher_server.signal_head import SignalHead, Signals
-from teacher_server.validate import Scoring
+from teacher_server.signal_head import SignalHead, Signals, row_lengths
+from teacher_server.validate import Scoring, Signal
 
 _LARGEST_UINT16_VOCABULARY = 2**16
 
 
 def row_bytes(scoring: Scoring, head: SignalHead) -> int:
-    """Bytes of one row on the wire, without the frame's header."""
+    """Bytes of one row on the wire, at most, without the frame's header."""
     signal = scoring.signal
     if signal.kind == pb.SIGNAL_KIND_HIDDEN:
         return 2 * head.hidden_size
     others = 4 * (1 + len(signal.temperatures))
     if signal.candidate_ids_RC is not None:
         return 4 * int(signal.candidate_ids_RC.shape[1]) + others
-    return (4 + int(_id_dtype(head).itemsize)) * signal.k + others
+    ragged = 4 if signal.min_mass > 0 else 0
+    return (4 + int(_id_dtype(head).itemsize)) * signal.k + others + ragged
 
 
 def head_cost(scoring: Scoring, head: SignalHead, rows: int) -> int:
@@ -64,7 +65,7 @@ def frame(
     if scoring.signal.kind == pb.SIGNAL_KIND_HIDDEN:
         message.hidden.CopyFrom(encode(_bfloat16_bits(hidden_TD[start:end]), bfloat16=True))
     else:
-        _fill(message, _signals(scoring, hidden_TD[start:end], head, start, end), _id_dtype(head))
+        _fill(message, _signals(scoring, hidden_TD[start:end], head, start, end), scoring.signal, _id_dtype(head))
     message.checksum = frame_checksum(message)
     return message
 
@@ -79,12 +80,29 @@ def _signals(scoring: Scoring, hidden_RD: torch.Tensor, head: SignalHead, start:
     )
 
 
-def _fill(message: pb.SignalFrame, signals: Signals, id_dtype: np.dtype[np.uint16 | np.int32]) -> None:
-    if signals.ids_RK is not None:
-        message.ids.CopyFrom(encode(signals.ids_RK.numpy().astype(id_dtype)))
-    message.logits.CopyFrom(encode(signals.logits_RK.numpy()))
+def _fill(
+    message: pb.SignalFrame, signals: Signals, signal: Signal, id_dtype: np.dtype[np.uint16 | np.int32]
+) -> None:
+    ids = None if signals.ids_RK is None else signals.ids_RK.numpy().astype(id_dtype)
+    logits = signals.logits_RK.numpy()
+    if ids is not None and signal.min_mass > 0:
+        lengths_R = _lengths(signals, signal)
+        kept_RK = np.arange(signal.k) < lengths_R[:, None]
+        ids, logits = ids[kept_RK], logits[kept_RK]
+        message.row_lengths.CopyFrom(encode(lengths_R))
+    if ids is not None:
+        message.ids.CopyFrom(encode(ids))
+    message.logits.CopyFrom(encode(logits))
     message.realized_logits.CopyFrom(encode(signals.realized_R.numpy()))
     message.logsumexp.CopyFrom(encode(signals.logsumexp_RN.numpy()))
+
+
+def _lengths(signals: Signals, signal: Signal) -> npt.NDArray[np.int32]:
+    temperature = signal.mass_temperature
+    logsumexp_R = signals.logsumexp_RN[:, signal.temperatures.index(temperature)]
+    lengths = row_lengths(signals.logits_RK, logsumexp_R, temperature=temperature, min_mass=signal.min_mass)
+    result: npt.NDArray[np.int32] = lengths.numpy()
+    return result
 
 
 def _id_dtype(head: SignalHead) -> np.dtype[np.uint16 | np.int32]:

@@ -10,14 +10,16 @@ from typing import Any, cast
 
 from tutelage import identity
 from tutelage.errors import ConfigurationError
+from tutelage.stored import teacher_key
 from tutelage.teacher.v1 import teacher_pb2 as pb
 
 from teacher_server import unembedding, vllm_engine
 from teacher_server.config import TeacherConfig
 from teacher_server.engine import ScoringEngine, WritingEngine
-from teacher_server.self_check import check_sequences
+from teacher_server.head_check import check_head
+from teacher_server.self_check import COMPARED_TEXT, check_sequences
 from teacher_server.signal_head import CHUNK_LOGITS_BYTES, COPIES_OF_LOGITS, SignalHead, use_bfloat16_products
-from teacher_server.store import SignalStore, teacher_key
+from teacher_server.store import SignalStore
 from teacher_server.teacher import Teacher, scoring_parts, writing_queue
 
 logger = logging.getLogger(__name__)
@@ -96,17 +98,19 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
 
     Raises:
         ConfigurationError: vLLM does not start with this configuration.
-        NotServed: the model's head is not one that is known here.
+        NotServed: the model's head is not one that is known here, or makes other logits than the model does.
         DataError: files of the checkpoint are missing.
 
     """
     import torch
 
-    torch.set_num_threads(1)  # each head thread computes alone; more would fight the engine for its cores
-    use_bfloat16_products()
     logger.info("reading %s", config.model)
     checkpoint = read_checkpoint(find_checkpoint(config.model, config.revision), config)
+    texts = check_sequences(checkpoint.folder, checkpoint.max_sequence_tokens)
     head = load_head(checkpoint, config) if "score" in config.roles else None
+    own_logits = None if head is None else check_head(checkpoint.folder, head, texts[COMPARED_TEXT])
+    torch.set_num_threads(1)  # each head thread computes alone; more would fight the engine for its cores
+    use_bfloat16_products()
     logger.info("starting vLLM to %s, in %s", " and to ".join(config.roles), config.dtype)
     vllm_engine.prepare_environment(config)
     engines = vllm_engine.start_engines(checkpoint.folder, config, checkpoint.max_sequence_tokens)
@@ -116,9 +120,8 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
     if head is not None:
         engine, longest = cast(ScoringEngine, engines["score"]), checkpoint.max_sequence_tokens
         scoring = scoring_parts(engine, head, config, longest, _open_store(config, info))
-    texts = check_sequences(checkpoint.folder, checkpoint.max_sequence_tokens)
     writing = cast(WritingEngine | None, engines.get("write"))
-    return Teacher(info, scoring, writing, writing_queue(config), texts)
+    return Teacher(info, scoring, writing, writing_queue(config), texts, own_logits)
 
 
 def _open_store(config: TeacherConfig, info: pb.GetTeacherInfoResponse) -> SignalStore | None:

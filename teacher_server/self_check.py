@@ -1,4 +1,4 @@
-"""The first real requests of a teacher: they must be finite, and they measure its noise floor.
+"""The first real requests of a teacher: they must be the model's own, and they measure its noise floor.
 
 The same tokens computed alone and in a batch give slightly different logits, because sums are split
 differently. A student whose KL to the teacher is below that difference has nothing left to learn.
@@ -7,19 +7,22 @@ differently. A student whose KL to the teacher is below that difference has noth
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from tutelage.errors import TutelageError
+from tutelage.errors import NotServed, TutelageError
 from tutelage.teacher.v1 import teacher_pb2 as pb
 
 from teacher_server.engine import Sampling, WritingEngine
 from teacher_server.signal_head import SignalHead
 
 if TYPE_CHECKING:
-    from teacher_server.teacher import ScoringParts
+    from teacher_server.teacher import ScoringParts, Teacher
+
+logger = logging.getLogger(__name__)
 
 TEXT = """\
 A baker has 24 rolls. She sells 9 of them in the morning and bakes 12 more at noon, so in the afternoon there
@@ -30,7 +33,11 @@ The harbour lies on the northern side of the island, where the water is deep eno
 winter, when storms come from the west, the fishing boats stay in the bay for weeks, and the people mend their
 nets, tell stories, and wait for the wind to turn."""
 _LENGTHS = (8, 24, 64, 128)
+COMPARED_TEXT = 1
+"""Which of the check sequences is compared with the model's own logits."""
 _COPIES = 8
+# nats a token. bfloat16 costs a few thousandths; states of another layer, or normalised once more, whole nats.
+_LARGEST_KL = 0.1
 
 
 def check_sequences(checkpoint: Path, longest: int) -> list[list[int]]:
@@ -39,6 +46,28 @@ def check_sequences(checkpoint: Path, longest: int) -> list[list[int]]:
 
     token_ids = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(TEXT).ids
     return [token_ids[: min(length, longest)] for length in _LENGTHS]
+
+
+async def check(teacher: Teacher) -> None:
+    """All checks of a teacher that was just loaded; fills in its noise floor.
+
+    Raises:
+        NotServed: its distributions are not the model's own.
+        TutelageError: its log-probabilities are not finite.
+        Unreachable: an engine died.
+
+    """
+    logger.info("checking")
+    if teacher.scoring is not None:
+        floor = await check_scoring(teacher.scoring, teacher.check_sequences)
+        teacher.info.noise_floor.CopyFrom(floor)
+        logger.info("noise floor: KL %.2g nats a token, over %d tokens", floor.mean_kl, floor.positions)
+        if teacher.own_logits is not None:
+            text = teacher.check_sequences[COMPARED_TEXT]
+            kl = await check_states(teacher.scoring, text, teacher.own_logits)
+            logger.info("KL to the model's own logits: %.2g nats a token, over %d tokens", kl, len(text))
+    if teacher.writing is not None:
+        await check_writing(teacher.writing, teacher.check_sequences[0])
 
 
 async def check_scoring(scoring: ScoringParts, sequences: Sequence[Sequence[int]]) -> pb.NoiseFloor:
@@ -57,6 +86,29 @@ async def check_scoring(scoring: ScoringParts, sequences: Sequence[Sequence[int]
     return pb.NoiseFloor(mean_kl=kl.mean().item(), max_kl=kl.max().item(), positions=len(kl))
 
 
+async def check_states(scoring: ScoringParts, sequence: Sequence[int], own_logits_TV: torch.Tensor) -> float:
+    """Mean KL of the model's own distributions and those of the engine's states, nats a token.
+
+    Args:
+        scoring: engine and head.
+        sequence: a text.
+        own_logits_TV: the model's own logits of it.
+
+    Raises:
+        NotServed: they are not the same but for rounding.
+
+    """
+    served = (await scoring.engine.hidden_states(sequence))[: len(own_logits_TV)]
+    kl = _kl(own_logits_TV, scoring.head.logits(served).cpu()).mean().item()
+    if not kl < _LARGEST_KL:  # false for NaN, as it should be
+        raise NotServed(
+            f"the engine's hidden states give other distributions than the model's own (KL {kl:.3g} nats a token, at "
+            f"most {_LARGEST_KL} is rounding); this version of vLLM treats the model differently",
+            "model",
+        )
+    return kl
+
+
 async def check_writing(engine: WritingEngine, prompt_token_ids: Sequence[int]) -> None:
     """Writes one token."""
     one_token = Sampling(samples=1, max_new_tokens=1, temperature=0.0, top_p=1.0, seed=0, stop=())
@@ -68,6 +120,10 @@ def _kl_between(alone: Sequence[torch.Tensor], batched: Sequence[torch.Tensor], 
     """KL(alone ‖ batched) of each position, nats; not below 0 but for rounding."""
     parts = []
     for one, other in zip(alone, batched, strict=True):
-        p_logp, q_logp = (head.logits(hidden).double().log_softmax(dim=1) for hidden in (one, other))
-        parts.append((p_logp.exp() * (p_logp - q_logp)).sum(dim=1))
+        parts.append(_kl(head.logits(one), head.logits(other)))
     return torch.cat(parts)
+
+
+def _kl(p_TV: torch.Tensor, q_TV: torch.Tensor) -> torch.Tensor:
+    p_logp, q_logp = (logits.double().log_softmax(dim=1) for logits in (p_TV, q_TV))
+    return (p_logp.exp() * (p_logp - q_logp)).sum(dim=1)

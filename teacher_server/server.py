@@ -80,6 +80,8 @@ class TeacherServer:
 
     async def open(self, teacher: Teacher) -> None:
         """Serves a teacher that has been checked, and says so where others wait for it."""
+        if teacher.scoring is not None:
+            teacher.scoring.states.describe(teacher.info, teacher.scoring.head.unembedding)
         self.servicer.open(teacher)
         await self._set_health(_SERVING)
         if self._config.address_file is not None:
@@ -133,17 +135,11 @@ async def serve(config: TeacherConfig, load: Callable[[str, float], Teacher]) ->
 
 
 async def _prepare(server: TeacherServer, load: Callable[[str, float], Teacher]) -> Teacher:
-    from teacher_server.self_check import check_scoring, check_writing
+    from teacher_server.self_check import check
 
     servicer = server.servicer
-    teacher = await _in_daemon_thread(lambda: load(servicer.instance_id, servicer.started_at_seconds))
-    logger.info("checking")
-    if teacher.scoring is not None:
-        floor = await check_scoring(teacher.scoring, teacher.check_sequences)
-        teacher.info.noise_floor.CopyFrom(floor)
-        logger.info("noise floor: KL %.2g nats a token, over %d tokens", floor.mean_kl, floor.positions)
-    if teacher.writing is not None:
-        await check_writing(teacher.writing, teacher.check_sequences[0])
+    teacher = await in_daemon_thread(lambda: load(servicer.instance_id, servicer.started_at_seconds))
+    await check(teacher)
     return teacher
 
 
@@ -170,7 +166,7 @@ async def _until_dead(teacher: Teacher) -> None:
         await asyncio.sleep(_DEATH_CHECK_SECONDS)
 
 
-async def _in_daemon_thread(function: Callable[[], T]) -> T:
+async def in_daemon_thread(function: Callable[[], T]) -> T:
     """The function's result, from a thread that does not hold up the end of the process."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

@@ -151,6 +151,20 @@ class SignalHead:
         )
 
 
+def row_lengths(logits_RK: torch.Tensor, logsumexp_R: torch.Tensor, *, temperature: float, min_mass: float) -> torch.Tensor:
+    """How many of the largest logits have a mass of `min_mass` together, int32 [R]: 1 … K.
+
+    Args:
+        logits_RK: by falling logit.
+        logsumexp_R: over the vocabulary, at the temperature.
+        temperature: at which mass is measured.
+        min_mass: in (0, 1]; K where all K have less.
+
+    """
+    mass_RK = (logits_RK / temperature - logsumexp_R[:, None]).exp().cumsum(dim=1)
+    return ((mass_RK < min_mass).sum(dim=1, dtype=torch.int32) + 1).clamp(max=logits_RK.shape[1])
+
+
 @torch.inference_mode()
 def largest(logits_RV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """As `torch.topk(logits_RV, k)`, twice as fast for small k.

@@ -9,14 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from tutelage.stored import sequence_key
 from tutelage.teacher.v1 import teacher_pb2 as pb
 
 from teacher_server.admission import FairQueue
 from teacher_server.engine import ScoringEngine
-from teacher_server.store import SignalStore, sequence_key
+from teacher_server.store import SignalStore
 
 if TYPE_CHECKING:
     import torch
+
+    from teacher_server.unembedding import Unembedding
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ class HiddenStates:
     """
 
     def __init__(self, engine: ScoringEngine, queue: FairQueue, store: SignalStore | None) -> None:
-        self._engine, self._queue, self._store = engine, queue, store
+        self._engine, self._queue, self.store = engine, queue, store
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="signal-store")
         self._flights: dict[str, _Flight] = {}
         self.engine_passes = 0
@@ -55,13 +58,18 @@ class HiddenStates:
     @property
     def stored_bytes(self) -> int:
         """Size of the store."""
-        return 0 if self._store is None else self._store.bytes
+        return 0 if self.store is None else self.store.bytes
+
+    def describe(self, info: pb.GetTeacherInfoResponse, unembedding: Unembedding) -> None:
+        """Has the store say whose states it holds, if there is one."""
+        if self.store is not None:
+            self.store.describe(info, unembedding)
 
     def close(self) -> None:
         """Lets another server have the store."""
         self._threads.shutdown()
-        if self._store is not None:
-            self._store.close()
+        if self.store is not None:
+            self.store.close()
 
     async def of(self, token_ids: Sequence[int], counters: pb.StudentUsage) -> torch.Tensor:
         """The final hidden state after each token: [tokens, hidden_size], on the CPU.
@@ -71,11 +79,11 @@ class HiddenStates:
             Unreachable: the engine is dead.
 
         """
-        if self._store is None:
+        if self.store is None:
             return await self._compute(token_ids, counters.student_id)
         key = sequence_key(token_ids)
         if key not in self._flights:
-            fetching = asyncio.create_task(self._fetch(self._store, token_ids, counters.student_id))
+            fetching = asyncio.create_task(self._fetch(self.store, token_ids, counters.student_id))
             self._flights[key] = _Flight(fetching)
             shared = False
         else:

@@ -1,17 +1,14 @@
 """Hidden states on disk, named by what they are the states of: one engine pass for all students, kinds and times.
 
-A file is named by the SHA-256 of the token ids, in a folder named by the teacher (weights, dtype, engine). It
-is a safetensors file: the states, the token ids, and in its header the SHA-256 of both. It is written beside
-its place, fsynced and renamed, so that a kill leaves either all of it or nothing with that name; and it is
-believed only if all of it fits. What was used longest ago goes first when the bytes run out.
+`tutelage.stored` says what the files are. One is written beside its place, fsynced and renamed, so that a kill
+leaves either all of it or nothing with that name; and it is believed only if all of it fits. What was used
+longest ago goes first when the bytes run out.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import itertools
-import json
 import logging
 import os
 from collections import OrderedDict
@@ -20,27 +17,18 @@ from pathlib import Path
 from threading import RLock
 from typing import IO
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from tutelage.errors import ConfigurationError
+from tutelage.errors import ConfigurationError, CorruptFrame
+from tutelage.stored import SUFFIX, digest, paths_of_teacher, read_states, sequence_key, teacher_folder
+from tutelage.teacher.v1 import teacher_pb2 as pb
 
-from teacher_server.unembedding import rows_bytes
+from teacher_server.unembedding import Unembedding
 
 logger = logging.getLogger(__name__)
 
-_SUFFIX, _PART_SUFFIX = ".safetensors", ".part"
-
-
-def teacher_key(weights_digest: str, dtype: str, engine: str) -> str:
-    """Names what hidden states depend on besides the tokens; hex."""
-    return hashlib.sha256(json.dumps([weights_digest, dtype, engine]).encode()).hexdigest()
-
-
-def sequence_key(token_ids: Sequence[int]) -> str:
-    """Names a sequence: SHA-256 of its int32 bytes, hex."""
-    return hashlib.sha256(np.asarray(token_ids, dtype="<i4").tobytes()).hexdigest()
+_PART_SUFFIX = ".part"
+_HEADER_BYTES = 256
 
 
 class SignalStore:
@@ -57,7 +45,7 @@ class SignalStore:
     """
 
     def __init__(self, root: Path, teacher: str, max_bytes: int) -> None:
-        self._folder, self._max_bytes = root / teacher[:32], max_bytes
+        self._folder, self.max_bytes = teacher_folder(root, teacher), max_bytes
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = _locked(self._folder / "lock")
         self._lock = RLock()
@@ -79,11 +67,11 @@ class SignalStore:
             self._sizes.move_to_end(key)
         path = self._path(key)
         try:
-            states = _read(path, token_ids)
+            states = torch.from_numpy(read_states(path, token_ids)).view(torch.bfloat16)
             os.utime(path)  # the order of use outlives this process
         except FileNotFoundError:  # evicted just now
             return None
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+        except (OSError, CorruptFrame) as error:
             logger.warning("%s is damaged and will be computed again: %s", path, error)
             self._remove(key)
             return None
@@ -104,6 +92,25 @@ class SignalStore:
             self._sizes[key] = len(content)
         self._evict()
 
+    def describe(self, info: pb.GetTeacherInfoResponse, unembedding: Unembedding) -> None:
+        """Writes who the teacher is, and what turns its states into logits, for those who read without a server.
+
+        Raises:
+            OSError: the disk is full or broken.
+
+        """
+        info_path, unembedding_path = paths_of_teacher(self._folder)
+        info_path.parent.mkdir(exist_ok=True)
+        if not info_path.exists():  # it is written last, and a folder has one teacher only
+            tensors = {"weight": unembedding.weight_VD}
+            if unembedding.bias_V is not None:
+                tensors["bias"] = unembedding.bias_V
+            _write(unembedding_path.with_suffix(_PART_SUFFIX), unembedding_path, save(tensors))
+        _write(info_path.with_suffix(_PART_SUFFIX), info_path, info.SerializeToString())
+
+    def __contains__(self, token_ids: Sequence[int]) -> bool:
+        return sequence_key(token_ids) in self._sizes
+
     def __len__(self) -> int:
         return len(self._sizes)
 
@@ -111,13 +118,13 @@ class SignalStore:
         """Sizes by key, in the order of use; clears away what a kill left half-written."""
         for part in self._folder.glob(f"*{_PART_SUFFIX}"):
             part.unlink()
-        files = [(path, path.stat()) for path in self._folder.glob(f"*{_SUFFIX}")]
+        files = [(path, path.stat()) for path in self._folder.glob(f"*{SUFFIX}")]
         files.sort(key=lambda file: file[1].st_mtime)
         return OrderedDict((path.stem, status.st_size) for path, status in files)
 
     def _evict(self) -> None:
         with self._lock:
-            while self.bytes > self._max_bytes and self._sizes:
+            while self.bytes > self.max_bytes and self._sizes:
                 self._remove(next(iter(self._sizes)))
 
     def _remove(self, key: str) -> None:
@@ -126,7 +133,12 @@ class SignalStore:
             self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
-        return self._folder / f"{key}{_SUFFIX}"
+        return self._folder / f"{key}{SUFFIX}"
+
+
+def file_bytes(tokens: int, hidden_size: int) -> int:
+    """Size of a sequence's file, at most: states, token ids and header."""
+    return tokens * (2 * hidden_size + 4) + _HEADER_BYTES
 
 
 def _locked(path: Path) -> IO[bytes]:
@@ -142,28 +154,9 @@ def _locked(path: Path) -> IO[bytes]:
 
 def _content(token_ids: Sequence[int], states_TD: torch.Tensor) -> bytes:
     states, ids = states_TD.to(torch.bfloat16).contiguous(), torch.tensor(token_ids, dtype=torch.int32)
-    content: bytes = save({"states": states, "token_ids": ids}, metadata={"sha256": _digest(states, ids)})
+    metadata = {"sha256": digest(states.view(torch.uint16).numpy(), ids.numpy())}
+    content: bytes = save({"states": states, "token_ids": ids}, metadata=metadata)
     return content
-
-
-def _digest(states_TD: torch.Tensor, token_ids: torch.Tensor) -> str:
-    total = hashlib.sha256(str(list(states_TD.shape)).encode())
-    for tensor in (states_TD, token_ids):
-        total.update(rows_bytes(tensor))
-    return total.hexdigest()
-
-
-def _read(path: Path, token_ids: Sequence[int]) -> torch.Tensor:
-    """The states in a file that is whole and of these tokens."""
-    with safe_open(path, framework="pt") as file:
-        states, ids = file.get_tensor("states"), file.get_tensor("token_ids")
-        expected = (file.metadata() or {}).get("sha256")
-    if states.dtype != torch.bfloat16 or _digest(states, ids) != expected:
-        raise ValueError("its checksum does not fit")
-    if ids.tolist() != list(token_ids) or len(states) != len(token_ids):
-        raise ValueError("it holds another sequence")
-    result: torch.Tensor = states
-    return result
 
 
 def _write(part: Path, path: Path, content: bytes) -> None:

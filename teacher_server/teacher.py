@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from tutelage.teacher.v1 import teacher_pb2 as pb
 
@@ -18,6 +19,9 @@ from teacher_server.signal_head import SignalHead
 from teacher_server.states import HiddenStates
 from teacher_server.store import SignalStore
 from teacher_server.validate import Scoring, Validator
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class Teacher:
     writing_queue: FairQueue
     check_sequences: list[list[int]]
     """Token ids of ordinary text, of several lengths, for the first real requests."""
+    own_logits: torch.Tensor | None = None
+    """float32 [T, V]: the model's own logits of one of them, if they could be computed."""
 
     @property
     def limits(self) -> pb.Limits:

@@ -28,6 +28,10 @@ class Signal:
     k: int
     temperatures: tuple[float, ...]
     candidate_ids_RC: npt.NDArray[np.int32] | None
+    min_mass: float = 0.0
+    """`topk`: if above 0, rows keep as many ids as have this mass, k at most."""
+    mass_temperature: float = 0.0
+    """At which it is measured; one of `temperatures`."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,9 @@ class Validator:
         _check(spec.kind in pb.SignalKind.values() and spec.kind != 0, "signal.kind", spec.kind, "a SignalKind")
         if spec.kind not in self._kinds:
             raise NotServed(f"{pb.SignalKind.Name(spec.kind)} is not served here", "signal.kind")
-        return Signal(spec.kind, self._k(spec), self._temperatures(spec), self._candidates(spec, rows))
+        temperatures = self._temperatures(spec)
+        mass = _mass(spec, temperatures)
+        return Signal(spec.kind, self._k(spec), temperatures, self._candidates(spec, rows), *mass)
 
     def _k(self, spec: pb.SignalSpec) -> int:
         if spec.kind != pb.SIGNAL_KIND_TOPK:
@@ -203,6 +209,19 @@ def check_request_id(request_id: str) -> None:
     """
     size = len(request_id.encode())
     _check(1 <= size <= MAX_REQUEST_ID_BYTES, "request_id", f"{size} bytes", f"1 to {MAX_REQUEST_ID_BYTES} bytes")
+
+
+def _mass(spec: pb.SignalSpec, temperatures: Sequence[float]) -> tuple[float, float]:
+    """Mass to keep and the temperature at which it is measured; zeros if k is fixed."""
+    mass, temperature = spec.min_mass, spec.mass_temperature
+    if spec.kind != pb.SIGNAL_KIND_TOPK or mass == 0:
+        _check(mass == 0, "signal.min_mass", mass, "0 for this kind")
+        _check(temperature == 0, "signal.mass_temperature", temperature, "0 without min_mass")
+        return 0.0, 0.0
+    _check(0 < mass <= 1, "signal.min_mass", mass, "above 0, at most 1; 0 for a fixed k")  # false for NaN
+    allowed = f"one of signal.temperatures, {list(temperatures)}"
+    _check(temperature in temperatures, "signal.mass_temperature", temperature, allowed)
+    return mass, temperature
 
 
 def _scored_range(request: pb.ScoreSequencesRequest, length: int) -> tuple[int, int]:

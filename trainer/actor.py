@@ -22,7 +22,7 @@ from trainer.progress import Outcome, Progress, Status
 
 if TYPE_CHECKING:
     from trainer.evaluator_client import EvaluatorClient
-    from trainer.teacher_client import TeacherClient
+    from trainer.teacher_client import Teacher
 
 
 class StudentActor:
@@ -86,9 +86,12 @@ class StudentActor:
         """Saves and ends after the present step."""
         self._control.stop()
 
-    def _connect(self, stack: ExitStack) -> TeacherClient | None:
+    def _connect(self, stack: ExitStack) -> Teacher | None:
+        from trainer.stored_teacher import StoredTeacher
         from trainer.teacher_client import TeacherClient
 
+        if self._config.signals_from is not None:
+            return StoredTeacher(self._config.signals_from, tokenizer_digests=tokenizer_digests(self._student.init))
         if self._config.teacher is None:
             return None
         return stack.enter_context(

@@ -120,7 +120,9 @@ class ObjectiveConfig(Config):
     signal: SignalKind | None = None
     """What the teacher sends; left out, the first kind that serves the objective exactly."""
     k: Positive = 64
-    """`topk` and `candidates`: ids per position."""
+    """`topk` and `candidates`: ids per position; with `min_mass`, at most."""
+    min_mass: Fraction = 0.0
+    """`topk`: if above 0, keep at each position the fewest ids that have this mass at `temperature`."""
     temperature: Temperature = 1.0
     """Divides both models' logits."""
     student_temperature: Temperature | None = None
@@ -162,6 +164,8 @@ class ObjectiveConfig(Config):
                 approximate=self.approximate,
             )
         _check_fraction(entry, self.own_fraction)
+        if self.min_mass > 0 and self.signal != "topk":
+            raise ConfigurationError(f"only topk keeps ids by mass, not {self.signal}", "objective.min_mass")
         return self
 
     @property
@@ -304,6 +308,8 @@ class CohortConfig(Config):
     """Folder of the run; each student writes below students/<id>."""
     teacher: TeacherConfig | None = TeacherConfig()
     """Where the teacher is; none only if no objective needs one."""
+    signals_from: Path | None = None
+    """Folder of a signal store: students learn from what is stored there, and no teacher is asked."""
     evaluator: EvaluatorConfig | None = None
     """Where checkpoints are scored; none means nowhere."""
     ray: RayConfig = RayConfig()
@@ -338,7 +344,14 @@ class CohortConfig(Config):
         if repeated:
             raise ConfigurationError(f"ids must differ; {', '.join(repeated)} occurs twice", "students")
         for student in self.students:
-            if self.teacher is None and objective_named(student.objective.name).needs_teacher:
+            if self.signals_from is not None and student.objective.own_fraction > 0:
+                raise ConfigurationError(
+                    f"{student.id} writes sequences of its own, which no store holds; set its "
+                    "objective.on_policy_fraction to 0, or train it with a teacher",
+                    "signals_from",
+                )
+            no_teacher = self.teacher is None and self.signals_from is None
+            if no_teacher and objective_named(student.objective.name).needs_teacher:
                 raise ConfigurationError(
                     f"{student.id} learns by {student.objective.name}, which needs one; give its address", "teacher"
                 )

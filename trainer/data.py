@@ -9,30 +9,16 @@ batch = [first.examples[index] for index in order.take(drawn=0, count=8)]
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from tutelage.errors import DataError
+from tutelage.examples import Example, cut, read_examples
+from tutelage.prompts import Template
 
-from trainer.prompts import BadRow, Exchange, alpaca_prompt, chat_messages, exchange_of, form_of, plain_prompt
 from trainer.seeds import numpy_generator
-
-Template = Literal["chat", "alpaca", "plain"]
-TokenIds = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row as token ids."""
-
-    prompt_ids: TokenIds
-    completion_ids: TokenIds
-    """Empty if the data has no completion; else ends with the end-of-sequence token unless truncated."""
 
 
 @dataclass(frozen=True)
@@ -90,118 +76,24 @@ def read_dataset(path: Path, tokenizer: Any, *, template: Template, max_tokens: 
     Args:
         path: the file.
         tokenizer: a transformers tokenizer with an end-of-sequence token.
-        template: `chat` applies the tokenizer's chat template, `alpaca` the prompt of LLM-Adapters,
-            `plain` takes the last message as it is.
-        max_tokens: prompt and completion together; longer completions lose their end, rows whose
-            prompt leaves no room for one token are dropped.
+        template: as `tutelage.examples.read_examples`.
+        max_tokens: as `tutelage.examples.cut`.
 
     Raises:
-        DataError: the file is missing, empty or of another kind; or a row is not as it must be, named
-            by file, line (row, for Parquet and JSON lists) and field.
+        DataError: as `read_examples` and `cut`.
 
     """
-    encode = _encoder(tokenizer, template)
-    form = None
-    encoded = []
-    for where, row in _rows(path):
-        try:
-            form = form or form_of(row)
-            encoded.append(encode(exchange_of(row, form)))
-        except BadRow as error:
-            field, problem = error.args
-            raise DataError(f"{path}, {where}: {problem}", field) from error
-    if not encoded:
-        raise DataError(f"{path} holds no rows")
-    return _truncated(encoded, max_tokens, path)
+    kept = cut(read_examples(path, tokenizer, template=template), max_tokens, path)
+    return Dataset(
+        kept.examples,
+        _fingerprint(kept.examples),
+        kept.dropped_prompts,
+        kept.truncated_completions,
+        kept.tokens_cut,
+    )
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
-    if path.suffix not in readers:
-        raise DataError(f"{path} is none of {', '.join(readers)}; convert it to one of them")
-    if not path.is_file():
-        raise DataError(f"{path} is not a file; give the path of a data set")
-    for where, row in readers[path.suffix](path):
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, {where}: holds {type(row).__name__}, expected an object with named fields")
-        yield where, row
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield f"line {number}", _parsed(line, path, f"line {number}")
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    rows = _parsed(path.read_text(encoding="utf-8"), path, "the whole file")
-    if not isinstance(rows, list):
-        raise DataError(f"{path} holds {type(rows).__name__}, expected a list of rows")
-    for number, row in enumerate(rows, start=1):
-        yield f"row {number}", row
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    import polars
-
-    try:
-        frame = polars.read_parquet(path)
-    except polars.exceptions.PolarsError as error:
-        raise DataError(f"{path} is not readable as Parquet: {error}") from error
-    for number, row in enumerate(frame.iter_rows(named=True), start=1):
-        yield f"row {number}", row
-
-
-def _parsed(text: str, path: Path, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path}, {where}: is not JSON ({error})") from error
-
-
-def _encoder(tokenizer: Any, template: Template) -> Callable[[Exchange], Example]:
-    """Turns an exchange into token ids; prompt and completion are tokenized apart, as sampling sees them."""
-    if tokenizer.eos_token_id is None:
-        raise DataError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
-    if template == "chat" and not tokenizer.chat_template:
-        raise DataError("the tokenizer has no chat template; choose template: alpaca or plain", "data.template")
-
-    def prompt_text(exchange: Exchange) -> str:
-        if template == "chat":
-            messages = chat_messages(exchange)
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        return alpaca_prompt(exchange) if template == "alpaca" else plain_prompt(exchange)
-
-    def ids(text: str, *, special: bool) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
-
-    def encode(exchange: Exchange) -> Example:
-        # A chat template writes its own special tokens.
-        prompt = ids(prompt_text(exchange), special=template != "chat")
-        completion = []
-        if exchange.completion is not None:
-            completion = [*ids(exchange.completion, special=False), tokenizer.eos_token_id]
-        return Example(np.asarray(prompt, np.int32), np.asarray(completion, np.int32))
-
-    return encode
-
-
-def _truncated(examples: list[Example], max_tokens: int, path: Path) -> Dataset:
-    kept, truncated, cut = [], 0, 0
-    for example in examples:
-        room = max_tokens - len(example.prompt_ids)
-        if room < 1:
-            continue
-        over = max(0, len(example.completion_ids) - room)
-        truncated, cut = truncated + (over > 0), cut + over
-        kept.append(Example(example.prompt_ids, example.completion_ids[:room]))
-    if not kept:
-        raise DataError(f"every prompt of {path} fills {max_tokens} tokens; raise batch.max_tokens", "batch.max_tokens")
-    return Dataset(tuple(kept), _fingerprint(kept), len(examples) - len(kept), truncated, cut)
-
-
-def _fingerprint(examples: list[Example]) -> str:
+def _fingerprint(examples: Sequence[Example]) -> str:
     total = hashlib.sha256()
     for example in examples:
         for ids in (example.prompt_ids, example.completion_ids):

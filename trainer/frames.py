@@ -26,6 +26,7 @@ _KINDS = {
     "hidden": pb.SIGNAL_KIND_HIDDEN,
 }
 _BFLOAT16_EXPONENT = np.uint16(0x7F80)
+_PADDING = {"ids_RK": -1, "logits_RK": -np.inf}
 # The teacher sums 10⁵ float32 terms in another order than we check them in.
 _LOGSUMEXP_SLACK = 1e-3
 
@@ -54,6 +55,8 @@ class SignalSpec:
     """`topk` only."""
     temperatures: tuple[float, ...] = ()
     """`topk` and `candidates`."""
+    min_mass: float = 0.0
+    """`topk`: if above 0, rows keep as many ids as have this mass at the first temperature, k at most."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ class Signals:
     """The checked rows of one request; arrays that its kind does not have are None."""
 
     ids_RK: npt.NDArray[np.int32] | None = None
+    """Short rows are padded with -1."""
     logits_RK: npt.NDArray[np.float32] | None = None
+    """-inf where an id is -1."""
     realized_logits: npt.NDArray[np.float32] | None = None
     """One for each row but that of the sequence's last position."""
     logsumexp_RM: npt.NDArray[np.float32] | None = None
@@ -72,6 +77,8 @@ class Signals:
 def to_message(request_id: str, request: SignalRequest, spec: SignalSpec) -> pb.ScoreSequencesRequest:
     """The request as the contract writes it."""
     signal = pb.SignalSpec(kind=_KINDS[spec.kind], k=spec.k, temperatures=spec.temperatures)
+    if spec.min_mass > 0:
+        signal.min_mass, signal.mass_temperature = spec.min_mass, spec.temperatures[0]
     if request.candidate_ids_RK is not None:
         signal.candidate_ids.CopyFrom(codec.encode(request.candidate_ids_RK))
     return pb.ScoreSequencesRequest(
@@ -117,7 +124,7 @@ class Answer:
         assert self.complete
         return Signals(
             **{
-                name: np.concatenate([getattr(part, name) for part in self._parts])
+                name: joined([getattr(part, name) for part in self._parts], name)
                 for name, value in vars(self._parts[0]).items()
                 if value is not None
             }
@@ -151,27 +158,35 @@ class Answer:
         rows = frame.position_count
         if self.spec.kind == "hidden":
             return Signals(hidden_RD=_hidden(frame, (rows, self.hidden_size)))
-        width = self.spec.k
-        if self.request.candidate_ids_RK is not None:
-            width = self.request.candidate_ids_RK.shape[1]
-        logits_RK = _array(frame, "logits", (rows, width), np.float32)
         logsumexp_RM = _array(frame, "logsumexp", (rows, len(self.spec.temperatures)), np.float32)
         has_last = frame.position_start + rows == len(self.request.token_ids)
         realized = _array(frame, "realized_logits", (rows - has_last,), np.float32)
         _require_finite(realized, "realized_logits")
         _require_finite(logsumexp_RM, "logsumexp")
         if self.spec.kind == "topk":
-            _check_topk(logits_RK, logsumexp_RM, self.spec.temperatures)
-            return Signals(self._topk_ids(frame, (rows, width)), logits_RK, realized, logsumexp_RM)
+            ids_RK, logits_RK = self._topk(frame)
+            _check_topk(ids_RK, logits_RK, logsumexp_RM, self.spec)
+            return Signals(ids_RK, logits_RK, realized, logsumexp_RM)
+        assert self.request.candidate_ids_RK is not None
+        logits_RK = _array(frame, "logits", (rows, self.request.candidate_ids_RK.shape[1]), np.float32)
         self._check_candidates(frame, logits_RK)
         return Signals(None, logits_RK, realized, logsumexp_RM)
 
-    def _topk_ids(self, frame: pb.SignalFrame, shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
-        ids_RK = _array(frame, "ids", shape, np.uint16, np.int32).astype(np.int32)
-        _require(bool((ids_RK >= 0).all() and (ids_RK < self.vocabulary_size).all()), "ids", "ids out of range")
-        ascending = np.sort(ids_RK, axis=1)
-        _require(bool((ascending[:, 1:] != ascending[:, :-1]).all()), "ids", "an id occurs twice in a row")
-        return ids_RK
+    def _topk(self, frame: pb.SignalFrame) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """Ids and logits; ragged rows are padded to the longest."""
+        rows, ragged = frame.position_count, self.spec.min_mass > 0
+        lengths_R = _lengths(frame, self.spec.k) if ragged else np.full(rows, self.spec.k)
+        shape = (int(lengths_R.sum()),) if ragged else (rows, self.spec.k)
+        ids = _array(frame, "ids", shape, np.uint16, np.int32).astype(np.int32)
+        logits = _array(frame, "logits", shape, np.float32)
+        _require(bool((ids >= 0).all() and (ids < self.vocabulary_size).all()), "ids", "ids out of range")
+        _require_finite(logits, "logits")
+        if not ragged:
+            return ids, logits
+        kept_RK = np.arange(lengths_R.max()) < lengths_R[:, None]
+        ids_RK, logits_RK = np.full(kept_RK.shape, -1, np.int32), np.full(kept_RK.shape, -np.inf, np.float32)
+        ids_RK[kept_RK], logits_RK[kept_RK] = ids, logits
+        return ids_RK, logits_RK
 
     def _check_candidates(self, frame: pb.SignalFrame, logits_RK: Array) -> None:
         assert self.request.candidate_ids_RK is not None
@@ -205,11 +220,34 @@ def _hidden(frame: pb.SignalFrame, shape: tuple[int, int]) -> npt.NDArray[np.uin
     return hidden_RD
 
 
-def _check_topk(logits_RK: Array, logsumexp_RM: Array, temperatures: Sequence[float]) -> None:
-    _require_finite(logits_RK, "logits")
+def _lengths(frame: pb.SignalFrame, k: int) -> Array:
+    lengths_R = _array(frame, "row_lengths", (frame.position_count,), np.int32)
+    _require(bool((lengths_R >= 1).all() and (lengths_R <= k).all()), "row_lengths", f"a row has not 1 to {k} ids")
+    return lengths_R
+
+
+def _check_topk(ids_RK: Array, logits_RK: Array, logsumexp_RM: Array, spec: SignalSpec) -> None:
+    ascending = np.sort(ids_RK, axis=1)
+    twice = (ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] >= 0)
+    _require(not twice.any(), "ids", "an id occurs twice in a row")
     _require(bool((logits_RK[:, 1:] <= logits_RK[:, :-1]).all()), "logits", "a row is not sorted by falling logit")
     largest_R = logits_RK[:, 0]
-    for column, temperature in enumerate(temperatures):
+    for column, temperature in enumerate(spec.temperatures):
         mass_R = np.exp((logits_RK - largest_R[:, None]) / np.float32(temperature)).sum(axis=1)
         mass_logp = np.log(mass_R) + largest_R / temperature - logsumexp_RM[:, column]
         _require(bool((mass_logp <= _LOGSUMEXP_SLACK).all()), "logsumexp", "the kept ids have more mass than there is")
+        if column == 0 and spec.min_mass > 0:
+            enough_R = mass_logp >= np.log(spec.min_mass) - _LOGSUMEXP_SLACK
+            full_R = (ids_RK >= 0).sum(axis=1) == spec.k
+            _require(bool((enough_R | full_R).all()), "row_lengths", "a row keeps less mass than was asked for")
+
+
+def joined(arrays: Sequence[Array], name: str) -> Array:
+    """Rows one after the other; where their widths differ, the shorter ones are padded as `Signals` says."""
+    if name not in _PADDING:
+        return np.concatenate(arrays)
+    width = max(array.shape[1] for array in arrays)
+    missing = [((0, 0), (0, width - array.shape[1])) for array in arrays]
+    return np.concatenate(
+        [np.pad(array, pad, constant_values=_PADDING[name]) for array, pad in zip(arrays, missing, strict=True)]
+    )

@@ -19,12 +19,13 @@ from typing import Protocol
 import torch
 from tutelage.configuration import to_yaml
 from tutelage.errors import ConfigurationError, DataError
+from tutelage.examples import Example
 from tutelage.identity import vocabulary_size
 
 from trainer.checkpoints import Checkpoint, CheckpointStore, write_durably
 from trainer.config import StudentConfig
 from trainer.control import Control
-from trainer.data import Dataset, Example, Order, read_dataset
+from trainer.data import Dataset, Order, read_dataset
 from trainer.held_out import HeldOut
 from trainer.lock import student_lock
 from trainer.metrics import MetricsLog

@@ -19,7 +19,7 @@ from torch import Tensor
 from tutelage import codec
 
 from trainer.config import ObjectiveConfig
-from trainer.frames import SignalRequest, Signals, SignalSpec
+from trainer.frames import SignalRequest, Signals, SignalSpec, joined
 from trainer.signals import CandidateRows, HiddenRows, TeacherRows, TopKRows, Unembedding
 from trainer.smoothing import Smoothing
 from trainer.teacher_client import UnembeddingArrays
@@ -78,7 +78,9 @@ def signal_spec(objective: ObjectiveConfig) -> SignalSpec:
     assert objective.signal is not None
     if objective.signal == "hidden":
         return SignalSpec("hidden")
-    return SignalSpec(objective.signal, objective.k if objective.signal == "topk" else 0, (objective.temperature,))
+    if objective.signal == "candidates":
+        return SignalSpec("candidates", temperatures=(objective.temperature,))
+    return SignalSpec("topk", objective.k, (objective.temperature,), objective.min_mass)
 
 
 def smoothing_of(objective: ObjectiveConfig, noise_seed: int) -> Smoothing:
@@ -112,22 +114,21 @@ def teacher_rows(
 ) -> TeacherRows:
     """The rows of several sequences, one after the other, from what was asked and answered."""
 
-    def joined(arrays: Sequence[npt.NDArray[np.generic] | None]) -> Tensor:
-        # Concatenation copies: the arrays are read-only bytes of the wire, which torch does not take.
-        return torch.from_numpy(np.concatenate([array for array in arrays if array is not None])).to(device)
+    def tensor(name: str) -> Tensor:
+        # Joining copies: the arrays are read-only bytes of the wire, which torch does not take.
+        return torch.from_numpy(joined([getattr(signal, name) for signal in signals], name)).to(device)
 
     digest_N, position_N = sequence_digests(sequences).to(device), positions(sequences).to(device)
     if signals[0].hidden_RD is not None:
         assert unembedding is not None
-        hidden_ND = joined([signal.hidden_RD for signal in signals]).view(torch.bfloat16)
+        hidden_ND = tensor("hidden_RD").view(torch.bfloat16)
         return HiddenRows(hidden_ND, digest_N, position_N, unembedding)
-    logits_NK = joined([signal.logits_RK for signal in signals])
-    logsumexp_N = joined([signal.logsumexp_RM for signal in signals])[:, 0]
-    realized_N = joined([signal.realized_logits for signal in signals])
+    logits_NK, realized_N = tensor("logits_RK"), tensor("realized_logits")
+    logsumexp_N = tensor("logsumexp_RM")[:, 0]
     if signals[0].ids_RK is not None:
-        ids_NK = joined([signal.ids_RK for signal in signals]).long()
-        return TopKRows(ids_NK, logits_NK, logsumexp_N, realized_N, digest_N, position_N)
-    ids_NC = joined([request.candidate_ids_RK for request in requests]).long()
+        return TopKRows(tensor("ids_RK").long(), logits_NK, logsumexp_N, realized_N, digest_N, position_N)
+    candidates = [request.candidate_ids_RK for request in requests if request.candidate_ids_RK is not None]
+    ids_NC = torch.from_numpy(np.concatenate(candidates)).to(device).long()
     return CandidateRows(ids_NC, logits_NK, logsumexp_N, realized_N, digest_N, position_N)
 
 

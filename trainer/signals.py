@@ -75,9 +75,9 @@ class TopKRows:
     """The teacher's K largest logits of each row."""
 
     ids_NK: Tensor
-    """int64 [N, K], no id twice in a row."""
+    """int64 [N, K], no id twice in a row, short rows padded with -1 after at least one id."""
     logits_NK: Tensor
-    """float32 [N, K]: raw logits of those ids."""
+    """float32 [N, K]: raw logits of those ids; ignored where the id is -1."""
     logsumexp_N: Tensor
     """float32 [N]: ln Σ_v exp(z_v / T) over the vocabulary, at the teacher temperature T of the run."""
     realized_logits_N: Tensor | None = None

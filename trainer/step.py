@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from tutelage.errors import DataError
+from tutelage.examples import Example, TokenIds
 
 from trainer.config import StudentConfig
-from trainer.data import Example, TokenIds
 from trainer.frames import SignalRequest, Signals
 from trainer.objectives.diagnostics import diagnostics
 from trainer.objectives.loss import token_cross_entropy, token_divergence, token_policy_gradient

@@ -78,7 +78,7 @@ def frame_checksum(frame: pb.SignalFrame) -> int:
 
     The header is packed as `<IIIBQI`: frame_index, position_start, position_count, last,
     sequence_digest, kind. Of each tensor: one byte of dtype, one of rank, each extent as uint32, then
-    its data; an absent tensor counts as two zero bytes.
+    its data; an absent tensor counts as two zero bytes, except `row_lengths`, which then does not count.
     """
     crc = zlib.crc32(
         struct.pack(
@@ -91,7 +91,7 @@ def frame_checksum(frame: pb.SignalFrame) -> int:
             frame.kind,
         )
     )
-    for name in _TENSORS_OF_FRAME:
+    for name in _TENSORS_OF_FRAME + (("row_lengths",) if frame.HasField("row_lengths") else ()):
         tensor: pb.Tensor = getattr(frame, name)
         shape = tuple(tensor.shape)
         crc = zlib.crc32(struct.pack(f"<BB{len(shape)}I", tensor.dtype, len(shape), *shape), crc)

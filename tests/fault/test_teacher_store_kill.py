@@ -9,8 +9,9 @@ import sys
 
 import pytest
 import torch
+from tutelage.stored import teacher_key
 
-from teacher_server.store import SignalStore, teacher_key
+from teacher_server.store import SignalStore
 
 OLD, NEW = [1, 2, 3, 4], [5, 6, 7]
 STEPS, MOMENTS = 6, ("before", "half", "after")

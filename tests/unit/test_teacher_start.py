@@ -14,13 +14,13 @@ import pytest
 from fake_teacher import FakeScoringEngine
 from tutelage.configuration import validate
 from tutelage.errors import ConfigurationError
+from tutelage.stored import teacher_key
 from tutelage.teacher.v1 import teacher_pb2 as pb
 
 from teacher_server import loading
 from teacher_server.config import TeacherConfig
 from teacher_server.loading import describe, find_checkpoint, load_head, read_checkpoint
 from teacher_server.self_check import check_sequences
-from teacher_server.store import teacher_key
 from teacher_server.vllm_engine import cores_of
 
 

@@ -10,9 +10,9 @@ import polars
 import pytest
 from transformers import AutoTokenizer
 from tutelage.errors import DataError
+from tutelage.prompts import Exchange, alpaca_prompt
 
 from trainer.data import Order, read_dataset
-from trainer.prompts import Exchange, alpaca_prompt
 
 
 @pytest.fixture(scope="module")

@@ -158,10 +158,18 @@ class SignalSpec(_message.Message):
     K_FIELD_NUMBER: _builtins.int
     TEMPERATURES_FIELD_NUMBER: _builtins.int
     CANDIDATE_IDS_FIELD_NUMBER: _builtins.int
+    MIN_MASS_FIELD_NUMBER: _builtins.int
+    MASS_TEMPERATURE_FIELD_NUMBER: _builtins.int
     kind: Global___SignalKind.ValueType
     """Required."""
     k: _builtins.int
     """`topk` only: kept ids per row, 1 … limits.max_k."""
+    min_mass: _builtins.float
+    """`topk` only: if above 0, each row keeps the fewest likeliest ids that have this mass together, and k at
+    most; at most 1. Rows are then ragged (SignalFrame.row_lengths).
+    """
+    mass_temperature: _builtins.float
+    """With min_mass: the temperature at which mass is measured, one of `temperatures`; else 0."""
     @_builtins.property
     def temperatures(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """`topk` and `candidates`: temperatures at which log-sum-exp is returned; each finite and > 0,
@@ -179,10 +187,12 @@ class SignalSpec(_message.Message):
         k: _builtins.int = ...,
         temperatures: _abc.Iterable[_builtins.float] | None = ...,
         candidate_ids: Global___Tensor | None = ...,
+        min_mass: _builtins.float = ...,
+        mass_temperature: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["candidate_ids", b"candidate_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_ids", b"candidate_ids", "k", b"k", "kind", b"kind", "temperatures", b"temperatures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_ids", b"candidate_ids", "k", b"k", "kind", b"kind", "mass_temperature", b"mass_temperature", "min_mass", b"min_mass", "temperatures", b"temperatures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -284,6 +294,7 @@ class SignalFrame(_message.Message):
     LOGSUMEXP_FIELD_NUMBER: _builtins.int
     HIDDEN_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
+    ROW_LENGTHS_FIELD_NUMBER: _builtins.int
     frame_index: _builtins.int
     """0, 1, 2, … within a request."""
     position_start: _builtins.int
@@ -300,11 +311,13 @@ class SignalFrame(_message.Message):
     """CRC-32 (IEEE 802.3) of the frame as `tutelage.codec.frame_checksum` defines it."""
     @_builtins.property
     def ids(self) -> Global___Tensor:
-        """`topk`: uint16 or int32 [rows, k], by falling logit; `candidates`: absent (the request's ids)."""
+        """`topk`: uint16 or int32 [rows, k], by falling logit, or with min_mass [Σ row_lengths], row after row;
+        `candidates`: absent (the request's ids).
+        """
 
     @_builtins.property
     def logits(self) -> Global___Tensor:
-        """`topk` and `candidates`: float32 [rows, k]; -inf where a candidate id is -1."""
+        """`topk` and `candidates`: float32, shaped like the ids; -inf where a candidate id is -1."""
 
     @_builtins.property
     def realized_logits(self) -> Global___Tensor:
@@ -317,6 +330,10 @@ class SignalFrame(_message.Message):
     @_builtins.property
     def hidden(self) -> Global___Tensor:
         """`hidden`: bfloat16 [rows, hidden_size]."""
+
+    @_builtins.property
+    def row_lengths(self) -> Global___Tensor:
+        """`topk` with min_mass: int32 [rows]: kept ids of each row, 1 … k; else absent."""
 
     def __init__(
         self,
@@ -333,10 +350,11 @@ class SignalFrame(_message.Message):
         logsumexp: Global___Tensor | None = ...,
         hidden: Global___Tensor | None = ...,
         checksum: _builtins.int = ...,
+        row_lengths: Global___Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hidden", b"hidden", "ids", b"ids", "logits", b"logits", "logsumexp", b"logsumexp", "realized_logits", b"realized_logits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hidden", b"hidden", "ids", b"ids", "logits", b"logits", "logsumexp", b"logsumexp", "realized_logits", b"realized_logits", "row_lengths", b"row_lengths"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "frame_index", b"frame_index", "hidden", b"hidden", "ids", b"ids", "kind", b"kind", "last", b"last", "logits", b"logits", "logsumexp", b"logsumexp", "position_count", b"position_count", "position_start", b"position_start", "realized_logits", b"realized_logits", "sequence_digest", b"sequence_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "frame_index", b"frame_index", "hidden", b"hidden", "ids", b"ids", "kind", b"kind", "last", b"last", "logits", b"logits", "logsumexp", b"logsumexp", "position_count", b"position_count", "position_start", b"position_start", "realized_logits", b"realized_logits", "row_lengths", b"row_lengths", "sequence_digest", b"sequence_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

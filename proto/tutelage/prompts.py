@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+Template = Literal["chat", "alpaca", "plain"]
 Message = dict[str, str]
 
 
