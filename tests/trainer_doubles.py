@@ -28,8 +28,8 @@ from trainer.teacher_client import TeacherIdentity, UnembeddingArrays
 class InProcessTeacher:
     """A `Teacher` without engine or network; each sequence is scored alone, so its answers are bit-stable."""
 
-    def __init__(self, folder: Path) -> None:
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
         self._matrix = self._model.lm_head.weight.detach().to(torch.bfloat16)
         self.identity = TeacherIdentity(
             folder.name, weights_digest(folder), vocabulary_size(folder), self._matrix.shape[1], 0.0

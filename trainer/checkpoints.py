@@ -2,8 +2,8 @@
 
 `<folder>/step-00000020/` holds a Hugging Face checkpoint, the trainer's state, and `MANIFEST.json` with
 every file's size and SHA-256. All files are on disk before the manifest is renamed into place, so a
-directory without a valid manifest is not a checkpoint, whatever killed its writer. Nothing here is
-pickled.
+directory without a valid manifest is not a checkpoint, whatever killed its writer. `<folder>/best` is a
+link to the best of them, if the training asks for one. Nothing here is pickled.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from tutelage.errors import CheckpointError
 
 _MANIFEST = "MANIFEST.json"
@@ -45,30 +47,47 @@ class CheckpointStore:
     def __init__(self, folder: Path, *, keep: int) -> None:
         self._folder, self._keep = folder, keep
 
-    def save(self, step: int, write: Callable[[Path], None], *, protected: Collection[int] = ()) -> Checkpoint:
+    def save(
+        self, step: int, write: Callable[[Path], None], *, protected: Collection[int] = (), best: int = 0
+    ) -> Checkpoint:
         """Writes a checkpoint and then removes old ones.
 
         Args:
             step: optimizer steps done.
             write: puts the files into the directory that it is given.
             protected: steps whose checkpoints stay, however old.
+            best: step of the best checkpoint, which stays too; 0 means none.
 
         Raises:
-            CheckpointError: the file system refused; earlier checkpoints are untouched.
+            CheckpointError: the file system refused, for want of room perhaps; earlier checkpoints are untouched.
 
         """
-        folder = self._folder / f"step-{step:08d}"
+        folder = self.path(step)
         try:
-            _remove(folder)
-            folder.mkdir(parents=True)
-            write(folder)
-            commit(folder)
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot save {folder}: {error}; earlier checkpoints are untouched, make room and start again"
-            ) from error
-        self._prune({step, *protected})
+            with reporting_disk_errors(folder):
+                _remove(folder)
+                folder.mkdir(parents=True)
+                write(folder)
+                commit(folder)
+        except CheckpointError:
+            shutil.rmtree(folder, ignore_errors=True)  # Half a checkpoint is of no use, and takes room.
+            raise
+        if best:
+            self.link_best(best)
+        self._prune({step, best, *protected})
         return Checkpoint(folder, step)
+
+    def link_best(self, step: int) -> None:
+        """Lets `best` point to that step's checkpoint; whoever reads it sees the old link or the new one."""
+        partial = self._folder / "best.partial"
+        with reporting_disk_errors(partial):
+            partial.unlink(missing_ok=True)
+            partial.symlink_to(self.path(step).name)
+            partial.replace(self._folder / "best")
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of that step is, or would be."""
+        return self._folder / f"step-{step:08d}"
 
     def latest(self) -> Checkpoint | None:
         """The newest complete checkpoint; damaged ones are skipped with a warning, other things ignored."""
@@ -94,6 +113,24 @@ class CheckpointStore:
         for step, path in complete[self._keep :]:
             if step not in protected:
                 _remove(path)
+
+
+@contextmanager
+def reporting_disk_errors(path: Path) -> Iterator[None]:
+    """Turns what a file system refuses while `path` is written into an error that says what to do.
+
+    Raises:
+        CheckpointError: with the file system's reason.
+
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot write {path}: {error}; earlier checkpoints are untouched, make room and start again"
+        ) from error
 
 
 def commit(folder: Path) -> None:
@@ -132,14 +169,20 @@ def verify(folder: Path) -> None:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replaces a file at once: whoever reads it sees the old content or the new."""
+    """Replaces a file at once: whoever reads it sees the old content or the new.
+
+    Raises:
+        CheckpointError: the file system refused.
+
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-    fsync_directory(path.parent)
+    with reporting_disk_errors(path):
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+        fsync_directory(path.parent)
 
 
 def fsync_directory(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """The configuration of `tutelage train`: one teacher, and students that share defaults.
 
 A student's settings are those of `defaults` with its own laid over them, key by key; only an `objective`
-of another name replaces the default one whole, since the parameters of one mean nothing to another.
+of another name replaces the default one whole, since the parameters of one mean nothing to another. A `preset`
+lies beneath what is said beside it.
 """
 
 from __future__ import annotations
@@ -16,23 +17,14 @@ from tutelage.errors import ConfigurationError
 from tutelage.names import check_name
 from tutelage.tls import ClientTls
 
-from trainer.objectives.table import (
-    OBJECTIVES,
-    Objective,
-    Setting,
-    SignalKind,
-    check_signal,
-    objective_named,
-    resolve_parameters,
-)
+from trainer.objective_config import Fraction, NotNegative, ObjectiveConfig, Positive, Temperature
+from trainer.objectives.presets import as_settings, preset_named
+from trainer.objectives.table import objective_named
 
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
-Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-PARAMETERS = ("beta", "normalize_beta", "alpha", "head_mass", "estimator")
-"""Fields of `ObjectiveConfig` that are parameters of single objectives in the table."""
-_FRACTION_OF_DATA = {"student and data set": 0.5, "student": 1.0}
+SinkName = Literal["tensorboard", "wandb", "trackio"]
+HeldOutMetric = Literal[
+    "heldout/cross_entropy", "heldout/forward_kl", "heldout/reverse_kl", "heldout/jsd", "heldout/top1_agreement"
+]
 
 
 class TeacherConfig(Config):
@@ -99,101 +91,6 @@ class DataConfig(Config):
     """The tokenizer's chat template, LLM-Adapters' prompt, or the prompt as it is."""
 
 
-class ObjectiveConfig(Config):
-    """What a student minimises, and what of the teacher it sees for that."""
-
-    name: str = "gkd"
-    """A name of the table of objectives (trainer/objectives/table.py)."""
-    beta: float | None = None
-    """`gkd`: 0 is forward KL, 1 is reverse KL; left out, 0.5."""
-    normalize_beta: bool | None = None
-    """`gkd`: divide by beta · (1 - beta), which removes the jump in scale at both ends."""
-    alpha: float | None = None
-    """`skew_kl` and `skew_reverse_kl`: share of the other distribution in the mixture; left out, 0.1."""
-    head_mass: float | None = None
-    """`adaptive_kl`: mass of the teacher's head; left out, 0.5."""
-    estimator: str | None = None
-    """`policy_gradient_kl`: policy_gradient, k2_reverse_kl or k3_forward_kl."""
-    on_policy_fraction: Fraction | None = None
-    """λ: probability, drawn for each sequence, that the student writes it itself. Left out, it is 0.5 for
-    objectives on both kinds of data, 1 for those on the student's own and 0 for the others."""
-    signal: SignalKind | None = None
-    """What the teacher sends; left out, the first kind that serves the objective exactly."""
-    k: Positive = 64
-    """`topk` and `candidates`: ids per position; with `min_mass`, at most."""
-    min_mass: Fraction = 0.0
-    """`topk`: if above 0, keep at each position the fewest ids that have this mass at `temperature`."""
-    temperature: Temperature = 1.0
-    """Divides both models' logits."""
-    student_temperature: Temperature | None = None
-    """Divides the student's logits instead of `temperature`."""
-    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Standard deviation of the normal noise on the teacher's logits, before the temperature."""
-    teacher_top_k: NotNegative = 0
-    """Keep only the teacher's k likeliest ids; 0 keeps all."""
-    teacher_top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Keep only the teacher's likeliest ids that have this mass together."""
-    scale_by_temperature_squared: bool = False
-    """Multiply the loss by temperature² (Hinton et al. 2015)."""
-    approximate: bool = False
-    """Accept a signal that serves the objective only approximately; written into all metadata."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_table(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        filled = dict(values)
-        entry = OBJECTIVES.get(filled.get("name", "gkd"))
-        if entry is not None:
-            defaults = {"on_policy_fraction": _FRACTION_OF_DATA.get(entry.data, 0.0), "signal": entry.default_kind}
-            filled |= {key: value for key, value in defaults.items() if filled.get(key) is None}
-        return filled
-
-    @model_validator(mode="after")
-    def _check(self) -> ObjectiveConfig:
-        entry = objective_named(self.name)
-        resolve_parameters(self.name, self.parameters)
-        if self.signal is not None:
-            check_signal(
-                self.name,
-                self.signal,
-                parameters=self.parameters,
-                noise=self.noise,
-                truncates=self.teacher_top_k > 0 or self.teacher_top_p < 1,
-                approximate=self.approximate,
-            )
-        _check_fraction(entry, self.own_fraction)
-        if self.min_mass > 0 and self.signal != "topk":
-            raise ConfigurationError(f"only topk keeps ids by mass, not {self.signal}", "objective.min_mass")
-        return self
-
-    @property
-    def parameters(self) -> dict[str, Setting]:
-        """The objective's parameters that were given."""
-        given = {name: getattr(self, name) for name in PARAMETERS}
-        return {name: value for name, value in given.items() if value is not None}
-
-    @property
-    def own_fraction(self) -> float:
-        """λ; filled by the time that a configuration exists."""
-        assert self.on_policy_fraction is not None
-        return self.on_policy_fraction
-
-
-def _check_fraction(entry: Objective, fraction: float) -> None:
-    if fraction > 0 and not entry.needs_teacher:
-        raise ConfigurationError(
-            f"{entry.name} learns from the targets of its data, so it must be 0 (given {fraction})",
-            "objective.on_policy_fraction",
-        )
-    if fraction < 1 and entry.sampled_token:
-        raise ConfigurationError(
-            f"{entry.name} is defined on the student's own tokens, so it must be 1 (given {fraction})",
-            "objective.on_policy_fraction",
-        )
-
-
 class SamplingConfig(Config):
     """How a student writes its own sequences."""
 
@@ -222,13 +119,33 @@ class OptimizerConfig(Config):
     """Largest norm of the gradient of a step."""
 
 
+class LoraConfig(Config):
+    """Low-rank adapters, which are trained instead of the weights (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: Positive = 8
+    """Inner width of an adapter."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """Adapters are scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """On the adapters' inputs, while training."""
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "up_proj",
+        "down_proj",
+    )
+    """Names of the linear layers that get one, or endings of their full names."""
+
+
 class BatchConfig(Config):
     """What one optimizer step sees."""
 
     sequences: Positive = 8
     """Sequences of a step; the loss is the mean over all their unmasked tokens."""
     micro_batch_sequences: Positive = 8
-    """Sequences that go through the student at once; changes memory, not the loss."""
+    """Sequences that go through the student at once; changes memory, not the loss, unless `reduction` or
+    `on_policy_unit` is by micro-batch: then micro-batches are as the data's order makes them, not of like length."""
     max_tokens: Annotated[int, Field(ge=2)] = 512
     """Longest sequence, prompt and completion together."""
 
@@ -240,6 +157,16 @@ class HeldOutConfig(Config):
     """How many; 0 measures nothing."""
     every_steps: Positive = 10
     """Measured before training, every so many steps, and at the end."""
+
+
+class BestConfig(Config):
+    """Which checkpoint is the best, and when there is nothing more to hope for."""
+
+    metric: HeldOutMetric = "heldout/forward_kl"
+    """The best checkpoint is where it is lowest (`top1_agreement`: highest). Saved whenever it is the best so far,
+    and kept; `checkpoints/best` points to it."""
+    patience: Positive | None = None
+    """Measurements in a row without a new best after which the training ends; none means never."""
 
 
 class StudentSettings(Config):
@@ -255,8 +182,16 @@ class StudentSettings(Config):
     """What a step sees."""
     held_out: HeldOutConfig = HeldOutConfig()
     """On what its distance to the teacher is measured."""
+    preset: str | tuple[str, ...] = ()
+    """Names of presets (trainer/objectives/presets.py); a later one lies over an earlier one."""
+    lora: LoraConfig | None = None
+    """Adapters to train; none trains all weights."""
+    best: BestConfig | None = None
+    """Keep the best checkpoint, and perhaps stop early; none keeps the newest only."""
     steps: Positive = 100
     """Optimizer steps."""
+    epochs: Positive | None = None
+    """Passes over the data, from which `steps` then follows."""
     seed: NotNegative = 0
     """Of data order, sampling and noise. Held-out sequences and data order do not depend on the id, so
     students of one seed see the same."""
@@ -266,12 +201,27 @@ class StudentSettings(Config):
     """CPU threads of its process, and the CPUs that Ray reserves for it."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that Ray reserves for it."""
+    gradient_checkpointing: bool = False
+    """Whether layers are computed again in the backward pass, which takes less memory and more time."""
     loss_on_prompt: bool = False
     """Whether prompt tokens count as well."""
+    loss_on_last_token: bool = False
+    """Whether the position after the last token counts, which no target follows."""
+    reduction: Literal["token_mean", "sequence_mean", "micro_batch_token_mean"] = "token_mean"
+    """From values per token to the loss: every token, every sequence or every micro-batch counts the same."""
+    on_policy_unit: Literal["sequence", "micro_batch"] = "sequence"
+    """What is drawn to be the student's own: each sequence, or each micro-batch as a whole."""
     save_every_steps: Positive = 10
     """Steps between checkpoints; a crash costs at most so many."""
     keep_checkpoints: Positive = 2
-    """Newest checkpoints to keep, besides those sent to the evaluator."""
+    """Newest checkpoints to keep, besides the best one and those sent to the evaluator."""
+    sinks: tuple[SinkName, ...] = ()
+    """Where metrics go besides `metrics.jsonl` and `metrics.parquet`; what a sink cannot take in time it loses."""
+
+    @property
+    def micro_batches_matter(self) -> bool:
+        """Whether the loss depends on which sequences go through the student together."""
+        return self.reduction == "micro_batch_token_mean" or self.on_policy_unit == "micro_batch"
 
 
 class StudentDefaults(StudentSettings):
@@ -297,6 +247,24 @@ class StudentConfig(StudentSettings):
     @classmethod
     def _check_id(cls, value: str) -> str:
         return check_name(value, "id")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lay_over_presets(cls, values: Any) -> Any:
+        return _with_presets(values) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _check_together(self) -> StudentConfig:
+        entry, objective = objective_named(self.objective.name), self.objective
+        if self.loss_on_last_token and (objective.signal != "hidden" or entry.sampled_token):
+            raise ConfigurationError(
+                f"no token follows the last one, but {objective.name} with signal {objective.signal} asks for it; "
+                "leave this out, or compare distributions with signal: hidden",
+                "loss_on_last_token",
+            )
+        if self.best and not self.held_out.sequences:
+            raise ConfigurationError("is a held-out metric; give held_out.sequences", "best.metric")
+        return self
 
 
 class CohortConfig(Config):
@@ -327,7 +295,9 @@ class CohortConfig(Config):
         if not isinstance(values, Mapping) or not isinstance(values.get("defaults"), Mapping):
             return values
         students = [
-            _merged(values["defaults"], student) if isinstance(student, Mapping) else student
+            _merged(_with_presets(values["defaults"]), _with_presets(student))
+            if isinstance(student, Mapping)
+            else student
             for student in values.get("students") or ()
         ]
         return {**values, "students": students}
@@ -378,6 +348,15 @@ class CohortConfig(Config):
     def folder(self, student_id: str) -> Path:
         """The folder that the student writes."""
         return self.output / "students" / student_id
+
+
+def _with_presets(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` over the presets that they name."""
+    names = values.get("preset") or ()
+    settings: dict[str, Any] = {}
+    for name in [names] if isinstance(names, str) else names:
+        settings = _merged(settings, as_settings(preset_named(name)))
+    return _merged(settings, values)
 
 
 def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

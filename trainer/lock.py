@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tutelage.errors import Conflict
 
+from trainer.checkpoints import reporting_disk_errors
+
 
 @contextmanager
 def student_lock(folder: Path) -> Iterator[None]:
@@ -18,10 +20,14 @@ def student_lock(folder: Path) -> Iterator[None]:
 
     Raises:
         Conflict: a living process holds it.
+        CheckpointError: the file system refused.
 
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+", encoding="utf-8") as stream:
+    path = folder / "lock"
+    with reporting_disk_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a+", encoding="utf-8")
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -31,7 +37,8 @@ def student_lock(folder: Path) -> Iterator[None]:
                 "stop that one, or give this student another id",
                 "students.id",
             ) from error
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        stream.flush()
+        with reporting_disk_errors(path):
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            stream.flush()
         yield

@@ -4,7 +4,7 @@
 
 `train` is the same in a test, in a Ray actor and anywhere else: what it does depends on its arguments and
 on what it finds in `folder`, where it keeps `student.yaml`, `metrics.jsonl`, `metrics.parquet`,
-`held_out.safetensors` and `checkpoints/step-…/`.
+`held_out.safetensors`, `checkpoints/step-…/` and, if asked for, the link `checkpoints/best`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from trainer.metrics import MetricsLog
 from trainer.objectives.table import objective_named
 from trainer.progress import Outcome, Progress
 from trainer.rows import Scored, scored, unembedding_of
+from trainer.seeds import derived_seed
+from trainer.sinks import open_sinks
 from trainer.state import State, config_digest, read_state
 from trainer.step import Stepper
 from trainer.student import Student
@@ -79,13 +81,14 @@ def train(
         folder: its own; one process writes it at a time.
         teacher: who scores; None if the objective needs no teacher.
         report: told of every phase.
-        evaluations: sent the first, the last and some checkpoints between.
+        evaluations: sent the first, the last and the best checkpoint, and some between.
         control: asked between steps whether to pause or stop.
 
     Raises:
         Conflict: another process trains this student.
         CheckpointError: the folder holds another configuration's training, or cannot be written.
-        ConfigurationError: the objective needs a teacher and there is none.
+        ConfigurationError: the objective or the metric of the best checkpoint needs a teacher and there is none; or
+            as `Student` and `open_sinks`.
         DataError: the data is not as it must be.
         IdentityMismatch: the folder's training began with another teacher.
         Stopped: it was asked to stop while it waited for the teacher.
@@ -94,10 +97,13 @@ def train(
     """
     if teacher is None and objective_named(config.objective.name).needs_teacher:
         raise ConfigurationError(f"{config.objective.name} needs a teacher; give teacher.address", "teacher")
+    if teacher is None and config.best and config.best.metric != "heldout/cross_entropy":
+        raise ConfigurationError("compares with a teacher; use heldout/cross_entropy", "best.metric")
     torch.set_num_threads(config.threads)
     with student_lock(folder):
         training = _Training(config, folder, teacher, report)
-        with MetricsLog(folder, offset_bytes=training.metrics_bytes) as metrics:
+        sinks = open_sinks(config.sinks, folder)
+        with MetricsLog(folder, offset_bytes=training.metrics_bytes, sinks=sinks) as metrics:
             return training.run(metrics, control or Control(), evaluations or NoEvaluations())
 
 
@@ -111,14 +117,13 @@ class _Training:
         teacher: Teacher | None,
         report: Callable[[Progress], None],
     ) -> None:
-        self._config, self._folder, self._report_to = config, folder, report
+        self._config, self._report_to = config, report
         self._newest: dict[str, float] = {}
         self._step = 0
         self._report("loading the student and its data")
-        self._student = Student(
-            config.init, dtype=config.dtype, optimizer=config.optimizer, vocabulary_size=vocabulary_size(config.init)
-        )
+        self._student = _open_student(config)
         dataset, held_out = _read_data(config, self._student)
+        config = self._config = _with_steps(config, len(dataset.examples))
         self._examples, self._order = dataset.examples, Order(len(dataset.examples), config.seed)
         teacher_digest = teacher.identity.weights_digest if teacher else ""
         self._state = State(0, 0, config_digest(config), dataset.fingerprint, teacher_digest)
@@ -144,17 +149,38 @@ class _Training:
         if self._state.metrics_bytes == 0:
             evaluations.submit(0, self._config.init)
             self._record(metrics, self._held_out.measure(self._student))
-        while self._step < self._config.steps and not control.stopped:
-            self._record(metrics, self._do_step())
-            if self._step % self._config.save_every_steps == 0:
+        while not self._finished and not control.stopped:
+            row = self._do_step()
+            self._record(metrics, row)
+            if self._is_best_so_far(row) or self._step % self._config.save_every_steps == 0:
                 self._save(metrics, evaluations)
             control.wait_while_paused()
         checkpoint = self._save(metrics, evaluations)
-        finished = self._step == self._config.steps
+        finished, best_step = self._finished, self._state.best.step
         if finished:
             evaluations.submit(self._step, checkpoint.path)
+        if finished and best_step not in (0, self._step):
+            evaluations.submit(best_step, self._checkpoints.path(best_step))
         self._report("finished" if finished else "stopped")
         return Outcome(self._config.id, self._step, finished, checkpoint.path)
+
+    @property
+    def _finished(self) -> bool:
+        """Whether all steps are done, or the best checkpoint is too long ago."""
+        best = self._config.best
+        patience = best.patience if best else None
+        return self._step >= self._config.steps or (
+            patience is not None and self._state.best.measurements_since >= patience
+        )
+
+    def _is_best_so_far(self, row: dict[str, float]) -> bool:
+        """Takes a measurement into account, if this step had one."""
+        best = self._config.best
+        if best is None or best.metric not in row:
+            return False
+        after = self._state.best.after(self._step, best.metric, row[best.metric])
+        self._state = replace(self._state, best=after)
+        return after.step == self._step
 
     def _do_step(self) -> dict[str, float]:
         """One step, and the held-out measures where they are due."""
@@ -184,8 +210,8 @@ class _Training:
 
         every = evaluations.every_steps
         scored_steps = range(every, self._step + 1, every) if every else ()
-        self._checkpoint = self._checkpoints.save(self._step, write, protected=scored_steps)
-        if self._step in scored_steps and self._step < self._config.steps:
+        self._checkpoint = self._checkpoints.save(self._step, write, protected=scored_steps, best=self._state.best.step)
+        if self._step in scored_steps and not self._finished:
             evaluations.submit(self._step, self._checkpoint.path)
         return self._checkpoint
 
@@ -194,11 +220,32 @@ class _Training:
         state.require_same_training(self._state)
         self._student.load_state(checkpoint.path, steps_done=state.step)
         self._state, self._step = state, state.step
+        if state.best.step:
+            self._checkpoints.link_best(state.best.step)
         _log.info("%s goes on from step %d", self._config.id, state.step)
 
     def _report(self, phase: str) -> None:
         config = self._config
         self._report_to(Progress(config.id, self._step, config.steps, phase, dict(self._newest)))
+
+
+def _open_student(config: StudentConfig) -> Student:
+    return Student(
+        config.init,
+        dtype=config.dtype,
+        optimizer=config.optimizer,
+        vocabulary_size=vocabulary_size(config.init),
+        lora=config.lora,
+        adapter_seed=derived_seed(config.seed, "adapters"),
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+
+
+def _with_steps(config: StudentConfig, examples: int) -> StudentConfig:
+    """The configuration with the steps that its epochs come to."""
+    if config.epochs is None:
+        return config
+    return config.model_copy(update={"steps": max(1, config.epochs * examples // config.batch.sequences)})
 
 
 def _read_data(config: StudentConfig, student: Student) -> tuple[Dataset, list[Scored]]:

@@ -1,8 +1,8 @@
 """Between sequences, what is asked about them, and the rows that the objectives take.
 
 Row of position t: the distribution over the token at t+1. A sequence of n tokens whose prompt has p is
-scored at p-1 … n-2, and from 0 if prompt tokens count: every row has a realised token, and the last
-position, after which nothing was written, has no part.
+scored at p-1 … n-2, and from 0 if prompt tokens count: every row has a realised token. The last position, after
+which nothing was written, has a part only if the configuration says so (`loss_on_last_token`).
 
 Shape suffixes: N rows, K kept ids, D hidden width, V vocabulary.
 """
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from tutelage import codec
 
-from trainer.config import ObjectiveConfig
 from trainer.frames import SignalRequest, Signals, SignalSpec, joined
+from trainer.objective_config import ObjectiveConfig
 from trainer.signals import CandidateRows, HiddenRows, TeacherRows, TopKRows, Unembedding
 from trainer.smoothing import Smoothing
 from trainer.teacher_client import UnembeddingArrays
@@ -37,13 +37,10 @@ class Scored:
     """Tokens of the prompt."""
     start: int
     """First scored position."""
+    end: int
+    """One past the last scored position."""
     weights_version: int | None = None
     """Of the student that wrote the completion; None if the data did."""
-
-    @property
-    def end(self) -> int:
-        """One past the last scored position."""
-        return len(self.ids) - 1
 
     @property
     def rows(self) -> int:
@@ -57,8 +54,8 @@ class Scored:
 
     @property
     def targets(self) -> TokenIds:
-        """The realised token of each row."""
-        return self.ids[self.start + 1 :]
+        """The realised token of each row; the last position has none."""
+        return self.ids[self.start + 1 : self.end + 1]
 
     def request(self, candidate_ids_RK: npt.NDArray[np.int32] | None = None) -> SignalRequest:
         """What to ask the teacher; `candidates` needs the student's ids [rows, C]."""
@@ -66,11 +63,17 @@ class Scored:
 
 
 def scored(
-    prompt_ids: TokenIds, completion_ids: TokenIds, *, loss_on_prompt: bool, weights_version: int | None = None
+    prompt_ids: TokenIds,
+    completion_ids: TokenIds,
+    *,
+    loss_on_prompt: bool,
+    loss_on_last_token: bool = False,
+    weights_version: int | None = None,
 ) -> Scored:
     """The sequence of a prompt and its completion, neither empty."""
+    ids = np.concatenate([prompt_ids, completion_ids])
     start = 0 if loss_on_prompt else len(prompt_ids) - 1
-    return Scored(np.concatenate([prompt_ids, completion_ids]), len(prompt_ids), start, weights_version)
+    return Scored(ids, len(prompt_ids), start, len(ids) if loss_on_last_token else len(ids) - 1, weights_version)
 
 
 def signal_spec(objective: ObjectiveConfig) -> SignalSpec:
@@ -133,14 +136,14 @@ def teacher_rows(
 
 
 def targets_of(sequences: Sequence[Scored]) -> Tensor:
-    """The realised token of each row, int64 [N]."""
+    """The realised token of each row, int64 [N]; rows of last positions have none."""
     return torch.cat([torch.from_numpy(sequence.targets).long() for sequence in sequences])
 
 
 def sequence_digests(sequences: Sequence[Scored]) -> Tensor:
     """For each row the digest of its sequence, int64 [N] in two's complement."""
     digests = np.array([codec.sequence_digest(sequence.ids) for sequence in sequences], np.uint64)
-    return torch.from_numpy(digests.view(np.int64)).repeat_interleave(_counts(sequences))
+    return torch.from_numpy(digests.view(np.int64)).repeat_interleave(row_counts(sequences))
 
 
 def positions(sequences: Sequence[Scored]) -> Tensor:
@@ -148,5 +151,6 @@ def positions(sequences: Sequence[Scored]) -> Tensor:
     return torch.cat([torch.arange(sequence.start, sequence.end) for sequence in sequences])
 
 
-def _counts(sequences: Sequence[Scored]) -> Tensor:
+def row_counts(sequences: Sequence[Scored]) -> Tensor:
+    """Rows of each sequence, int64 [B]."""
     return torch.tensor([sequence.rows for sequence in sequences])

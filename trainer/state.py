@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tutelage.errors import CheckpointError, IdentityMismatch
 
+from trainer.best import Best
 from trainer.config import StudentConfig
 
 STATE_FILE = "state.json"
 # Other values of these change no number of a training.
-_FREE_SETTINGS = {"gpus", "save_every_steps", "keep_checkpoints"}
+_FREE_SETTINGS = {"gpus", "save_every_steps", "keep_checkpoints", "preset", "sinks", "gradient_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class State:
     """Of the data set."""
     teacher_digest: str
     """Weights of the teacher; empty without one."""
+    best: Best = field(default_factory=Best)
+    """The best measurement so far."""
 
     def save(self, folder: Path) -> None:
         """Writes `state.json`."""
@@ -61,7 +64,8 @@ class State:
 
 def read_state(folder: Path) -> State:
     """The state in a checkpoint."""
-    return State(**json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+    values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    return State(**{**values, "best": Best(**values["best"])})
 
 
 def config_digest(config: StudentConfig) -> str:

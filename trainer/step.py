@@ -1,11 +1,12 @@
 """One optimizer step: whose sequences, what the teacher says about them, the loss, the update.
 
-Each sequence of a batch is the student's own with probability λ, drawn for that sequence alone; the others
-come from the data. Samples and scores are of this very step: nothing is stale.
+Each sequence of a batch is the student's own with probability λ, drawn for that sequence alone (or for its
+micro-batch); the others come from the data. Samples and scores are of this very step: nothing is stale.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from trainer.config import StudentConfig
 from trainer.frames import SignalRequest, Signals
 from trainer.objectives.diagnostics import diagnostics
 from trainer.objectives.loss import token_cross_entropy, token_divergence, token_policy_gradient
-from trainer.objectives.reductions import reduce_token_mean
+from trainer.objectives.reductions import reduce_micro_batch_token_mean, reduce_sequence_mean, reduce_token_mean
 from trainer.objectives.table import objective_named, resolve_parameters
-from trainer.rows import Scored, scored, signal_spec, smoothing_of, targets_of, teacher_rows
+from trainer.rows import Scored, row_counts, scored, signal_spec, smoothing_of, targets_of, teacher_rows
 from trainer.sampling import sample
 from trainer.seeds import derived_seed, numpy_generator
 from trainer.signals import TeacherRows, Unembedding
@@ -30,7 +31,16 @@ from trainer.teacher_client import Teacher
 
 # Divergences of each row take three times as long as the loss itself; so many rows show where a step is.
 _DIAGNOSED_ROWS = 64
-_MEASURES = ("forward_kl", "reverse_kl", "tail_mass", "teacher_entropy", "student_entropy", "top1_agreement")
+_MEASURES = (
+    "forward_kl",
+    "reverse_kl",
+    "tail_mass",
+    "student_tail_mass",
+    "support_mass",
+    "teacher_entropy",
+    "student_entropy",
+    "top1_agreement",
+)
 
 
 @dataclass(frozen=True)
@@ -98,8 +108,9 @@ class Stepper:
     def _compose(self, step: int, examples: Sequence[Example]) -> list[Scored]:
         """Own samples where the draw says so, else the data's completions."""
         config = self._config
-        draws = numpy_generator(config.seed, "on-policy", config.id, step).random(len(examples))
-        own = [place for place, draw in enumerate(draws) if draw < config.objective.own_fraction]
+        unit = config.batch.micro_batch_sequences if config.on_policy_unit == "micro_batch" else 1
+        draws = numpy_generator(config.seed, "on-policy", config.id, step).random(math.ceil(len(examples) / unit))
+        own = [place for place in range(len(examples)) if draws[place // unit] < config.objective.own_fraction]
         completions = {place: example.completion_ids for place, example in enumerate(examples)}
         versions = dict.fromkeys(own, step)
         for place, ids in zip(own, self._write(step, [examples[place] for place in own]), strict=True):
@@ -130,9 +141,11 @@ class Stepper:
         return completions
 
     def _score(self, sequences: Sequence[Scored]) -> list[MicroBatch]:
-        """Micro-batches of sequences of like length, with the teacher's rows."""
+        """Micro-batches of sequences of like length, unless the loss depends on them, with the teacher's rows."""
         size = self._config.batch.micro_batch_sequences
-        ordered = sorted(sequences, key=lambda sequence: -len(sequence.ids))
+        ordered = list(sequences)
+        if not self._config.micro_batches_matter:
+            ordered.sort(key=lambda sequence: -len(sequence.ids))
         batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
         if self._teacher is None:
             return [MicroBatch(batch, None) for batch in batches]
@@ -162,7 +175,7 @@ class Stepper:
             hidden_ND, head = self._student.hidden(batch.sequences), self._student.head()
             if batch.teacher is not None:
                 measured.append(self._measure(hidden_ND.detach(), head, batch.teacher, total_rows))
-            part = reduce_token_mean(self._loss(hidden_ND, head, batch), total_rows)
+            part = self._reduce(self._loss(hidden_ND, head, batch), batch.sequences, batches)
             part.backward()
             self._student.collect_gradients()
             loss += float(part.detach())
@@ -181,18 +194,20 @@ class Stepper:
     ) -> dict[str, Tensor]:
         """Divergences of evenly spread rows, about `_DIAGNOSED_ROWS` of the whole step."""
         places = slice(None, None, max(1, total_rows // _DIAGNOSED_ROWS))
-        return diagnostics(hidden_ND[places], head, teacher.at(places), smoothing=self._smoothing)
+        values = diagnostics(hidden_ND[places], head, teacher.at(places), smoothing=self._smoothing)
+        if teacher.kind != "topk":  # Where the support is the student's: the teacher's mass that it covers.
+            values["support_mass"] = 1.0 - values["tail_mass"]
+        return values
 
     def _loss(self, hidden_ND: Tensor, head: Unembedding, batch: MicroBatch) -> Tensor:
         """Per row, [N]."""
         objective = self._config.objective
-        targets_N = targets_of(batch.sequences).to(self._student.device)
         if batch.teacher is None:
-            return token_cross_entropy(hidden_ND, head, targets_N)
+            return token_cross_entropy(hidden_ND, head, self._targets(batch))
         if self._entry.sampled_token:
             estimator = str(resolve_parameters(objective.name, objective.parameters)["estimator"])
             return token_policy_gradient(
-                hidden_ND, head, batch.teacher, targets_N, estimator=estimator, smoothing=self._smoothing
+                hidden_ND, head, batch.teacher, self._targets(batch), estimator=estimator, smoothing=self._smoothing
             )
         return token_divergence(
             hidden_ND,
@@ -203,6 +218,21 @@ class Stepper:
             smoothing=self._smoothing,
             approximate=objective.approximate,
         )
+
+    def _targets(self, batch: MicroBatch) -> Tensor:
+        return targets_of(batch.sequences).to(self._student.device)
+
+    def _reduce(self, loss_N: Tensor, sequences: Sequence[Scored], batches: Sequence[MicroBatch]) -> Tensor:
+        """The part of the step's loss that comes from one of its micro-batches."""
+        match self._config.reduction:
+            case "token_mean":
+                return reduce_token_mean(loss_N, sum(batch.rows for batch in batches))
+            case "sequence_mean":
+                counts_B = row_counts(sequences).to(loss_N.device)
+                total = sum(len(batch.sequences) for batch in batches)
+                return reduce_sequence_mean(loss_N, counts_B.repeat_interleave(counts_B), total)
+            case "micro_batch_token_mean":
+                return reduce_micro_batch_token_mean(loss_N, len(batches))
 
     def _scored(self, example: Example, completion_ids: TokenIds, version: int | None) -> Scored:
         if not len(completion_ids):
@@ -215,6 +245,7 @@ class Stepper:
             example.prompt_ids,
             completion_ids,
             loss_on_prompt=self._config.loss_on_prompt,
+            loss_on_last_token=self._config.loss_on_last_token,
             weights_version=version,
         )
 
@@ -247,7 +278,8 @@ def _means(measured: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     """Means over all rows of the step."""
     return {
         f"train/{name}": float(torch.cat([values[name] for values in measured]).double().mean())
-        for name in (_MEASURES if measured else ())
+        for name in _MEASURES
+        if measured and name in measured[0]
     }
 
 

@@ -2,7 +2,8 @@
 
 Forward and backward run in `dtype`; the optimizer steps float32 weights, which are copied back after each
 step (mixed precision as Micikevicius et al. 2018, arXiv 1710.03740, without loss scaling, which bfloat16
-does not need).
+does not need). With LoRA the trained weights are those of the adapters; all others are frozen and have
+neither gradients nor float32 copies.
 
 Shape suffixes: B sequences, T positions, N scored rows, V vocabulary, D hidden width.
 """
@@ -21,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tutelage.errors import CheckpointError
 
-from trainer.config import OptimizerConfig
+from trainer.config import LoraConfig, OptimizerConfig
+from trainer.lora import add_adapters
 from trainer.rows import Scored
 from trainer.signals import Unembedding
 
@@ -37,21 +39,45 @@ class Student:
         dtype: of forward and backward.
         optimizer: AdamW's settings.
         vocabulary_size: ids that the tokenizer can produce; later rows of the head are padding.
+        lora: adapters to train instead of all weights.
+        adapter_seed: of the adapters' first values.
+        gradient_checkpointing: compute layers again in the backward pass instead of keeping their values.
+
+    Raises:
+        ConfigurationError: as `add_adapters`.
 
     """
 
-    def __init__(self, folder: Path, *, dtype: str, optimizer: OptimizerConfig, vocabulary_size: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: str,
+        optimizer: OptimizerConfig,
+        vocabulary_size: int,
+        lora: LoraConfig | None = None,
+        adapter_seed: int = 0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True)
+        # The full path, since an adapter's files name the model that it belongs to.
+        model = AutoModelForCausalLM.from_pretrained(
+            folder.resolve(), dtype=getattr(torch, dtype), use_safetensors=True
+        )
         self.model: Any = model.to(self.device)
+        self._adapters = None if lora is None else add_adapters(self.model, lora, seed=adapter_seed)
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()
         self._settings = optimizer
         self.vocabulary_size = vocabulary_size
         # Tied weights occur once in named_parameters.
-        self._parameters: dict[str, Tensor] = dict(self.model.named_parameters())
+        self._parameters: dict[str, Tensor] = {
+            name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
+        }
         # In float32 the optimizer steps the model's own weights.
         self._masters = {
             name: parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_()
@@ -95,7 +121,9 @@ class Student:
     @torch.no_grad()
     def likeliest_ids(self, sequence: Scored, k: int) -> npt.NDArray[np.int32]:
         """The k ids that it finds likeliest at each scored position, int32 [rows, k]."""
+        self.model.eval()
         logits_NV = self.head().logits(self.hidden([sequence]))
+        self.model.train()
         ids_NK = logits_NV.topk(min(k, self.vocabulary_size), dim=-1).indices
         return ids_NK.to(torch.int32).cpu().numpy()
 
@@ -123,8 +151,11 @@ class Student:
         return float(norm)
 
     def save(self, folder: Path) -> None:
-        """Writes the Hugging Face checkpoint and `trainer_state.safetensors`."""
-        self.model.save_pretrained(folder)
+        """Writes the Hugging Face checkpoint (with LoRA, the adapter's) and `trainer_state.safetensors`."""
+        if self._adapters is None:
+            self.model.save_pretrained(folder)
+        else:
+            self._adapters.save_pretrained(folder, save_embedding_layers=False)
         self.tokenizer.save_pretrained(folder)
         tensors = {f"master.{name}": master.detach() for name, master in self._masters.items()}
         for name, master in self._masters.items():

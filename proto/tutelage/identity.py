@@ -69,7 +69,7 @@ def vocabulary_size(checkpoint: Path) -> int:
 
 
 def weights_digest(checkpoint: Path) -> str:
-    """SHA-256 over the names and contents of `config.json` and every `*.safetensors`, by name.
+    """SHA-256 over the names and contents of `config.json` (an adapter's own) and every `*.safetensors`, by name.
 
     Raises:
         DataError: there is no safetensors file.
@@ -78,8 +78,11 @@ def weights_digest(checkpoint: Path) -> str:
     files = sorted(checkpoint.glob("*.safetensors"))
     if not files:
         raise DataError(f"{checkpoint} holds no *.safetensors; only safetensors weights are loaded")
+    config = checkpoint / "config.json"
+    if not config.exists():  # An adapter; its configuration names the model that it belongs to.
+        config = checkpoint / "adapter_config.json"
     total = hashlib.sha256()
-    for path in [checkpoint / "config.json", *files]:
+    for path in [config, *files]:
         with path.open("rb") as stream:
             total.update(path.name.encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()

@@ -27,7 +27,11 @@ def test_links_to_files_lead_somewhere(page):
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-def test_every_promise_names_a_test_that_exists():
-    for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs" / "reliability.md").read_text()):
+@pytest.mark.parametrize("page", ["reliability.md", "objectives.md"])
+def test_every_promise_names_a_test_that_exists(page):
+    text = (ROOT / "docs" / page).read_text()
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text):
         assert (ROOT / path).exists(), path
         assert not name or f"def {name}(" in (ROOT / path).read_text(), name
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in (ROOT / "tests/numerics/test_traps.py").read_text(), name

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from tutelage.configuration import load, to_yaml, validate
 from tutelage.errors import ConfigurationError
 
-from trainer.config import PARAMETERS, CohortConfig, ObjectiveConfig
+from trainer.config import CohortConfig
+from trainer.objective_config import PARAMETERS, ObjectiveConfig
 from trainer.objectives.table import OBJECTIVES
 
 

@@ -1,0 +1,123 @@
+"""SIGKILL at every place of a training: what goes on afterwards equals an undisturbed training bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars
+import pytest
+import torch
+from killed_training import FAILPOINTS, fork_server, run_to_the_end_or_the_failpoint
+from safetensors.torch import load_file
+from trainer_cases import metric_rows, student_config, write_rows
+
+from trainer.carve import carve
+from trainer.checkpoints import CheckpointStore
+from trainer.config import StudentConfig
+
+# Each writes itself, asks the teacher, adds noise and drops out (LoRA): every failpoint is on its way.
+OBJECTIVES = {
+    name: {"name": name, "signal": "hidden", "on_policy_fraction": 0.5, "noise": 0.5, "temperature": 2.0}
+    for name in ("forward_kl", "reverse_kl", "gkd")
+}
+SHORT = ("fetch", "sample", "noise", "backward", "step, weights not yet copied", "save: weights", "save: manifest")
+TRAINED = {"full": None, "lora": {"rank": 4, "dropout": 0.1}}
+
+
+@pytest.fixture(scope="module")
+def context() -> Iterator[Any]:
+    with fork_server(Path(__file__).resolve().parents[1]) as context:
+        yield context
+
+
+@pytest.fixture(scope="module")
+def init(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("failpoints")
+    carve(tiny_model, folder / "init", layers=2)
+    write_rows(folder / "rows.jsonl")
+    return folder / "init"
+
+
+def config_of(init: Path, objective: str, trained: str, **changes: Any) -> StudentConfig:
+    return student_config(
+        init,
+        init.parent / "rows.jsonl",
+        objective=OBJECTIVES[objective],
+        lora=TRAINED[trained],
+        batch={"sequences": 2, "micro_batch_sequences": 1, "max_tokens": 64},
+        sampling={"max_new_tokens": 3},
+        held_out={"sequences": 2, "every_steps": 2},
+        **changes,
+    )
+
+
+def assert_equal_trainings(one: Path, other: Path) -> None:
+    """Weights, optimizer, the rest of the state, metrics in both forms."""
+    left, right = (CheckpointStore(folder / "checkpoints", keep=2).latest() for folder in (one, other))
+    assert left is not None
+    assert right is not None
+    assert left.step == right.step
+    names = {path.name for path in left.path.iterdir()}
+    assert names == {path.name for path in right.path.iterdir()}
+    for name in sorted(name for name in names if name.endswith(".safetensors")):
+        mine, theirs = load_file(left.path / name), load_file(right.path / name)
+        assert mine.keys() == theirs.keys()
+        for key, tensor in mine.items():
+            assert torch.equal(tensor, theirs[key]), f"{name}: {key}"
+    states = [json.loads((path / "state.json").read_text()) for path in (left.path, right.path)]
+    assert {**states[0], "metrics_bytes": 0} == {**states[1], "metrics_bytes": 0}  # Times have other lengths.
+    assert metric_rows(one) == metric_rows(other)
+    frames = [polars.read_parquet(folder / "metrics.parquet") for folder in (one, other)]
+    times = [name for name in frames[0].columns if "seconds" in name]
+    assert frames[0].drop(times).equals(frames[1].drop(times))
+
+
+def test_killed_at_one_place_after_another_it_equals_an_undisturbed_one(context, init, tiny_model, tmp_path):
+    """One training that is killed at each place, a step later each time, and resumed after each."""
+    config = config_of(init, "gkd", "lora", steps=len(SHORT) + 3, save_every_steps=1)
+    assert run_to_the_end_or_the_failpoint(context, config, tmp_path / "whole", tiny_model)
+    for number, failpoint in enumerate(SHORT, start=1):
+        came_to_the_end = run_to_the_end_or_the_failpoint(
+            context, config, tmp_path / "killed", tiny_model, failpoint, after_steps=number
+        )
+        assert not came_to_the_end, failpoint
+        latest = CheckpointStore(tmp_path / "killed/checkpoints", keep=2).latest()
+        assert number == 1 or (latest is not None and latest.step >= number - 1), failpoint
+    assert run_to_the_end_or_the_failpoint(context, config, tmp_path / "killed", tiny_model)
+    assert_equal_trainings(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(context: Any, init: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Folder of the whole training of an objective, made once."""
+    done: dict[tuple[str, str], Path] = {}
+
+    def of(objective: str, trained: str) -> Path:
+        if (objective, trained) not in done:
+            folder = tmp_path_factory.mktemp(f"{objective}-{trained}")
+            config = config_of(init, objective, trained, steps=26, save_every_steps=2)
+            assert run_to_the_end_or_the_failpoint(context, config, folder, tiny_model)
+            done[objective, trained] = folder
+        return done[objective, trained]
+
+    return of
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("failpoint", FAILPOINTS)
+@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_killed_once_it_equals_an_undisturbed_one_for_twenty_further_steps(
+    objective, trained, failpoint, undisturbed, context, init, tiny_model, tmp_path
+):
+    whole = undisturbed(objective, trained)
+    config = config_of(init, objective, trained, steps=26, save_every_steps=2)
+    assert not run_to_the_end_or_the_failpoint(context, config, tmp_path, tiny_model, failpoint, after_steps=5)
+    latest = CheckpointStore(tmp_path / "checkpoints", keep=2).latest()
+    assert latest is not None
+    assert latest.step in (4, 6)
+    assert run_to_the_end_or_the_failpoint(context, config, tmp_path, tiny_model)
+    assert_equal_trainings(whole, tmp_path)

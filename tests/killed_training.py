@@ -1,0 +1,122 @@
+"""Trainings in processes of their own that kill themselves with SIGKILL when they reach a named place.
+
+The places are functions of the trainer that are replaced in the child; the trainer itself knows nothing of them.
+Children are forked from a server that has imported everything (multiprocessing's `forkserver`), in a moment each.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer_doubles import InProcessTeacher
+
+from trainer.config import StudentConfig
+from trainer.loop import train
+from trainer.progress import Progress
+
+
+@dataclass(frozen=True)
+class Failpoint:
+    """Before a function is called, once training has done some steps."""
+
+    module: str
+    attribute: str
+
+
+FAILPOINTS = {
+    "fetch": Failpoint("trainer_doubles", "InProcessTeacher.signals"),
+    "sample": Failpoint("trainer.step", "sample"),
+    "score": Failpoint("trainer.step", "teacher_rows"),
+    "noise": Failpoint("trainer.smoothing", "counter_normal"),
+    "forward": Failpoint("trainer.student", "Student.hidden"),
+    "backward": Failpoint("torch", "Tensor.backward"),
+    "between micro-batches": Failpoint("trainer.student", "Student.collect_gradients"),
+    "step": Failpoint("torch.optim", "AdamW.step"),
+    "step, weights not yet copied": Failpoint("trainer.student", "Student._publish"),
+    "metrics row": Failpoint("trainer.metrics", "MetricsLog.append"),
+    "held-out measures": Failpoint("trainer.held_out", "HeldOut.measure"),
+    "save: metrics": Failpoint("trainer.metrics", "MetricsLog.commit"),
+    "save: Parquet": Failpoint("trainer.metrics", "write_durably"),
+    "save: weights": Failpoint("trainer.student", "Student.save"),
+    "save: optimizer": Failpoint("trainer.student", "save_file"),
+    "save: state": Failpoint("trainer.state", "State.save"),
+    "save: durable": Failpoint("trainer.checkpoints", "commit"),
+    "save: manifest": Failpoint("trainer.checkpoints", "write_durably"),
+    "save: removal of old ones": Failpoint("trainer.checkpoints", "CheckpointStore._prune"),
+}
+
+
+@contextmanager
+def fork_server(tests: Path) -> Iterator[Any]:
+    """A multiprocessing context whose children need no imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["pytest", "killed_training", "transformers.models.llama.modeling_llama", "peft", "polars"]
+    )
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(tests), *sys.path])
+    try:
+        yield context
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def run_to_the_end_or_the_failpoint(
+    context: Any, config: StudentConfig, folder: Path, teacher: Path, failpoint: str = "", after_steps: int = 0
+) -> bool:
+    """Trains in a child; True if it came to the end, False if it was killed at the failpoint.
+
+    Args:
+        context: of `fork_server`.
+        config: the student's.
+        folder: the student's.
+        teacher: directory of the teacher's model.
+        failpoint: a name of `FAILPOINTS`; empty for none.
+        after_steps: how many steps must be done before it kills.
+
+    """
+    process = context.Process(
+        target=_train, args=(config.model_dump(mode="json"), folder, teacher, failpoint, after_steps)
+    )
+    process.start()
+    process.join(120)
+    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+    return process.exitcode == 0
+
+
+def _train(values: dict[str, Any], folder: Path, teacher: Path, failpoint: str, after_steps: int) -> None:
+    steps = [-1]
+
+    def report(progress: Progress) -> None:
+        steps[0] = progress.step
+
+    if failpoint:
+        _arm(FAILPOINTS[failpoint], lambda: steps[0] >= after_steps)
+    train(StudentConfig.model_validate(values), folder=folder, teacher=InProcessTeacher(teacher), report=report)
+
+
+def _arm(failpoint: Failpoint, armed: Callable[[], bool]) -> None:
+    owner: Any = importlib.import_module(failpoint.module)
+    *path, name = failpoint.attribute.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    original = getattr(owner, name)
+
+    def replacement(*arguments: Any, **keywords: Any) -> Any:
+        if armed():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **keywords)
+
+    setattr(owner, name, replacement)
