@@ -78,7 +78,7 @@ def _grouped_attention(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     B, H, T, S = query_BHTS.shape
-    if T > 1 or H == key_BGTS.shape[1]:
+    if T > 1 or key_BGTS.shape[1] == H:
         plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query_BHTS, key_BGTS, value_BGTS, attention_mask, **options
         )
