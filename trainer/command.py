@@ -1,15 +1,37 @@
-"""`tutelage train --config cohort.yaml`: trains the students of a cohort and shows how they do."""
+"""`tutelage train --config cohort.yaml`: trains the students of a cohort and shows how they do.
+
+`tutelage students list | pause | resume | stop | scale` steers them while they train.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from tutelage.errors import EXIT_DONE, ConfigurationError
 
-from trainer.config import CohortConfig
+from trainer.board import Board, Command, ask, is_on, read_board, texts_of
+
+if TYPE_CHECKING:
+    from trainer.config import CohortConfig
+
+_HELP = {
+    "list": "every student with its state, step and newest loss",
+    "pause": "a student stands still after its present step",
+    "resume": "a paused one goes on; a stopped one is queued again and goes on from its checkpoint",
+    "stop": "a student saves and ends after its present step",
+    "scale": "how many students may run at once; those beyond it save, end, and wait for their turn",
+}
 
 
 def main(arguments: list[str]) -> int:
     """Trains students of a served teacher."""
     from tutelage.configuration import load
+
+    from trainer.config import CohortConfig
 
     config = load(CohortConfig, arguments, program="tutelage train", environment_prefix="TUTELAGE_TRAIN_")
     if not config.students:
@@ -38,3 +60,51 @@ def _train(config: CohortConfig) -> int:
     if failed:
         raise failed[0]
     return EXIT_DONE
+
+
+def students(arguments: list[str]) -> int:
+    """Lists and steers the students of a run."""
+    options = _parser().parse_args(arguments)
+    board = read_board(options.output) if options.action == "list" else ask(options.output, _command(options))
+    if options.json:
+        print(json.dumps(asdict(board)))
+    else:
+        _show(board)
+    return EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tutelage students", description="Lists and steers the students of a run.")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in _HELP.items():
+        action = actions.add_parser(name, help=text, description=text)
+        if name == "scale":
+            action.add_argument("concurrency", type=int, help="students at once, at least 1")
+        elif name != "list":
+            action.add_argument("student", help="its id")
+        action.add_argument("--output", type=Path, default=Path("runs/run"), help="the run's folder (default runs/run)")
+        action.add_argument("--json", action="store_true", help="print the board as JSON")
+    return parser
+
+
+def _command(options: argparse.Namespace) -> Command:
+    if options.action != "scale":
+        return Command(options.action, student=options.student)
+    if options.concurrency < 1:
+        raise ConfigurationError(f"{options.concurrency} students at once is none; give at least 1", "concurrency")
+    return Command("scale", concurrency=options.concurrency)
+
+
+def _show(board: Board) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    on = "on" if is_on(board) else "not on"
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("student", "state", "step", "loss", "held-out KL", "now"):
+        table.add_column(name)
+    for row in board.students:
+        table.add_row(*texts_of(row))
+    console = Console()
+    console.print(f"run {board.run} ({on}), {board.concurrency} at once", highlight=False)
+    console.print(table)

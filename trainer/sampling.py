@@ -1,17 +1,20 @@
 """Live sampling: the student writes continuations with the weights that it has now.
 
-Prompts are padded on the left; sequences that have ended leave the batch, so it grows cheaper as it goes.
+Prompts are padded on the left; sequences that have ended leave the batch, so it grows cheaper as it goes. What makes a
+single token cheap is in `trainer/decoding.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from trainer.decoding import fast_decoding
 
 TokenIds = npt.NDArray[np.int32]
 
@@ -43,16 +46,32 @@ def sample(
         vocabulary_size: ids from here on (padded rows of the head) are never written.
 
     """
+    room = [min(max_new_tokens, max_tokens - len(prompt)) for prompt in prompts]
+
+    def next_ids(ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
+        logits_BV = _next_logits(model, ids_BT, mask_BT, cache)[:, :vocabulary_size]
+        return choose(logits_BV, generator, temperature=temperature, top_p=top_p)
+
+    with fast_decoding(model):
+        return _write(model, prompts, room, end_ids, next_ids)
+
+
+def _write(
+    model: Any,
+    prompts: Sequence[TokenIds],
+    room: Sequence[int],
+    end_ids: frozenset[int],
+    next_ids: Callable[[Tensor, Tensor, Any], Tensor],
+) -> list[TokenIds]:
+    """Writes token by token; `room` bounds the tokens of each sequence."""
     from transformers import DynamicCache
 
-    room = [min(max_new_tokens, max_tokens - len(prompt)) for prompt in prompts]
     written: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))
     ids_BT, mask_BT = (tensor.to(model.device) for tensor in _left_padded(prompts))
     cache = DynamicCache(config=model.config)
     while active:
-        logits_BV = _next_logits(model, ids_BT, mask_BT, cache)[:, :vocabulary_size]
-        chosen_B = choose(logits_BV, generator, temperature=temperature, top_p=top_p)
+        chosen_B = next_ids(ids_BT, mask_BT, cache)
         for row, token in zip(active, chosen_B.tolist(), strict=True):
             written[row].append(token)
         going = [

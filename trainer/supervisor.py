@@ -1,19 +1,23 @@
-"""Runs the students of a cohort as Ray actors: starts as many as may run, watches them, collects how they end.
+"""Runs the students of a cohort as Ray actors: starts as many as may run, steers them, collects how they end.
 
-It is the driver of the Ray job: when it goes, its actors go.
+It is the driver of the Ray job: when it goes, its actors go. What people ask for (`tutelage students`) becomes what
+is *wanted* of a student; the supervisor tells its actor again until it does so, since an actor whose process was
+killed begins without knowing.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from tutelage.errors import Conflict, TutelageError
 
+from trainer.board import Board, Command, LetterBox, Row
 from trainer.config import CohortConfig, StudentConfig
 from trainer.progress import Outcome, Status
 
@@ -32,6 +36,8 @@ class Supervised:
     config: StudentConfig
     state: str = "queued"
     """queued, running, finished, stopped or failed."""
+    wanted: Literal["run", "pause", "stop", "yield"] = "run"
+    """What it is to do; one that yields saves, ends, and waits for its turn."""
     status: Status | None = None
     """Its newest answer."""
     outcome: Outcome | None = None
@@ -80,31 +86,85 @@ def supervise(config: CohortConfig, watch: Watch) -> list[Supervised]:
         watch: told where everybody is.
 
     """
-    students = [Supervised(student) for student in config.students]
+    cohort = _Cohort(config)
     try:
-        while any(student.state in ("queued", "running") for student in students):
-            _start_some(students, config)
-            _collect_ended(students)
-            _ask(students)
-            watch(students)
+        while any(student.state in ("queued", "running") for student in cohort.students):
+            cohort.turn()
+            watch(cohort.students)
     finally:
-        _kill([student for student in students if student.state == "running"])
-    return students
+        _kill([student for student in cohort.students if student.state == "running"])
+        cohort.publish(ended=True)
+    return cohort.students
+
+
+class _Cohort:
+    """The students of a run, and how many of them may run at once."""
+
+    def __init__(self, config: CohortConfig) -> None:
+        self._config = config
+        self.students = [Supervised(student) for student in config.students]
+        self._concurrency = config.concurrency or len(self.students)
+        self._box = LetterBox(config.output)
+
+    def turn(self) -> None:
+        """Obeys, starts, collects, asks; about half a second."""
+        for command in self._box.take():
+            self._obey(command)
+        self._balance()
+        self.publish()
+        _collect_ended(self.students)
+        _ask(self.students)
+        _steer(self.students)
+
+    def publish(self, *, ended: bool = False) -> None:
+        """Shows people where everybody is."""
+        rows = tuple(_row(student) for student in self.students)
+        self._box.publish(Board(self._config.run, self._concurrency, time.time(), ended, rows))
+
+    def _obey(self, command: Command) -> None:
+        if command.action == "scale":
+            self._concurrency = command.concurrency
+            return
+        student = next(student for student in self.students if student.config.id == command.student)
+        if student.state in ("finished", "failed"):
+            return
+        student.wanted = {"pause": "pause", "resume": "run", "stop": "stop"}[command.action]
+        if student.state == "queued" and command.action == "stop":
+            student.state = "stopped"
+        elif student.state == "stopped" and command.action == "resume":
+            student.state, student.outcome = "queued", None
+
+    def _balance(self) -> None:
+        """Starts students while there is room; of too many, the last ones save and wait for their turn."""
+        running = [student for student in self.students if student.state == "running"]
+        for student in running[self._concurrency :]:
+            student.wanted = "yield"
+        queued = [student for student in self.students if student.state == "queued"]
+        for student in queued[: max(0, self._concurrency - len(running))]:
+            student.actor = _create_actor(student.config, self._config)
+            student.future = student.actor.run.remote()
+            student.state = "running"
+
+
+def _row(student: Supervised) -> Row:
+    """What the board says of a student."""
+    progress = student.status.progress if student.status else None
+    here = student.status if student.state == "running" else None
+    steps_done = student.outcome.step if student.outcome else progress.step if progress else 0
+    return Row(
+        student.config.id,
+        "paused" if here is not None and here.paused else student.state,
+        steps_done,
+        student.config.steps,
+        str(student.error or (here.progress.phase if here else "")),
+        here.process_id if here else None,
+        dict(progress.metrics) if progress else {},
+    )
 
 
 def _cpus(config: CohortConfig) -> int:
-    """What the students that run at once ask for, at most."""
-    threads = sorted((student.threads for student in config.students), reverse=True)
-    return sum(threads[: config.concurrency])
-
-
-def _start_some(students: list[Supervised], config: CohortConfig) -> None:
-    running = sum(student.state == "running" for student in students)
-    limit = config.concurrency or len(students)
-    for student in [student for student in students if student.state == "queued"][: limit - running]:
-        student.actor = _create_actor(student.config, config)
-        student.future = student.actor.run.remote()
-        student.state = "running"
+    """What all students ask for: how many run at once is the supervisor's affair, and may grow."""
+    return sum(student.threads for student in config.students)
 
 
 def _create_actor(student: StudentConfig, config: CohortConfig) -> Any:
@@ -137,12 +197,20 @@ def _collect_ended(students: list[Supervised]) -> None:
     for future in ended:
         student = futures[future]
         try:
-            student.outcome = ray.get(future)
-            student.state = "finished" if student.outcome.finished else "stopped"
+            _end(student, ray.get(future))
         except ray.exceptions.RayError as error:
             student.error = _error_of(error, student.config.id)
             student.state = "failed"
         _kill([student])
+
+
+def _end(student: Supervised, outcome: Outcome) -> None:
+    """Finished, stopped, or back in the queue."""
+    if not outcome.finished and student.wanted in ("yield", "run"):
+        student.state, student.wanted = "queued", "run"
+        return
+    student.outcome = outcome
+    student.state = "finished" if outcome.finished else "stopped"
 
 
 def _error_of(error: Exception, student_id: str) -> TutelageError:
@@ -166,6 +234,19 @@ def _ask(students: list[Supervised]) -> None:
             asked[future].status = ray.get(future)
         except ray.exceptions.RayActorError:
             asked[future].status = None
+
+
+def _steer(students: list[Supervised]) -> None:
+    """Tells actors what is wanted of them, where they do something else."""
+    for student in students:
+        if student.state != "running" or student.status is None:
+            continue
+        if student.wanted in ("stop", "yield"):
+            student.actor.stop.remote()
+        elif student.wanted == "pause" and not student.status.paused:
+            student.actor.pause.remote()
+        elif student.wanted == "run" and student.status.paused:
+            student.actor.resume.remote()
 
 
 def _kill(students: list[Supervised]) -> None:

@@ -18,6 +18,7 @@ from tutelage.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE, TutelageErr
 _SUMMARIES = {
     "teacher": "serve a teacher, or ask one who it is and what it has done",
     "train": "train students of a served teacher",
+    "students": "list, pause, resume, stop and scale the students of a run that is on",
     "evaluate": "score checkpoints on tasks, with or without a server",
     "report": "turn frames into an HTML report",
     "doctor": "say what is installed, which ports are free, whether a teacher answers and a student fits it",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -13,14 +15,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
 from trainer_cases import metric_rows, write_rows
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
+from tutelage.errors import Unreachable
 
 from trainer.carve import carve
+from trainer.command import students as students_command
 
 _COMMAND = [sys.executable, "-c", "import sys; from tutelage.command import main; sys.exit(main())"]
 
@@ -95,36 +100,82 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_killed_trainers_go_on_from_their_checkpoints_and_an_interrupt_leaves_nothing(tiny_model, tmp_path):
-    steps = 40
+def process_of(folder: Path) -> int:
+    """Who trains the student, as its lock says."""
+    match = re.search(r"process (\d+)", (folder / "lock").read_text())
+    return int(match[1]) if match else 0
+
+
+def kill_and_time(folder: Path, log: Path, train: subprocess.Popen[bytes]) -> float:
+    """Seconds from the kill of a student's process until its successor is further than it was."""
+    os.kill(process_of(folder), signal.SIGKILL)
+    killed_at, done = time.monotonic(), steps_done(folder)
+    wait_until(lambda: steps_done(folder) > done, 60, log, train)
+    return time.monotonic() - killed_at
+
+
+def test_killed_trainers_go_on_from_their_checkpoints(tiny_model, tmp_path):
+    steps = 60
     log = tmp_path / "log"
     with serving(FaultyServicer(InProcessTeacher(tiny_model), tiny_model)) as address:
         cohort = write_cohort(tmp_path, tiny_model, address, steps)
-        ann = tmp_path / "run/students/ann"
+        ann, bob = (tmp_path / "run/students" / name for name in ("ann", "bob"))
         with running(["train", "--config", str(cohort)], log) as train:
-            wait_until(lambda: steps_done(ann) >= 12, 120, log, train)
-            victim = int(re.search(r"process (\d+)", (ann / "lock").read_text())[1])
-            os.kill(victim, signal.SIGKILL)
-            killed_at = time.monotonic()
-            wait_until(lambda: f"process {victim} " not in (ann / "lock").read_text(), 60, log, train)
-            restart_seconds = time.monotonic() - killed_at
+            wait_until(lambda: min(steps_done(ann), steps_done(bob)) >= 12, 120, log, train)
+            neighbour = process_of(bob)
+            seconds = kill_and_time(ann, log, train)
+            assert process_of(bob) == neighbour
             assert train.wait(120) == 0, log.read_text()[-3000:]
-        assert_finished(tmp_path, steps)
-        assert restart_seconds < 30
+    assert_finished(tmp_path, steps)
+    print(f"back after {seconds:.1f} s")
+    assert seconds < 10
 
-        # Interrupted, a run ends with 130 and leaves no process.
-        longer = yaml.safe_load(cohort.read_text())
-        longer |= {"run": longer["run"] + "-long", "output": str(tmp_path / "long"), "students": [{"id": "ann"}]}
-        longer["defaults"]["steps"] = 5000
-        cohort.write_text(yaml.safe_dump(longer))
+
+def students(action: str, *options: str, output: Path) -> dict[str, dict[str, Any]]:
+    """The board's rows by student, after `tutelage students …`."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert students_command([action, *options, "--output", str(output), "--json"]) == 0
+    return {row["student"]: row for row in json.loads(printed.getvalue())["students"]}
+
+
+def test_a_run_is_steered_while_it_is_on_and_an_interrupt_leaves_nothing(tiny_model, tmp_path):
+    log, output = tmp_path / "log", tmp_path / "run"
+    with serving(FaultyServicer(InProcessTeacher(tiny_model), tiny_model)) as address:
+        cohort = write_cohort(tmp_path, tiny_model, address, 5000)
+        values = yaml.safe_load(cohort.read_text()) | {"concurrency": 1}
+        cohort.write_text(yaml.safe_dump(values))
+
         with running(["train", "--config", str(cohort)], log) as train:
-            wait_until(lambda: steps_done(tmp_path / "long/students/ann") >= 2, 120, log, train)
+
+            def wait_for(student: str, state: str) -> None:
+                wait_until(lambda: students("list", output=output)[student]["state"] == state, 60, log, train)
+
+            ann, bob = (output / "students" / name for name in ("ann", "bob"))
+            wait_until(lambda: steps_done(ann) >= 2, 120, log, train)
+            assert students("pause", "ann", output=output)["bob"]["state"] == "queued"
+            wait_for("ann", "paused")
+            standing = steps_done(ann)
+            students("scale", "2", output=output)
+            wait_until(lambda: steps_done(bob) >= 2, 60, log, train)
+            assert steps_done(ann) == standing
+            students("resume", "ann", output=output)
+            wait_until(lambda: steps_done(ann) > standing, 60, log, train)
+            students("scale", "1", output=output)
+            wait_for("bob", "queued")  # It saved, and waits for its turn.
+            assert list((bob / "checkpoints").glob("step-*/MANIFEST.json"))
+            students("stop", "ann", output=output)
+            wait_for("ann", "stopped")
+            wait_for("bob", "running")
+
+            # Interrupted, a run ends with 130 and leaves no process.
             family = psutil.Process(train.pid).children(recursive=True)
             assert family
             os.killpg(train.pid, signal.SIGINT)  # As a terminal does: the whole group gets it.
             assert train.wait(60) == 130, log.read_text()[-3000:]
             _, alive = psutil.wait_procs(family, timeout=20)
             assert not alive
+    with pytest.raises(Unreachable, match="not on"):
+        students("pause", "bob", output=output)
 
 
 def test_a_killed_teacher_that_comes_back_costs_only_time(tiny_model, tmp_path):

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from trainer.config import OptimizerConfig
+from trainer.decoding import fast_decoding
 from trainer.rows import scored
 from trainer.sampling import choose, sample
 from trainer.student import Student, learning_rate_at
@@ -69,6 +70,31 @@ def test_the_same_generator_gives_the_same_samples_and_another_gives_others(mode
 
 def test_padded_rows_of_the_head_are_never_written(model):
     assert max(int(item.max()) for item in write(model, vocabulary_size=45, max_new_tokens=40)) < 45
+
+
+def test_fast_decoding_changes_no_number_and_leaves_nothing_behind(model):
+    ids = torch.tensor([[40, 41, 42, 43], [50, 51, 52, 53]])
+    before = model(ids).logits
+    with torch.no_grad():
+        for rows in (ids, ids[:, :1]):  # Attention is grouped where there is one position a sequence.
+            plain = model(rows).logits
+            with fast_decoding(model):
+                assert model.config._attn_implementation != "sdpa"
+                torch.testing.assert_close(model(rows).logits, plain, rtol=1e-5, atol=1e-5)
+    assert model.config._attn_implementation == "sdpa"
+    assert not any("forward" in vars(layer) for layer in model.modules())
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_fast_decoding_adds_the_bias_of_a_layer(model):
+    layer = model.model.layers[0].mlp.up_proj
+    layer.bias = torch.nn.Parameter(torch.randn(layer.out_features))
+    try:
+        with torch.no_grad(), fast_decoding(model):
+            rows = torch.randn(2, 1, layer.in_features)
+            torch.testing.assert_close(layer(rows), torch.nn.functional.linear(rows, layer.weight, layer.bias))
+    finally:
+        layer.bias = None
 
 
 def test_choices_follow_the_distribution():

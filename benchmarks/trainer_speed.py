@@ -1,0 +1,213 @@
+"""How long does an on-policy step take, against TRL's `DistillationTrainer`? Same work, same two cores, in one run.
+
+    python benchmarks/trainer_speed.py [--rounds 8] [--trl-dtype bfloat16] [--profile]
+
+Work: the packaged teacher (135M) and its 8-layer student (57M), every sequence written by the student, batch 8, 64 new
+tokens, GKD with β = 0.5 over the whole vocabulary, full fine-tuning. Ours: the teacher in `tutelage teacher serve`,
+asked for `hidden` over gRPC, and the student in this process: bfloat16 with float32 weights in the optimizer. TRL
+1.16.0: both models in its process, bfloat16 throughout by default, which is its fastest (its own default, float32
+weights, is `--trl-dtype float32`), without activation checkpointing. All processes are bound to the same cores, as many
+as `--threads`, the teacher's included; the sides take steps in turn. Prompts are the same in the same order.
+
+Also prints the floor: what the arithmetic and the reading of weights of a step take at the rates that the same cores
+reach on plain matrix products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "proto"), str(ROOT / "deploy")]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch  # noqa: E402
+from prepare_models import prepare  # noqa: E402
+from processes import running, wait_for_file  # noqa: E402
+from trl_environment import trl  # noqa: E402
+from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
+
+from trainer.config import StudentConfig  # noqa: E402
+from trainer.data import Example, read_dataset  # noqa: E402
+from trainer.rows import unembedding_of  # noqa: E402
+from trainer.step import Stepper  # noqa: E402
+from trainer.student import Student  # noqa: E402
+from trainer.teacher_client import TeacherClient  # noqa: E402
+
+BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
+BATCH, NEW_TOKENS = 8, 64
+PHASES = ("sampling", "scoring", "stepping")
+WARM_UP_ROUNDS = 2
+
+
+def write_prompts(path: Path, count: int) -> Path:
+    """Word problems of 40 to 60 tokens, with the chat template's."""
+    names, things = ("Ann", "Bob", "Mona", "Samir"), ("apples", "stones", "marbles", "shells")
+    rows = [
+        f"{names[i % 4]} has {13 + i} {things[i // 4 % 4]} and gets {2 + i % 9} more from {names[(i + 1) % 4]}. "
+        f"Half of them are lost on the way home. How many {things[i // 4 % 4]} are left?"
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    return path
+
+
+@contextmanager
+def served_teacher(model: Path, folder: Path, cores: str) -> Iterator[str]:
+    """The real server on a free port; gives its address."""
+    address, log = folder / "address", folder / "teacher.log"
+    options = ["--model", str(model), "--roles", "score", "--address", "127.0.0.1:0", "--score-cores", cores]
+    command = [sys.executable, "-c", "import sys; from tutelage.command import main; sys.exit(main())"]
+    environment = {"PYTHONPATH": f"{ROOT / 'proto'}:{ROOT}"}
+    command += ["teacher", "serve", *options, "--address-file", str(address)]
+    with running(command, log=log, environment=environment) as process:
+        yield wait_for_file(address, process, log=log, seconds=300)
+
+
+class Ours:
+    """A student of the served teacher, one step at a time."""
+
+    def __init__(self, options: argparse.Namespace, student: Path, prompts: Path, address: str) -> None:
+        config = StudentConfig.model_validate(
+            {
+                "id": "speed",
+                "init": student,
+                "data": {"path": prompts},
+                "objective": {"name": "gkd", "beta": 0.5, "on_policy_fraction": 1.0, "signal": "hidden"},
+                "sampling": {"max_new_tokens": NEW_TOKENS},
+                "batch": {"sequences": BATCH, "micro_batch_sequences": BATCH, "max_tokens": 512},
+                "optimizer": {"learning_rate": 1e-6},
+                "threads": options.student_threads,
+            }
+        )
+        torch.set_num_threads(config.threads)
+        size = vocabulary_size(student)
+        self.student = Student(student, dtype=config.dtype, optimizer=config.optimizer, vocabulary_size=size)
+        self.examples: list[Example] = read_dataset(
+            prompts, self.student.tokenizer, template="chat", max_tokens=config.batch.max_tokens
+        ).examples
+        digests = tokenizer_digests(student)
+        self.teacher = TeacherClient(address, student_id="speed", wait_seconds=60, tokenizer_digests=digests)
+        unembedding = unembedding_of(self.teacher.unembedding(), self.student.device)
+        self._stepper = Stepper(config, self.student, self.teacher, unembedding)
+        self._steps = 0
+
+    def step(self) -> dict[str, float]:
+        """One optimizer step: its metrics, and `seconds` of wall clock."""
+        started = time.perf_counter()
+        start = self._steps * BATCH % len(self.examples)
+        metrics = self._stepper.step(self._steps, self.examples[start : start + BATCH], lambda _phase: None)
+        self._steps += 1
+        return metrics | {"seconds": time.perf_counter() - started}
+
+
+def best_seconds(rounds: int, work: object) -> float:
+    """Shortest of some calls."""
+    assert callable(work)
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+@torch.no_grad()
+def floor_seconds(ours: Ours, teacher_layers: int, threads: int) -> dict[str, float]:
+    """What a step's matrix products take at the best rates seen on plain ones, by phase."""
+    torch.set_num_threads(threads)
+    left, right = torch.randn(1024, 1536).bfloat16(), torch.randn(1536, 1536).bfloat16()
+    flops_a_second = 2 * 1024 * 1536 * 1536 / best_seconds(20, lambda: left @ right)
+    weights, few = torch.randn(64 * 2**20 // 1024, 1024).bfloat16(), torch.randn(1024, BATCH).bfloat16()
+    bytes_a_second = weights.nbytes / best_seconds(10, lambda: weights @ few)
+    config, head = ours.student.model.config, ours.student.head().matrix_VD.numel()
+    layers = ours.student.parameters_count - head
+    prompt_tokens = sum(len(example.prompt_ids) for example in ours.examples) / len(ours.examples)
+    tokens, rows = BATCH * (prompt_tokens + NEW_TOKENS), BATCH * NEW_TOKENS
+    teacher = layers / config.num_hidden_layers * teacher_layers
+    print(f"\nrates: {flops_a_second / 1e9:.0f} GFLOP/s, weights read at {bytes_a_second / 1e9:.1f} GB/s")
+    return {
+        "sampling": NEW_TOKENS * 2 * (layers + head) / bytes_a_second,
+        "scoring": 2 * teacher * tokens / flops_a_second,
+        # Forward once and backward twice through the layers; four products with a head: the student's logits, the
+        # teacher's, and two gradients.
+        "stepping": (6 * layers * tokens + 4 * 2 * head * rows) / flops_a_second,
+    }
+
+
+def compare(options: argparse.Namespace, folder: Path) -> None:
+    """Steps in turn, then the table."""
+    teacher, student = prepare(BUILD / "models")
+    prompts = write_prompts(folder / "prompts.jsonl", BATCH * 64)
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[: options.teacher_threads]))
+    flags = ["--teacher", str(teacher), "--student", str(student), "--prompts", str(prompts), "--dtype"]
+    flags += [options.trl_dtype, "--new-tokens", str(NEW_TOKENS), "--batch", str(BATCH)]
+    with trl(*flags, threads=options.threads) as theirs, served_teacher(teacher, folder, cores) as address:
+        ours = Ours(options, student, prompts, address)
+        rounds = []
+        for number in range(WARM_UP_ROUNDS + options.rounds):
+            their_seconds, mine = theirs.step()["seconds"], ours.step()
+            warm_up = number < WARM_UP_ROUNDS
+            phases = ", ".join(f"{phase} {mine[f'seconds/{phase}']:.2f}" for phase in PHASES)
+            tokens = f"{mine['train/tokens']:.0f} tokens"
+            print(
+                f"{'warm-up' if warm_up else 'round'}: TRL {their_seconds:.2f} s, ours {mine['seconds']:.2f} s "
+                f"({phases}; {tokens})",
+                flush=True,
+            )
+            if not warm_up:
+                rounds.append((their_seconds, mine))
+        if options.profile:
+            profile(ours)
+        report(rounds, floor_seconds(ours, json.loads((teacher / "config.json").read_text())["num_hidden_layers"], 2))
+
+
+def report(rounds: list[tuple[float, dict[str, float]]], floor: dict[str, float]) -> None:
+    """Medians, the ratio, and how far from the floor each phase is."""
+    theirs = statistics.median(seconds for seconds, _ in rounds)
+    ours = statistics.median(mine["seconds"] for _, mine in rounds)
+    print("\n| | seconds a step (median) | floor |\n|---|---|---|")
+    print(f"| TRL 1.16.0 | {theirs:.2f} | |")
+    print(f"| ours | {ours:.2f} | {sum(floor.values()):.2f} |")
+    for phase in PHASES:
+        median = statistics.median(mine[f"seconds/{phase}"] for _, mine in rounds)
+        print(f"| ours: {phase} | {median:.2f} | {floor[phase]:.2f} |")
+    print(f"\nours / TRL: {ours / theirs:.2f} (promised: at most 0.50)")
+
+
+def profile(ours: Ours) -> None:
+    """Where the time of one of our steps goes, in this process."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as torch_profile
+
+    with torch_profile(activities=[ProfilerActivity.CPU]) as profiled:
+        ours.step()
+    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=24, max_name_column_width=50))
+
+
+def main() -> None:
+    """Prints seconds a step of both sides."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2, help="cores that everything runs on, and TRL's threads")
+    parser.add_argument("--student-threads", type=int, default=2, help="ours; the teacher is idle when it works")
+    parser.add_argument("--teacher-threads", type=int, default=2, help="ours; the student is idle when it works")
+    parser.add_argument("--trl-dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--profile", action="store_true", help="also where the time of one of our steps goes")
+    options = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    with tempfile.TemporaryDirectory() as folder:
+        compare(options, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

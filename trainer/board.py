@@ -1,0 +1,171 @@
+"""How a person steers a run that is on: the supervisor's board and its letter box, both in the run's folder.
+
+The supervisor writes `students.json` twice a second and reads what was dropped into `commands/`, a file a command,
+oldest first. Files, because whoever may steer a run can see its folder, be it a run on this machine or on a cluster;
+nothing else has to be reached, and a busy Ray delays nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from tutelage.errors import NotFound, Unreachable
+
+Action = Literal["pause", "resume", "stop", "scale"]
+_SILENT_SECONDS = 15.0
+_ANSWER_SECONDS = 15.0
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One student on the board."""
+
+    student: str
+    state: str
+    """queued, running, paused, finished, stopped or failed."""
+    step: int
+    """Steps done."""
+    steps: int
+    """Steps in all."""
+    phase: str
+    """What it is doing, or why it failed."""
+    process_id: int | None
+    """Of its actor, while it has one that answers."""
+    metrics: dict[str, float]
+    """The newest value of each metric."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """Where everybody is."""
+
+    run: str
+    concurrency: int
+    """Students that may run at once."""
+    updated_at_seconds: float
+    """Seconds since 1970-01-01 UTC."""
+    ended: bool
+    """Whether the supervisor is done."""
+    students: tuple[Row, ...]
+
+    def row(self, student: str) -> Row:
+        """That student's.
+
+        Raises:
+            NotFound: there is none of that name.
+
+        """
+        for row in self.students:
+            if row.student == student:
+                return row
+        names = ", ".join(row.student for row in self.students)
+        raise NotFound(f"run {self.run!r} has no student {student!r}; it has {names}", "student")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a person asks of a run."""
+
+    action: Action
+    student: str = ""
+    """Whom; empty for `scale`."""
+    concurrency: int = 0
+    """For `scale`: students that may run at once."""
+
+
+class LetterBox:
+    """The supervisor's side.
+
+    Args:
+        output: the run's folder.
+
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._board, self._commands = output / "students.json", output / "commands"
+        self._commands.mkdir(parents=True, exist_ok=True)
+        # What an earlier supervisor did not read was meant for it.
+        self._read = list(self._commands.glob("*.json"))
+
+    def take(self) -> list[Command]:
+        """What was dropped since, oldest first; whoever dropped it waits until the next `publish`."""
+        self._read = sorted(self._commands.glob("*.json"))
+        return [Command(**json.loads(path.read_text(encoding="utf-8"))) for path in self._read]
+
+    def publish(self, board: Board) -> None:
+        """Shows the board, never half of it, and so answers the commands that were taken."""
+        _replace(self._board, json.dumps(asdict(board)))
+        for path in self._read:
+            path.unlink(missing_ok=True)
+
+
+def read_board(output: Path) -> Board:
+    """The board of the run in that folder, whether it is still on or not.
+
+    Raises:
+        NotFound: no run was ever there.
+
+    """
+    path = output / "students.json"
+    if not path.exists():
+        raise NotFound(f"{output} is not the folder of a run; give the `output` of its cohort", "--output")
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return Board(**{**values, "students": tuple(Row(**row) for row in values["students"])})
+
+
+def is_on(board: Board) -> bool:
+    """Whether its supervisor lives: it writes the board twice a second."""
+    return not board.ended and time.time() - board.updated_at_seconds < _SILENT_SECONDS
+
+
+def ask(output: Path, command: Command) -> Board:
+    """Drops a command, waits until the supervisor took it, and returns the board after that.
+
+    Raises:
+        NotFound: no run was ever there, or it has no such student.
+        Unreachable: no supervisor runs there, or it did not take the command in time.
+
+    """
+    board = read_board(output)
+    if command.student:
+        board.row(command.student)
+    if not is_on(board):
+        raise Unreachable(f"run {board.run!r} is not on; start it with tutelage train", "--output")
+    path = output / "commands" / f"{time.time_ns()}.json"
+    _replace(path, json.dumps(asdict(command)))
+    _wait_until_gone(path)
+    return read_board(output)
+
+
+def _wait_until_gone(path: Path) -> None:
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while path.exists():
+        if time.monotonic() > deadline:
+            path.unlink(missing_ok=True)
+            raise Unreachable(f"the supervisor took no command for {_ANSWER_SECONDS:.0f} s; is its process alive?")
+        time.sleep(_POLL_SECONDS)
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def texts_of(row: Row) -> Sequence[str]:
+    """Its cells in `tutelage students list`."""
+    loss, kl = row.metrics.get("train/loss"), row.metrics.get("heldout/forward_kl")
+    return (
+        row.student,
+        row.state,
+        f"{row.step}/{row.steps}",
+        "" if loss is None else f"{loss:.3f}",
+        "" if kl is None else f"{kl:.3f}",
+        row.phase,
+    )
