@@ -100,19 +100,30 @@ def read_dataset(path: Path, tokenizer: Any, *, template: Template, max_tokens: 
             by file, line (row, for Parquet and JSON lists) and field.
 
     """
-    encode = _encoder(tokenizer, template)
+    encode = encoder(tokenizer, template)
+    encoded = [encode(exchange) for exchange in read_exchanges(path)]
+    return _truncated(encoded, max_tokens, path)
+
+
+def read_exchanges(path: Path) -> list[Exchange]:
+    """The rows of a file, whichever form they have.
+
+    Raises:
+        DataError: as `read_dataset`.
+
+    """
     form = None
-    encoded = []
+    exchanges = []
     for where, row in _rows(path):
         try:
             form = form or form_of(row)
-            encoded.append(encode(exchange_of(row, form)))
+            exchanges.append(exchange_of(row, form))
         except BadRow as error:
             field, problem = error.args
             raise DataError(f"{path}, {where}: {problem}", field) from error
-    if not encoded:
+    if not exchanges:
         raise DataError(f"{path} holds no rows")
-    return _truncated(encoded, max_tokens, path)
+    return exchanges
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -160,7 +171,7 @@ def _parsed(text: str, path: Path, where: str) -> Any:
         raise DataError(f"{path}, {where}: is not JSON ({error})") from error
 
 
-def _encoder(tokenizer: Any, template: Template) -> Callable[[Exchange], Example]:
+def encoder(tokenizer: Any, template: Template) -> Callable[[Exchange], Example]:
     """Turns an exchange into token ids; prompt and completion are tokenized apart, as sampling sees them."""
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")

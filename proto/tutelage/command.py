@@ -20,6 +20,7 @@ _SUMMARIES = {
     "train": "train students of a served teacher",
     "evaluate": "score checkpoints on tasks, with or without a server",
     "report": "turn frames into an HTML report",
+    "study": "plan, run and report a whole study from one file",
     "doctor": "say what is installed, which ports are free, whether a teacher answers and a student fits it",
 }
 
