@@ -25,11 +25,12 @@ from types import FrameType
 
 import grpc
 from prepare_models import make_once, prepare
-from processes import left_behind, running, start, stop, wait_for_file
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from tutelage.errors import TutelageError
 from tutelage.evaluator.v1 import evaluator_pb2 as epb
 from tutelage.evaluator.v1 import evaluator_pb2_grpc as erpc
+from tutelage.processes import left_behind, running, start, stop, wait_for_file
 from tutelage.transport import CHANNEL_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,6 +259,9 @@ def main() -> int:
     except KeyboardInterrupt:
         say("interrupted; everything is stopped")
         code = 130
+    except TutelageError as error:
+        say(f"[red]{error}[/red]")
+        code = error.exit_code
     else:
         say(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
         print(f"report  {report}\nframes  {run / 'frames'}\nrun     {run}")

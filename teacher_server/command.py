@@ -84,8 +84,8 @@ def precompute(arguments: list[str]) -> int:
     import uuid
 
     from rich.console import Console
+    from tutelage import guardian
 
-    from teacher_server import guardian
     from teacher_server.display import progress
     from teacher_server.loading import find_checkpoint, load_teacher
     from teacher_server.precompute import precompute as fill

@@ -80,9 +80,7 @@ def _signals(scoring: Scoring, hidden_RD: torch.Tensor, head: SignalHead, start:
     )
 
 
-def _fill(
-    message: pb.SignalFrame, signals: Signals, signal: Signal, id_dtype: np.dtype[np.uint16 | np.int32]
-) -> None:
+def _fill(message: pb.SignalFrame, signals: Signals, signal: Signal, id_dtype: np.dtype[np.uint16 | np.int32]) -> None:
     ids = None if signals.ids_RK is None else signals.ids_RK.numpy().astype(id_dtype)
     logits = signals.logits_RK.numpy()
     if ids is not None and signal.min_mass > 0:

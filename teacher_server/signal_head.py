@@ -151,7 +151,9 @@ class SignalHead:
         )
 
 
-def row_lengths(logits_RK: torch.Tensor, logsumexp_R: torch.Tensor, *, temperature: float, min_mass: float) -> torch.Tensor:
+def row_lengths(
+    logits_RK: torch.Tensor, logsumexp_R: torch.Tensor, *, temperature: float, min_mass: float
+) -> torch.Tensor:
     """How many of the largest logits have a mass of `min_mass` together, int32 [R]: 1 … K.
 
     Args:

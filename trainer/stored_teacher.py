@@ -83,7 +83,9 @@ class StoredTeacher:
         parts = [self._part(request, spec, hidden_RD, slice(start, start + rows)) for start in starts]
         names = ("ids_RK", "logits_RK", "realized_logits", "logsumexp_RM")
         columns = dict(zip(names, zip(*parts, strict=True), strict=True))
-        return Signals(**{name: joined(list(column), name) for name, column in columns.items() if column[0] is not None})
+        return Signals(
+            **{name: joined(list(column), name) for name, column in columns.items() if column[0] is not None}
+        )
 
     def _part(
         self, request: SignalRequest, spec: SignalSpec, hidden_RD: npt.NDArray[np.uint16], rows: slice

@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import polars as pl
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from tutelage import __version__
 
 from evaluator.report import comparisons, figures, tables
 from evaluator.report.material import Material, gather
-from evaluator.report.tables import Table
+from evaluator.report.page import Figure, Section, html_page, write_besides
 from evaluator.tasks import TASKS
 from evaluator.tasks.base import default_data_dir
 
 _SAMPLES = 3
-_PNG_SCALE = 2
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart and the sentence under it."""
-
-    name: str
-    alt: str
-    chart: figures.Chart
-    caption: str
-
-    @property
-    def svg(self) -> Markup:
-        """The chart as inline SVG; ids carry the figure's name, since a page has one space of ids."""
-        svg = re.sub(r'(id="|url\(#)', rf"\g<1>{self.name}-", _rendered(self.chart, "svg").decode())
-        return Markup(svg)  # noqa: S704 -- made by vl-convert, which escapes the labels
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, what to see there, figures, tables with their captions."""
-
-    title: str
-    text: str = ""
-    figures: Sequence[Figure] = ()
-    tables: Sequence[tuple[Table, str]] = ()
-    samples: Sequence[dict[str, Any]] = field(default_factory=list)
 
 
 def write_report(*, frames: Path, run_dir: Path | None, run: str | None, out: Path) -> Path:
@@ -67,34 +32,10 @@ def write_report(*, frames: Path, run_dir: Path | None, run: str | None, out: Pa
     """
     material = gather(frames, run_dir, run)
     sections = _sections(material)
-    environment = Environment(
-        loader=PackageLoader("evaluator.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("report.html.jinja").render(
-        run=material.run, facts=_facts(material), tiles=_tiles(material), sections=sections
-    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    _write_besides(sections, out.parent)
-    out.write_text(page, encoding="utf-8")
+    write_besides(sections, out.parent)
+    out.write_text(html_page(material.run, _facts(material), _tiles(material), sections), encoding="utf-8")
     return out
-
-
-def _write_besides(sections: Sequence[Section], folder: Path) -> None:
-    (folder / "figures").mkdir(exist_ok=True)
-    (folder / "tables").mkdir(exist_ok=True)
-    for section in sections:
-        for figure in section.figures:
-            for form in ("svg", "png"):
-                (folder / "figures" / f"{figure.name}.{form}").write_bytes(_rendered(figure.chart, form))
-        for table, _ in section.tables:
-            table.frame.write_csv(folder / "tables" / f"{table.name}.csv")
-
-
-def _rendered(chart: figures.Chart, form: str) -> bytes:
-    target = io.BytesIO() if form == "png" else io.StringIO()
-    chart.save(target, format=form, **({"scale_factor": _PNG_SCALE} if form == "png" else {}))
-    content = target.getvalue()
-    return content if isinstance(content, bytes) else content.encode()
 
 
 def _facts(material: Material) -> list[tuple[str, str]]:

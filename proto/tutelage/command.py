@@ -21,6 +21,7 @@ _SUMMARIES = {
     "students": "list, pause, resume, stop and scale the students of a run that is on",
     "evaluate": "score checkpoints on tasks, with or without a server",
     "report": "turn frames into an HTML report",
+    "study": "plan, run and report a whole study from one file",
     "doctor": "say what is installed, which ports are free, whether a teacher answers and a student fits it",
 }
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import left_behind
+from tutelage.processes import left_behind
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 STUDENTS = ("gkd", "rev-kd")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import left_behind, running, start, stop, wait_for_file
+from tutelage.errors import Unreachable
+from tutelage.processes import left_behind, running, start, stop, wait_for_file
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+PROTO = Path(__file__).resolve().parents[2] / "proto"
 # A program that ignores SIGTERM and has a child of its own that does, too.
 STUBBORN = """
 import pathlib, signal, subprocess, sys, time
@@ -44,8 +45,8 @@ def test_stopping_ends_the_whole_group_even_if_it_refuses(stubborn, tmp_path):
 
 def test_a_killed_parent_takes_its_children_along(tmp_path):
     script = (
-        f"import sys; sys.path.insert(0, {str(DEPLOY)!r})\n"
-        "from pathlib import Path\nfrom processes import start\nimport time\n"
+        f"import sys; sys.path.insert(0, {str(PROTO)!r})\n"
+        "from pathlib import Path\nfrom tutelage.processes import start\nimport time\n"
         f"child = start(['sleep', '60'], log=Path({str(tmp_path / 'log')!r}), environment={{}})\n"
         "print(child.pid, flush=True)\ntime.sleep(60)\n"
     )
@@ -60,7 +61,7 @@ def test_a_program_that_ends_before_it_is_ready_is_reported_with_its_log(tmp_pat
     log = tmp_path / "log"
     command = [sys.executable, "-c", "print('no such model'); raise SystemExit(4)"]
     with (
-        pytest.raises(SystemExit, match=r"(?s)ended with 4.*no such model"),
+        pytest.raises(Unreachable, match=r"(?s)ended with 4.*no such model"),
         running(command, log=log, environment={}) as process,
     ):
         wait_for_file(tmp_path / "never", process, log=log, seconds=20)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from tutelage.errors import Unreachable
+
 PR_SET_PDEATHSIG = 1
 STOP_SECONDS = 30.0
 
@@ -62,7 +64,7 @@ def wait_for_file(path: Path, process: subprocess.Popen[bytes], *, log: Path, se
     """The text of a file that `process` writes when it is ready.
 
     Raises:
-        SystemExit: the process ended first, or `seconds` went by; the end of its log is in the message.
+        Unreachable: the process ended first, or `seconds` went by; the end of its log is in the message.
 
     """
     deadline = time.monotonic() + seconds
@@ -70,7 +72,7 @@ def wait_for_file(path: Path, process: subprocess.Popen[bytes], *, log: Path, se
         if process.poll() is not None or time.monotonic() > deadline:
             state = "did not get ready" if process.poll() is None else f"ended with {process.returncode}"
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            raise SystemExit(f"{' '.join(process.args)} {state}; the end of {log}:\n{tail}")
+            raise Unreachable(f"{' '.join(process.args)} {state}; the end of {log}:\n{tail}")
         time.sleep(0.2)
     return path.read_text().strip()
 

@@ -1,0 +1,213 @@
+"""What `micro.yaml` starts from, generated: word problems, number facts, a tokenizer, untrained Llamas of five sizes.
+
+    python deploy/studies/micro_inputs.py build/micro
+
+writes `facts.jsonl` (what base models learn: sums, differences, products and quotients of small numbers),
+`train.jsonl` (word problems with a worked answer), `tasks/<task>.yaml` with `tasks/<task>.jsonl` (test problems of
+four kinds, whose operands no training problem has), and `models/<size>/`. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from prepare_models import make_once
+
+SIZES = {"t": (96, 4), "l": (80, 3), "m": (64, 2), "s": (48, 2), "xs": (32, 2)}
+"""Hidden width and layers by name, the teacher first."""
+TRAIN_PROBLEMS, TEST_PROBLEMS, FACT_ROWS = 1200, 100, 40_000
+_HEAD_SIZE, _VOCABULARY, _CONTEXT_TOKENS = 16, 448, 128
+_TEST_SHARE = 4  # one set of operands in four
+_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+_CHAT_TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}\n{% endfor %}"
+_NAMES = ("Ann", "Ben", "Dev", "Eva", "Ida", "Jon", "Kim", "Lea", "Max", "Noa", "Sam", "Tom")
+_THINGS = ("apples", "books", "cards", "coins", "eggs", "pears", "pens", "plums", "shells", "stamps")
+_CONTAINERS = ("bags", "boxes", "jars", "trays")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of problem: how its operands are drawn, what it asks, how it is worked."""
+
+    draw: Callable[[random.Random], tuple[int, ...]]
+    questions: tuple[str, ...]
+    steps: Callable[..., list[str]]
+
+
+def _sum(a: int, b: int) -> str:
+    return f"{a} + {b} = {a + b}."
+
+
+def _difference(a: int, b: int) -> str:
+    return f"{a} - {b} = {a - b}."
+
+
+def _product(a: int, b: int) -> str:
+    return f"{a} * {b} = {a * b}."
+
+
+def _draw_sum(rng: random.Random) -> tuple[int, int]:
+    return rng.randint(2, 20), rng.randint(2, 20)
+
+
+def _draw_difference(rng: random.Random) -> tuple[int, int]:
+    large = rng.randint(4, 40)
+    return large, rng.randint(max(2, large - 20), min(20, large - 1))
+
+
+def _draw_product(rng: random.Random) -> tuple[int, int]:
+    return rng.randint(2, 9), rng.randint(2, 9)
+
+
+def _draw_gain_and_loss(rng: random.Random) -> tuple[int, int, int]:
+    a, b = _draw_sum(rng)
+    return a, b, rng.randint(max(2, a + b - 20), min(20, a + b - 1))
+
+
+KINDS = {
+    "addition": Kind(
+        _draw_sum,
+        (
+            "{name} has {a} {things} and buys {b} more. How many are there?",
+            "{name} has {a} {things} and {other} has {b}. How many together?",
+        ),
+        lambda a, b: [_sum(a, b)],
+    ),
+    "subtraction": Kind(
+        _draw_difference,
+        (
+            "{name} had {a} {things} and gave away {b}. How many are left?",
+            "{name} has {a} {things} and {other} has {b}. How many more has {name}?",
+        ),
+        lambda a, b: [_difference(a, b)],
+    ),
+    "multiplication": Kind(
+        _draw_product,
+        (
+            "{name} has {a} {containers} of {b} {things} each. How many in all?",
+            "{name} buys {b} {things} a day for {a} days. How many in all?",
+        ),
+        lambda a, b: [_product(a, b)],
+    ),
+    "two-steps": Kind(
+        _draw_gain_and_loss,
+        (
+            "{name} has {a} {things}, gets {b} and loses {c}. How many are left?",
+            "{name} has {a} {things}, {other} has {b}. Both sell {c} in all. How many remain?",
+        ),
+        lambda a, b, c: [_sum(a, b), _difference(a + b, c)],
+    ),
+}
+
+
+def _is_test(operands: tuple[int, ...]) -> bool:
+    return zlib.crc32(repr(tuple(sorted(operands))).encode()) % _TEST_SHARE == 0
+
+
+def problems(kind: str, *, test: bool, count: int, seed: int) -> list[dict[str, str]]:
+    """Different problems of one kind: `question`, `answer` (worked, ends in the number) and `number`."""
+    rng, own = random.Random(f"{kind} {test} {seed}"), KINDS[kind]
+    found: dict[str, dict[str, str]] = {}
+    while len(found) < count:
+        operands = own.draw(rng)
+        if _is_test(operands) != test:
+            continue
+        name, other = rng.sample(_NAMES, 2)
+        words = {"name": name, "other": other, "things": rng.choice(_THINGS), "containers": rng.choice(_CONTAINERS)}
+        question = rng.choice(own.questions).format(**dict(zip("abc", operands, strict=False)), **words)
+        steps = own.steps(*operands)
+        number = steps[-1].rstrip(".").split()[-1]
+        found[question] = {"question": question, "answer": f"{' '.join(steps)} Answer: {number}", "number": number}
+    return list(found.values())
+
+
+def facts(rng: random.Random) -> Iterator[str]:
+    """Number facts without end, all operations alike; every operand of every problem occurs in them."""
+    while True:
+        yield _sum(rng.randint(1, 20), rng.randint(1, 20))
+        large = rng.randint(2, 40)
+        yield _difference(large, rng.randint(max(1, large - 20), min(large, 20)))
+        yield _product(rng.randint(2, 9), rng.randint(2, 9))
+
+
+def write_data(out: Path) -> None:
+    """Training rows, test tasks, base corpus."""
+    train = [row for kind in KINDS for row in problems(kind, test=False, count=TRAIN_PROBLEMS // len(KINDS), seed=0)]
+    random.Random(0).shuffle(train)
+    _write_lines(out / "train.jsonl", [{"question": row["question"], "answer": row["answer"]} for row in train])
+    (out / "tasks").mkdir()
+    for kind in KINDS:
+        _write_lines(out / "tasks" / f"{kind}.jsonl", problems(kind, test=True, count=TEST_PROBLEMS, seed=1))
+        task = {"name": kind, "data": f"{kind}.jsonl", "question": "{question}", "answer": "{number}"}
+        task |= {"extraction": "number", "max_new_tokens": 40}
+        (out / "tasks" / f"{kind}.yaml").write_text(json.dumps(task) + "\n")
+    stream = facts(random.Random(2))
+    rng = random.Random(3)  # a fact stands at the start of an answer or after another one
+    rows = [(rng.choice(("", " ")), *next(stream).split("= ")) for _ in range(FACT_ROWS)]
+    lines = [{"prompt": f"{space}{left}=", "completion": f" {right}"} for space, left, right in rows]
+    _write_lines(out / "facts.jsonl", lines)
+
+
+def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_models(data: Path, out: Path) -> None:
+    """One tokenizer, in which a digit is a token, and a Llama of each size with random weights."""
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    tokenizer = Tokenizer(models.BPE())
+    words = pre_tokenizers.Split(Regex(r" ?\d| ?[^\s\d]+|\s+"), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY, special_tokens=_SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([f"{row['question']} {row['answer']}" for row in rows], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=_SPECIAL[2], bos_token=_SPECIAL[1], pad_token=_SPECIAL[0]
+    )
+    fast.chat_template = _CHAT_TEMPLATE
+    for name, (width, layers) in SIZES.items():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // _HEAD_SIZE,
+            num_key_value_heads=width // _HEAD_SIZE,
+            max_position_embeddings=_CONTEXT_TOKENS,
+            tie_word_embeddings=True,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+            initializer_range=0.05,
+        )
+        LlamaForCausalLM(config).save_pretrained(out / name)
+        fast.save_pretrained(out / name)
+
+
+def write(out: Path) -> None:
+    """Everything, into a folder that is there."""
+    write_data(out)
+    write_models(out, out / "models")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    print(make_once(parser.parse_args().folder.resolve(), write))

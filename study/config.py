@@ -1,0 +1,217 @@
+"""What a study file says: models, teachers, students, methods, the grid over them, tasks, and what will be compared.
+
+Settings of the trainer (`settings`, `objective`) are the trainer's own keys; it checks them when the study is planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from tutelage.configuration import Config
+from tutelage.errors import ConfigurationError
+from tutelage.names import check_name
+
+Positive = Annotated[int, Field(ge=1)]
+Settings = dict[str, Any]
+"""Keys of the trainer's student settings."""
+WITHOUT_TEACHER = "sft"
+"""The objective that needs neither a teacher nor what it wrote."""
+
+
+class ModelConfig(Config):
+    """A model to start from."""
+
+    path: str
+    """A Hugging Face directory, or a name on the hub."""
+    parameters: Positive
+    """Its trained numbers: what "size" means in the report."""
+    hidden_size: Positive
+    """Width of its hidden states, for the bytes that a teacher sends."""
+
+
+class TrainingConfig(Config):
+    """A fine-tuning with targets: of base models, or of a teacher on the domain."""
+
+    data: Path
+    """Rows of prompts and completions."""
+    settings: Settings = Field(default_factory=dict)
+    """The trainer's keys; over the study's `settings`."""
+
+
+class TeacherConfig(Config):
+    """One teacher."""
+
+    model: str
+    """Of `models`."""
+    tuned: bool = True
+    """Whether it is fine-tuned on the domain (`tuning`) before it teaches."""
+    address: str | None = None
+    """host:port of a teacher that is served already; none means that the study serves it."""
+    serve: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Flags of `tutelage teacher serve` besides model, address, roles and store."""
+
+
+class MethodConfig(Config):
+    """One way to train a student."""
+
+    objective: Settings
+    """The trainer's `objective`, without `temperature` and `noise`, which are the grid's."""
+    data: Literal["data", "rationales"] = "data"
+    """Whether completions are the data's or the teacher's own."""
+    settings: Settings = Field(default_factory=dict)
+    """The trainer's other keys; over the study's `settings`."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """False for plain fine-tuning."""
+        return bool(self.objective.get("name") != WITHOUT_TEACHER)
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether a training step asks the teacher; `seq_kd` only reads what it wrote."""
+        return self.needs_teacher and self.objective.get("name") != "seq_kd"
+
+
+class BlockConfig(Config):
+    """A block of the grid: every combination of what it names."""
+
+    methods: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Of `methods`."""
+    students: tuple[str, ...] = ()
+    """Of `students`; none means all."""
+    teachers: tuple[str, ...] = ()
+    """Of `teachers`; none means the first."""
+    temperatures: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0,)
+    """Distillation temperatures."""
+    noises: Annotated[tuple[float, ...], Field(min_length=1)] = (0.0,)
+    """Standard deviations of the noise on the teacher's logits."""
+
+
+class RationalesConfig(Config):
+    """How a teacher writes the completions that `seq_kd` learns from."""
+
+    max_new_tokens: Positive = 256
+    """Tokens to write at most."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Sampling temperature; 0 is greedy."""
+
+
+class TaskConfig(Config):
+    """One task that every checkpoint is scored on."""
+
+    task: str
+    """A task of the evaluator, or the YAML file of one of your own."""
+    protocol: Literal["paper", "loglik", "open"] = "paper"
+    """How it is scored."""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """Items to score, the first ones; 0 means all."""
+
+
+class EvaluationConfig(Config):
+    """What is measured of each trained model."""
+
+    tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
+    """Tasks."""
+    serve: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Flags of `tutelage evaluate serve` besides addresses and folders."""
+
+
+class ComparisonConfig(Config):
+    """Two sets of rows to compare item by item; declared before anything is run."""
+
+    name: str
+    """For people."""
+    family: str
+    """Comparisons of one family share the error rate (Holm)."""
+    first: dict[str, str | float]
+    """Which rows: method, teacher, student, temperature, noise; what is left out is pooled over."""
+    second: dict[str, str | float]
+    """Which rows they are compared with."""
+    margin: Annotated[float, Field(gt=0)] | None = None
+    """Largest difference in points that counts as none; with it, equivalence is tested."""
+
+
+class RateConfig(Config):
+    """What was measured elsewhere, for a plan before anything of this study has run."""
+
+    train_tokens_per_second: Annotated[float, Field(gt=0)]
+    """Tokens a second that one student of `at_parameters` trains on, and scales with one over its parameters."""
+    at_parameters: Positive
+    """Size of the student that it was measured with."""
+    score_tokens_per_second: Annotated[float, Field(gt=0)]
+    """Tokens a second that the teacher scores."""
+    write_tokens_per_second: Annotated[float, Field(gt=0)]
+    """Tokens a second that the teacher, or a student, writes."""
+    seconds_per_cell: Annotated[float, Field(ge=0)] = 10.0
+    """Start of a student's process and evaluation."""
+    source: str
+    """Where the figures come from."""
+
+
+class StudyConfig(Config):
+    """A whole study."""
+
+    name: str
+    """Name of the study: 1 to 64 of a-z 0-9 . _ -"""
+    output: Path
+    """Folder of everything that it writes."""
+    models: dict[str, ModelConfig]
+    """Models by name."""
+    base: TrainingConfig | None = None
+    """What every model learns first; none means that the models are used as they are."""
+    tuning: TrainingConfig | None = None
+    """How a teacher is fine-tuned on the domain; none needs every teacher to be `tuned: false` or served."""
+    teachers: dict[str, TeacherConfig] = Field(default_factory=dict)
+    """Teachers by name, the first being the grid's default."""
+    students: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Models that are trained as students."""
+    data: Path
+    """What students learn from: a file of prompts and completions."""
+    rationales: RationalesConfig = RationalesConfig()
+    """How teachers write for `data: rationales`."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    """Of every cell; data order, sampling and noise depend on it."""
+    settings: Settings = Field(default_factory=dict)
+    """The trainer's keys, of every training of the study."""
+    methods: dict[str, MethodConfig]
+    """Methods by name."""
+    grid: Annotated[tuple[BlockConfig, ...], Field(min_length=1)]
+    """Which cells there are; one that several blocks name is one cell."""
+    evaluation: EvaluationConfig
+    """What is measured."""
+    comparisons: tuple[ComparisonConfig, ...] = ()
+    """Primary comparisons."""
+    concurrency: Positive = 1
+    """Students that train at once."""
+    store: bool = True
+    """Whether served teachers keep hidden states, so that cells over the same sequences share one pass."""
+    rates: RateConfig | None = None
+    """For the plan's hours while no cell has run."""
+
+    @model_validator(mode="after")
+    def _check(self) -> StudyConfig:
+        for name in (self.name, *self.models, *self.teachers, *self.methods):
+            check_name(name, "name")
+        _require_known("students", self.students, self.models)
+        for name, teacher in self.teachers.items():
+            _require_known(f"teachers.{name}.model", [teacher.model], self.models)
+            if teacher.tuned and teacher.address is None and self.tuning is None:
+                raise ConfigurationError(
+                    f"{name} is to be tuned; say how in `tuning`, or set tuned: false", f"teachers.{name}.tuned"
+                )
+        for index, block in enumerate(self.grid):
+            _require_known(f"grid.{index}.methods", block.methods, self.methods)
+            _require_known(f"grid.{index}.students", block.students, self.students)
+            _require_known(f"grid.{index}.teachers", block.teachers, self.teachers)
+            if not self.teachers and any(self.methods[name].needs_teacher for name in block.methods):
+                raise ConfigurationError("a method needs a teacher and there is none; name one", f"grid.{index}")
+        return self
+
+
+def _require_known(field: str, names: Iterable[str], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigurationError(f"{name!r} is not there; choose from {', '.join(known)}", field)

@@ -1,0 +1,234 @@
+"""Runs what is missing of a study, wave by wave: base models, teachers, students; scores every cell as it is trained.
+
+    base models -> tuned teachers -> students without a teacher -> each teacher's students
+
+A wave is one `tutelage train` with its own Ray, or on the cluster that RAY_ADDRESS names. Killed at any time, the next
+run goes on: trained cells are found by their checkpoints, scored ones by their markers, half-trained ones resume.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tutelage.errors import TutelageError
+from tutelage.processes import start, stop
+
+from study.cells import Cell
+from study.folder import Folder, write_durably
+from study.models import local_folder
+from study.programs import environment, flags, tutelage
+from study.resolution import Study, cohort
+from study.services import Evaluator, Service, note_usage, serve_teacher
+
+_POLL_SECONDS, _USAGE_SECONDS = 1.0, 15.0
+_LOG_LINES = 15
+Say = Callable[[str], None]
+
+
+class Driver:
+    """One run of a study.
+
+    Args:
+        study: with its cells.
+        folder: its own, which this process drives.
+        say: told what happens, a line each.
+        watch: told after each look how many cells are done.
+
+    """
+
+    def __init__(self, study: Study, folder: Folder, say: Say, watch: Callable[[int], None]) -> None:
+        self._study, self._config, self._folder = study, study.config, folder
+        self._say, self._watch = say, watch
+        self._submitted: set[str] = set()
+        self._teacher: Service | None = None
+        self._usage_noted = time.monotonic()
+
+    def run(self) -> None:
+        """Does what is missing, and only that.
+
+        Raises:
+            TutelageError: a service or a cell failed; what is done stays done.
+
+        """
+        write_description(self._study, self._folder)
+        if all(self._is_done(cell) for cell in self._study.cells):
+            return
+        with ExitStack() as stack:
+            self._evaluator = Evaluator(self._config.evaluation, self._folder, self._config.name)
+            stack.callback(self._evaluator.close)
+            self._train("base", self._study.base, None)
+            self._train("teachers", self._study.tuned, None)
+            teachers = {name: self._serve(name, stack) for name in self._config.teachers if self._needed(name)}
+            self._train("no-teacher", self._study.students_of(""), None)
+            for name, service in teachers.items():
+                self._teach(name, service)
+            self._wait_for_scores()
+
+    def _needed(self, teacher: str) -> bool:
+        return not all(self._folder.is_trained(cell) for cell in self._study.students_of(teacher))
+
+    def _serve(self, name: str, stack: ExitStack) -> Service:
+        teacher = self._config.teachers[name]
+        model = local_folder(str(self._checkpoint(self._study.teacher_cell(name))))
+        self._say(
+            f"starting the teacher {name}" if not teacher.address else f"the teacher {name} is at {teacher.address}"
+        )
+        writes = any(cell.rationales for cell in self._study.students_of(name))
+        service = serve_teacher(name, teacher, model, self._folder, writes=writes, store=self._config.store)
+        stack.callback(service.close)
+        return service
+
+    def _teach(self, name: str, service: Service) -> None:
+        """Every student of one teacher."""
+        cells = self._study.students_of(name)
+        if any(cell.rationales for cell in cells):
+            self._write_rationales(name, service, next(cell for cell in cells if cell.rationales))
+        self._teacher = service
+        self._train(name, cells, service.address)
+        self._note_usage(0.0)
+        self._teacher = None
+        service.close()
+
+    def _write_rationales(self, name: str, service: Service, example: Cell) -> None:
+        path = self._folder.path("rationales", self._study.rationales_file(example))
+        if path.exists():
+            return
+        self._say(f"the teacher {name} writes its completions")
+        data, writing = example.settings["data"], self._config.rationales
+        options = {
+            "teacher.address": service.address,
+            "data.path": data["path"],
+            "data.template": data["template"],
+            "student": self._start_of(example),
+            "out": path,
+            "max_tokens": example.settings["batch"]["max_tokens"],
+            "max_new_tokens": writing.max_new_tokens,
+            "temperature": writing.temperature,
+        }
+        self._command([*tutelage("train", "rationales"), *flags(options)], f"rationales-{name}")
+
+    def _train(self, wave: str, cells: Sequence[Cell], teacher: str | None) -> None:
+        """Trains those of a wave that are not trained yet."""
+        missing = [cell for cell in cells if not self._folder.is_trained(cell)]
+        if missing:
+            self._say(f"{wave}: {len(missing)} of {len(cells)} cells to train")
+            content = self._cohort(missing, teacher)
+            path = self._folder.path("cohorts", f"{wave}.yaml")
+            write_durably(path, yaml.safe_dump(content, sort_keys=False))
+            self._command([*tutelage("train"), "--config", str(path)], f"train-{wave}")
+        self._look()
+
+    def _cohort(self, cells: Sequence[Cell], teacher: str | None) -> dict[str, Any]:
+        content = cohort(self._config, cells, {cell.id: self._start_of(cell) for cell in cells}, teacher)
+        for student, cell in zip(content["students"], cells, strict=True):
+            path = Path(cell.settings["data"]["path"])
+            if cell.rationales:
+                path = self._folder.path("rationales", self._study.rationales_file(cell))
+            student["data"] = {**student["data"], "path": str(path.resolve())}
+        if "RAY_ADDRESS" in os.environ:
+            content["ray"] = {"address": os.environ["RAY_ADDRESS"]}
+        return content
+
+    def _start_of(self, cell: Cell) -> Path:
+        """The folder that a cell starts from."""
+        first = next((one for one in self._study.cells if one.id == cell.start), None)
+        return local_folder(cell.start) if first is None else self._folder.checkpoint(first)
+
+    def _command(self, command: list[str], log_name: str) -> None:
+        """Runs a command to its end, looking after the other services meanwhile.
+
+        Raises:
+            TutelageError: it failed; the end of its log is in the message.
+
+        """
+        log = self._folder.path("logs", f"{log_name}.log")
+        process = start(command, log=log, environment=environment())
+        try:
+            while process.poll() is None:
+                self._look()
+                time.sleep(_POLL_SECONDS)
+        finally:
+            code = stop(process)
+        if code:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+            raise TutelageError(f"{log_name} ended with {code}; what is done stays. The end of {log}:\n{tail}")
+
+    def _look(self) -> None:
+        """Hands over what is trained, marks what is scored, notes what the teacher counted."""
+        for cell in self._study.cells:
+            evaluation_id = self._study.evaluation_id(cell)
+            if evaluation_id in self._submitted or self._is_done(cell) or not self._folder.is_trained(cell):
+                continue
+            self._evaluator.submit(cell, evaluation_id, local_folder(str(self._checkpoint(cell))))
+            self._submitted.add(evaluation_id)
+        self._mark_scored()
+        self._note_usage(_USAGE_SECONDS)
+        self._watch(sum(self._is_done(cell) for cell in self._study.cells))
+
+    def _mark_scored(self) -> None:
+        waiting = {self._study.evaluation_id(cell): cell for cell in self._study.cells if not self._is_done(cell)}
+        for status in self._evaluator.scored():
+            cell = waiting.get(status.evaluation_id)
+            if cell is None:
+                continue
+            scores = {score.task: score.score for score in status.scores}
+            note = {"id": cell.id, "evaluation_id": status.evaluation_id, "scores": scores}
+            self._folder.finish(cell, note | {"finished_at_seconds": time.time()})
+
+    def _wait_for_scores(self) -> None:
+        self._say("waiting for the last scores")
+        while not all(self._is_done(cell) for cell in self._study.cells):
+            self._look()
+            time.sleep(_POLL_SECONDS)
+
+    def _note_usage(self, seconds: float) -> None:
+        if self._teacher is not None and time.monotonic() - self._usage_noted >= seconds:
+            note_usage(self._teacher.name.removeprefix("teacher-"), self._teacher.address, self._folder)
+            self._usage_noted = time.monotonic()
+
+    def _checkpoint(self, cell: Cell) -> Path:
+        return self._folder.checkpoint(cell)
+
+    def _is_done(self, cell: Cell) -> bool:
+        return self._folder.is_done(cell, self._study.evaluation_id(cell))
+
+
+def write_description(study: Study, folder: Folder) -> None:
+    """Writes `study.json`: every cell with what it is, and what was declared, for the report."""
+    config = study.config
+    teachers = {
+        name: {"cell": study.teacher_cell(name).id, "tuned": teacher.tuned} for name, teacher in config.teachers.items()
+    }
+    cells = [_described(study, cell) for cell in study.cells]
+    content = {
+        "name": config.name,
+        "teachers": teachers,
+        "cells": cells,
+        "tasks": [task.model_dump() for task in config.evaluation.tasks],
+        "comparisons": [comparison.model_dump() for comparison in config.comparisons],
+    }
+    write_durably(folder.path("study.json"), json.dumps(content, indent=1) + "\n")
+
+
+def _described(study: Study, cell: Cell) -> dict[str, Any]:
+    return {
+        "id": cell.id,
+        "evaluation_id": study.evaluation_id(cell),
+        "role": cell.role,
+        "model": cell.model,
+        "parameters": study.config.models[cell.model].parameters,
+        "method": cell.method,
+        "objective": cell.objective,
+        "teacher": cell.teacher,
+        "temperature": cell.temperature,
+        "noise": cell.noise,
+        "seed": cell.seed,
+        "steps": cell.steps,
+    }

@@ -1,0 +1,128 @@
+"""What a study keeps on disk, and what of it is done.
+
+cells/<id>.json                 a finished cell: trained, scored, its frames in place; renamed into place whole
+students/<id>/checkpoints/…     what the trainer writes
+frames/, queue/                 what the evaluator writes
+rationales/, cohorts/, usage/, logs/
+study.json                      every cell with what it is, for the report
+driver.json, driver.lock        who runs it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import CheckpointError, Conflict
+
+from study.cells import Cell
+
+_PARTS = ("cells", "cohorts", "frames", "logs", "queue", "rationales", "students", "usage")
+
+
+class Folder:
+    """The folder of one study.
+
+    Args:
+        root: where it is; made if it is missing.
+
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+
+    def path(self, *parts: str) -> Path:
+        """A place below the folder."""
+        return self.root.joinpath(*parts)
+
+    def make(self) -> None:
+        """Makes what is missing.
+
+        Raises:
+            CheckpointError: the file system refused.
+
+        """
+        try:
+            for part in _PARTS:
+                (self.root / part).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write below {self.root}: {error}; choose another folder", "output"
+            ) from error
+
+    def checkpoint(self, cell: Cell) -> Path:
+        """The last checkpoint of a cell; of a model taken as it is, the model."""
+        if not cell.settings:
+            return Path(cell.start)
+        return self.root / "students" / cell.id / "checkpoints" / f"step-{cell.steps:08d}"
+
+    def is_trained(self, cell: Cell) -> bool:
+        """Whether its last checkpoint is complete."""
+        return not cell.settings or (self.checkpoint(cell) / "MANIFEST.json").exists()
+
+    def marker(self, cell: Cell) -> dict[str, Any] | None:
+        """What was noted when the cell was finished; None if it is not."""
+        path = self.root / "cells" / f"{cell.id}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def is_done(self, cell: Cell, evaluation_id: str) -> bool:
+        """Whether it is trained and its present evaluation is in the frames."""
+        marker = self.marker(cell)
+        return marker is not None and marker["evaluation_id"] == evaluation_id
+
+    def finish(self, cell: Cell, note: dict[str, Any]) -> None:
+        """Marks a cell as finished, durably; its frames must be in place."""
+        write_durably(self.root / "cells" / f"{cell.id}.json", json.dumps(note, indent=1) + "\n")
+
+    @contextlib.contextmanager
+    def driven(self) -> Iterator[None]:
+        """Makes this process the only driver; `driver.json` names it meanwhile.
+
+        Raises:
+            Conflict: another process drives this study.
+
+        """
+        descriptor = os.open(self.root / "driver.lock", os.O_RDWR | os.O_CREAT)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Conflict(
+                    f"process {self.driver()} runs the study in {self.root}; watch it with `status`, end it with `stop`"
+                ) from error
+            write_durably(self.root / "driver.json", json.dumps({"process_id": os.getpid()}))
+            yield
+        finally:
+            os.close(descriptor)
+
+    def driver(self) -> int | None:
+        """The process that drives the study now, if one does."""
+        path, lock = self.root / "driver.json", self.root / "driver.lock"
+        if not lock.exists() or not path.exists():
+            return None
+        with lock.open() as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(json.loads(path.read_text())["process_id"])
+        return None
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Writes a file beside its place, forces it to disk and renames it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
