@@ -27,7 +27,8 @@ from trainer.lora import add_adapters
 from trainer.rows import Scored
 from trainer.signals import Unembedding
 
-STATE_FILE = "trainer_state.safetensors"
+STATE_FILE = "trainer_state.st"
+"""Safetensors by another suffix: engines take every `*.safetensors` of a folder for weights."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -151,7 +152,7 @@ class Student:
         return float(norm)
 
     def save(self, folder: Path) -> None:
-        """Writes the Hugging Face checkpoint (with LoRA, the adapter's) and `trainer_state.safetensors`."""
+        """Writes the Hugging Face checkpoint (with LoRA, the adapter's) and `trainer_state.st`."""
         if self._adapters is None:
             self.model.save_pretrained(folder)
         else:

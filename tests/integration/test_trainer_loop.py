@@ -51,11 +51,17 @@ def stop_after(step: int, control: Control):
 
 
 def files_equal(left: Path, right: Path) -> None:
-    for name in ("model.safetensors", "trainer_state.safetensors"):
+    for name in ("model.safetensors", "trainer_state.st"):
         one, other = load_file(left / name), load_file(right / name)
         assert one.keys() == other.keys()
         for key, tensor in one.items():
             assert torch.equal(tensor, other[key]), f"{name}: {key}"
+
+
+def test_a_checkpoint_holds_no_other_weights_than_the_models(student, data, tmp_path):
+    """vLLM and the teacher server take every `*.safetensors` of a folder for weights."""
+    done = train(student_config(student, data, objective={"name": "sft"}), folder=tmp_path, teacher=None)
+    assert [path.name for path in done.checkpoint.glob("*.safetensors")] == ["model.safetensors"]
 
 
 OBJECTIVES = [

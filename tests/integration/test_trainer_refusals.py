@@ -188,6 +188,6 @@ def test_full_disk(part, whole, init, tmp_path):
     assert latest.path.name == checkpoints[-1]
     resumed = train(config, folder=folder, teacher=None)
     assert metric_rows(folder) == metric_rows(whole)
-    for name in ("model.safetensors", "trainer_state.safetensors"):
+    for name in ("model.safetensors", "trainer_state.st"):
         mine, theirs = (load_file(path / name) for path in (resumed.checkpoint, whole / "checkpoints/step-00000006"))
         assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.items())
