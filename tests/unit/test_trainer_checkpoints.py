@@ -81,7 +81,7 @@ def test_other_things_in_the_folder_are_ignored(store, tmp_path):
 
 def test_every_prefix_of_a_save_leaves_the_old_or_the_new(tmp_path, monkeypatch):
     """Stops the writer before each change it makes to the file system, in turn."""
-    operations = ("rename", "fsync", "unlink", "rmdir", "mkdir", "open")
+    operations = ("rename", "fsync", "unlink", "rmdir", "mkdir", "open", "symlink")
     total = count_operations(tmp_path / "count", monkeypatch, operations, stop_at=None)
     assert total > 10
     for stop_at in range(total):
@@ -91,6 +91,7 @@ def test_every_prefix_of_a_save_leaves_the_old_or_the_new(tmp_path, monkeypatch)
         latest = CheckpointStore(folder, keep=1).latest()
         assert latest is not None
         assert latest.step in (1, 2), f"stopped before operation {stop_at}"
+        verify((folder / "best").resolve())
         CheckpointStore(folder, keep=1).save(2, write_files(b"second"))
         assert CheckpointStore(folder, keep=1).latest().step == 2
 
@@ -102,7 +103,7 @@ class _Killed(BaseException):
 def count_operations(folder: Path, monkeypatch, operations, stop_at: int | None) -> int:
     """Saves step 1, then step 2 with the writer stopped before its operation number `stop_at`."""
     store = CheckpointStore(folder, keep=1)
-    store.save(1, write_files(b"first"))
+    store.save(1, write_files(b"first"), best=1)
     done = 0
 
     def counted(original):
@@ -120,7 +121,7 @@ def count_operations(folder: Path, monkeypatch, operations, stop_at: int | None)
             patch.setattr(os, name, counted(getattr(os, name)))
         patch.setattr(Path, "replace", counted(Path.replace))
         patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
-        store.save(2, write_files(b"second"))
+        store.save(2, write_files(b"second"), best=2)
     return done
 
 
