@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from tutelage.errors import ConfigurationError
 from tutelage.identity import weights_digest
 
+from evaluator.engines import ScoringGroup, open_engine
 from trainer.config import LoraConfig, OptimizerConfig
 from trainer.loop import train
 from trainer.rows import scored
@@ -59,6 +60,20 @@ def test_only_adapters_are_trained_and_the_saved_one_gives_equal_logits_elsewher
         assert torch.equal(whole(IDS).logits, expected)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_model)
     assert weights_digest(tmp_path) != weights_digest(tiny_model)
+
+
+def test_the_evaluator_scores_an_adapter(tiny_model, tmp_path):
+    student = open_student(tiny_model)
+    for _ in range(3):
+        step(student)
+    student.save(tmp_path)
+    student.model.eval()
+    context, answer = tuple(IDS[0, :12].tolist()), tuple(IDS[0, 12:].tolist())
+    engine = open_engine("transformers", tmp_path, dtype="float32", batch_items=1)
+    with torch.no_grad():
+        logp = student.model(IDS).logits[0, 11:-1].log_softmax(-1).gather(-1, IDS[0, 12:, None]).sum().item()
+    ((score,),) = engine.score([ScoringGroup(context, (answer,))])
+    assert score == pytest.approx(logp, rel=1e-4)
 
 
 def test_adapters_step_as_plain_adamw_does(tiny_model):
