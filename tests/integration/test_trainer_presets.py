@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from trainer_cases import student_config
 from trainer_doubles import InProcessTeacher
 from transformers import AutoModelForCausalLM
-from tutelage.configuration import validate
+from tutelage.configuration import to_yaml, validate
 from tutelage.errors import ConfigurationError
 
 from trainer.carve import carve
@@ -178,10 +179,12 @@ def test_presets_in_defaults_reach_the_students():
         {"id": "bob", "objective": {"name": "forward_kl"}},
         {"id": "cas", "preset": "paper_code/seq_kd"},
     ]
-    ann, bob, cas = validate(CohortConfig, {"defaults": defaults, "students": students}).students
+    config = validate(CohortConfig, {"defaults": defaults, "students": students})
+    ann, bob, cas = config.students
     assert (ann.objective.name, ann.on_policy_unit) == ("paper_code/gkd", "micro_batch")
     assert (bob.objective.name, bob.objective.beta, bob.lora.rank) == ("forward_kl", None, 8)
     assert (cas.objective.name, cas.reduction, cas.lora.rank) == ("paper_code/forward_kl", "sequence_mean", 8)
+    assert validate(CohortConfig, yaml.safe_load(to_yaml(config))) == config
 
 
 @pytest.mark.parametrize("name", [*PRESETS, *RECIPES])
