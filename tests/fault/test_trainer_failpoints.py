@@ -62,7 +62,7 @@ def assert_equal_trainings(one: Path, other: Path) -> None:
     assert left.step == right.step
     names = {path.name for path in left.path.iterdir()}
     assert names == {path.name for path in right.path.iterdir()}
-    for name in sorted(name for name in names if name.endswith(".safetensors")):
+    for name in sorted(name for name in names if name.endswith((".safetensors", ".st"))):
         mine, theirs = load_file(left.path / name), load_file(right.path / name)
         assert mine.keys() == theirs.keys()
         for key, tensor in mine.items():
