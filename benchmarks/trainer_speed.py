@@ -147,6 +147,7 @@ def floor_seconds(ours: Ours, teacher_layers: int, threads: int) -> dict[str, fl
 def compare(options: argparse.Namespace, folder: Path) -> None:
     """Steps in turn, then the table."""
     teacher, student = prepare(BUILD / "models")
+    teacher_layers = json.loads((teacher / "config.json").read_text())["num_hidden_layers"]
     prompts = write_prompts(folder / "prompts.jsonl", BATCH * 64)
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[: options.teacher_threads]))
     flags = ["--teacher", str(teacher), "--student", str(student), "--prompts", str(prompts), "--dtype"]
@@ -168,7 +169,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
                 rounds.append((their_seconds, mine))
         if options.profile:
             profile(ours)
-        report(rounds, floor_seconds(ours, json.loads((teacher / "config.json").read_text())["num_hidden_layers"], 2))
+        report(rounds, floor_seconds(ours, teacher_layers, options.threads))
 
 
 def report(rounds: list[tuple[float, dict[str, float]]], floor: dict[str, float]) -> None:
