@@ -27,10 +27,10 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import yaml  # noqa: E402
 from prepare_models import prepare  # noqa: E402
-from processes import running  # noqa: E402
 from trainer_speed import BUILD, TUTELAGE, served_teacher, write_prompts  # noqa: E402
 from tutelage.errors import NotFound  # noqa: E402
 from tutelage.identity import tokenizer_digests  # noqa: E402
+from tutelage.processes import running  # noqa: E402
 
 from trainer.board import Command, ask, read_board  # noqa: E402
 from trainer.frames import SignalRequest, SignalSpec  # noqa: E402

@@ -32,9 +32,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
 from prepare_models import prepare  # noqa: E402
-from processes import running, wait_for_file  # noqa: E402
 from trl_environment import trl  # noqa: E402
 from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
+from tutelage.processes import running, wait_for_file  # noqa: E402
 
 from trainer.config import StudentConfig  # noqa: E402
 from trainer.data import Example, read_dataset  # noqa: E402

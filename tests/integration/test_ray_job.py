@@ -95,7 +95,7 @@ def write_cohort(folder: Path, tiny_model: Path, address: str, steps: int) -> Pa
 def submit(dashboard: str, cohort: Path, temporary: Path) -> None:
     """As docs/ray.md says."""
     command = [RAY, "job", "submit", "--address", dashboard, "--submission-id", "distil", "--no-wait", "--"]
-    command += [*TUTELAGE[:2], f"'{TUTELAGE[2]}'", "train", "--config", str(cohort)]
+    command += [*TUTELAGE, "train", "--config", str(cohort)]
     subprocess.run(command, env=environment(temporary), check=True, stdout=subprocess.DEVNULL, timeout=60)
 
 
