@@ -32,9 +32,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
 from prepare_models import prepare  # noqa: E402
-from processes import running, wait_for_file  # noqa: E402
 from trl_environment import trl  # noqa: E402
 from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
+from tutelage.processes import running, wait_for_file  # noqa: E402
 
 from trainer.config import StudentConfig  # noqa: E402
 from trainer.data import Example, read_dataset  # noqa: E402
@@ -44,6 +44,7 @@ from trainer.student import Student  # noqa: E402
 from trainer.teacher_client import TeacherClient  # noqa: E402
 
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
+TUTELAGE = (sys.executable, "-c", "import sys; from tutelage.command import main; sys.exit(main())")
 BATCH, NEW_TOKENS = 8, 64
 PHASES = ("sampling", "scoring", "stepping")
 WARM_UP_ROUNDS = 2
@@ -62,15 +63,14 @@ def write_prompts(path: Path, count: int) -> Path:
 
 
 @contextmanager
-def served_teacher(model: Path, folder: Path, cores: str) -> Iterator[str]:
-    """The real server on a free port; gives its address."""
+def served_teacher(model: Path, folder: Path, cores: str) -> Iterator[tuple[str, int]]:
+    """The real server on a free port; gives its address and its process id."""
     address, log = folder / "address", folder / "teacher.log"
     options = ["--model", str(model), "--roles", "score", "--address", "127.0.0.1:0", "--score-cores", cores]
-    command = [sys.executable, "-c", "import sys; from tutelage.command import main; sys.exit(main())"]
     environment = {"PYTHONPATH": f"{ROOT / 'proto'}:{ROOT}"}
-    command += ["teacher", "serve", *options, "--address-file", str(address)]
+    command = [*TUTELAGE, "teacher", "serve", *options, "--address-file", str(address)]
     with running(command, log=log, environment=environment) as process:
-        yield wait_for_file(address, process, log=log, seconds=300)
+        yield wait_for_file(address, process, log=log, seconds=300), process.pid
 
 
 class Ours:
@@ -147,11 +147,12 @@ def floor_seconds(ours: Ours, teacher_layers: int, threads: int) -> dict[str, fl
 def compare(options: argparse.Namespace, folder: Path) -> None:
     """Steps in turn, then the table."""
     teacher, student = prepare(BUILD / "models")
+    teacher_layers = json.loads((teacher / "config.json").read_text())["num_hidden_layers"]
     prompts = write_prompts(folder / "prompts.jsonl", BATCH * 64)
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[: options.teacher_threads]))
     flags = ["--teacher", str(teacher), "--student", str(student), "--prompts", str(prompts), "--dtype"]
     flags += [options.trl_dtype, "--new-tokens", str(NEW_TOKENS), "--batch", str(BATCH)]
-    with trl(*flags, threads=options.threads) as theirs, served_teacher(teacher, folder, cores) as address:
+    with trl(*flags, threads=options.threads) as theirs, served_teacher(teacher, folder, cores) as (address, _):
         ours = Ours(options, student, prompts, address)
         rounds = []
         for number in range(WARM_UP_ROUNDS + options.rounds):
@@ -168,7 +169,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
                 rounds.append((their_seconds, mine))
         if options.profile:
             profile(ours)
-        report(rounds, floor_seconds(ours, json.loads((teacher / "config.json").read_text())["num_hidden_layers"], 2))
+        report(rounds, floor_seconds(ours, teacher_layers, options.threads))
 
 
 def report(rounds: list[tuple[float, dict[str, float]]], floor: dict[str, float]) -> None:

@@ -18,6 +18,7 @@ from tutelage.identity import tokenizer_digests
 
 from trainer.config import CohortConfig
 from trainer.control import Control, Stopped
+from trainer.gauges import Gauges
 from trainer.progress import Outcome, Progress, Status
 
 if TYPE_CHECKING:
@@ -38,7 +39,12 @@ class StudentActor:
         self._config, self._student = config, config.student(student_id)
         self._folder = config.folder(student_id)
         self._control = Control()
+        self._gauges = Gauges(config.run, student_id)
         self._report(Progress(student_id, 0, self._student.steps, "starting"))
+
+    def __repr__(self) -> str:
+        """What the dashboard and Ray's logs call it."""
+        return f"{self._student.objective.name} student {self._student.id}"
 
     @ray.method(max_task_retries=-1)
     def run(self) -> Outcome:
@@ -118,6 +124,7 @@ class StudentActor:
 
     def _report(self, progress: Progress) -> None:
         self._progress, self._updated_at_seconds = progress, time.time()
+        self._gauges.show(progress)
 
     def _waiting(self, seconds: float, reason: str) -> None:
         self._control.check_stopped()

@@ -36,7 +36,7 @@ def fast_decoding(model: Any) -> Iterator[None]:
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear]
     attention = model.config._attn_implementation
     for layer in layers:
-        layer.forward = partial(_linear, layer)
+        layer.forward = partial(_linear, layer)  # type: ignore[method-assign]
     if attention == "sdpa":
         model.set_attn_implementation(_ATTENTION)
     try:

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from trainer.progress import tokens_per_second
 from trainer.supervisor import Supervised
 
 _LINE_EVERY_SECONDS = 15.0
@@ -93,7 +94,7 @@ class Display:
             f"{step}/{progress.steps}",
             "" if loss is None else f"{loss:.3f}",
             "" if kl is None or pace is None else f"{pace.first_kl:.3f} → {kl:.3f}",
-            _tokens_per_second(metrics),
+            _speed(metrics),
             time.strftime("%H:%M:%S", time.localtime(time.time() + left)) if left and not student.outcome else "",
             _phase(student),
         ]
@@ -119,6 +120,6 @@ def _phase(student: Supervised) -> str:
     return "paused" if student.status.paused else student.status.progress.phase
 
 
-def _tokens_per_second(metrics: dict[str, float]) -> str:
-    phases = [metrics.get(f"seconds/{name}", 0.0) for name in ("sampling", "scoring", "stepping", "waiting")]
-    return f"{metrics['train/tokens'] / sum(phases):,.0f}" if sum(phases) > 0 else ""
+def _speed(metrics: dict[str, float]) -> str:
+    speed = tokens_per_second(metrics)
+    return "" if speed is None else f"{speed:,.0f}"

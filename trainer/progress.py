@@ -43,3 +43,9 @@ class Status:
     process_id: int
     updated_at_seconds: float
     """When the progress was reported, seconds since 1970-01-01 UTC."""
+
+
+def tokens_per_second(metrics: dict[str, float]) -> float | None:
+    """Scored tokens of the newest step by its seconds; None before the first."""
+    phases = [metrics.get(f"seconds/{name}", 0.0) for name in ("sampling", "scoring", "stepping", "waiting")]
+    return metrics["train/tokens"] / sum(phases) if sum(phases) > 0 else None

@@ -29,6 +29,10 @@ _POLL_SECONDS = 0.5
 _CONTROL_THREADS = 2
 
 
+Wanted = Literal["run", "pause", "stop", "yield"]
+_WANTED: dict[str, Wanted] = {"pause": "pause", "resume": "run", "stop": "stop"}
+
+
 @dataclass
 class Supervised:
     """One student under supervision."""
@@ -36,7 +40,7 @@ class Supervised:
     config: StudentConfig
     state: str = "queued"
     """queued, running, finished, stopped or failed."""
-    wanted: Literal["run", "pause", "stop", "yield"] = "run"
+    wanted: Wanted = "run"
     """What it is to do; one that yields saves, ends, and waits for its turn."""
     status: Status | None = None
     """Its newest answer."""
@@ -128,7 +132,7 @@ class _Cohort:
         student = next(student for student in self.students if student.config.id == command.student)
         if student.state in ("finished", "failed"):
             return
-        student.wanted = {"pause": "pause", "resume": "run", "stop": "stop"}[command.action]
+        student.wanted = _WANTED[command.action]
         if student.state == "queued" and command.action == "stop":
             student.state = "stopped"
         elif student.state == "stopped" and command.action == "resume":

@@ -6,13 +6,14 @@ import contextlib
 import io
 import json
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,8 @@ def write_cohort(tmp_path: Path, tiny_model: Path, address: str, steps: int) -> 
     return path
 
 
-def assert_finished(tmp_path: Path, steps: int) -> None:
-    for student in ("ann", "bob"):
+def assert_finished(tmp_path: Path, steps: int, students: Sequence[str] = ("ann", "bob")) -> None:
+    for student in students:
         rows = metric_rows(tmp_path / "run" / "students" / student)
         assert [row["step"] for row in rows] == list(range(steps + 1)), student
         assert (tmp_path / "run/students" / student / f"checkpoints/step-{steps:08d}/MANIFEST.json").exists()
@@ -129,6 +130,33 @@ def test_killed_trainers_go_on_from_their_checkpoints(tiny_model, tmp_path):
     assert_finished(tmp_path, steps)
     print(f"back after {seconds:.1f} s")
     assert seconds < 10
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_eight_students_of_which_one_is_killed_every_five_seconds_all_finish(tiny_model, tmp_path):
+    steps, names, kills = 300, [f"student-{number}" for number in range(8)], 0
+    log, randomness = tmp_path / "log", random.Random(0)
+    folders = {name: tmp_path / "run/students" / name for name in names}
+    with serving(FaultyServicer(InProcessTeacher(tiny_model), tiny_model)) as address:
+        cohort = write_cohort(tmp_path, tiny_model, address, steps)
+        values = yaml.safe_load(cohort.read_text()) | {"students": [{"id": name} for name in names]}
+        cohort.write_text(yaml.safe_dump(values))
+        with running(["train", "--config", str(cohort)], log) as train:
+            wait_until(lambda: min(map(steps_done, folders.values())) >= 1, 200, log, train)
+            end = time.monotonic() + 120
+            while time.monotonic() < end:
+                # What a lock says stays there when its holder has died: only processes of Ray are victims.
+                living = [process_of(folder) for folder in folders.values() if steps_done(folder) < steps]
+                victims = [pid for pid in living if psutil.pid_exists(pid) and psutil.Process(pid).name()[:4] == "ray:"]
+                if victims:
+                    os.kill(randomness.choice(victims), signal.SIGKILL)
+                    kills += 1
+                time.sleep(5)
+            assert train.wait(250) == 0, log.read_text()[-3000:]
+    assert_finished(tmp_path, steps, names)
+    print(f"{kills} kills")
+    assert kills >= 15
 
 
 def students(action: str, *options: str, output: Path) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,141 @@
+"""A run as a Ray Job on a cluster that is there before and after it; the long form starts one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from trainer_cases import metric_rows, write_rows
+from trainer_doubles import FaultyServicer, InProcessTeacher, serving
+from tutelage.errors import NotFound
+
+from trainer.board import Command, ask, read_board
+from trainer.carve import carve
+
+TUTELAGE = (sys.executable, "-c", "import sys; from tutelage.command import main; sys.exit(main())")
+RAY = str(Path(sys.executable).with_name("ray"))
+GAUGES = ("step", "loss", "forward_kl", "tokens_per_second", "phase_seconds")
+
+
+def environment(temporary: Path) -> dict[str, str]:
+    own = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    return os.environ | own | {"RAY_TMPDIR": str(temporary), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@contextmanager
+def cluster(temporary: Path, *, port: int, dashboard_port: int) -> Iterator[str]:
+    """A head node on loopback, which is gone afterwards; gives the dashboard's address."""
+    command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4"]
+    command += [f"--dashboard-port={dashboard_port}", "--include-dashboard=true", "--object-store-memory=80000000"]
+    with (temporary / "ray.log").open("wb") as log:
+        head = subprocess.Popen(
+            command, env=environment(temporary), stdout=log, stderr=log, start_new_session=True, cwd=temporary
+        )
+    try:
+        address = f"http://127.0.0.1:{dashboard_port}"
+        wait_until(lambda: answers(f"{address}/api/version"), 90)
+        yield address
+    finally:
+        head.send_signal(signal.SIGTERM)
+        try:
+            head.wait(30)
+        finally:
+            os.killpg(head.pid, signal.SIGKILL)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
+
+
+def write_cohort(folder: Path, tiny_model: Path, address: str, steps: int) -> Path:
+    carve(tiny_model, folder / "init", layers=2)
+    rows = write_rows(folder / "rows.jsonl")
+    cohort = {
+        "run": "job",
+        "output": str(folder / "run"),
+        "teacher": {"address": address},
+        "ray": {"address": "auto"},
+        "defaults": {
+            "init": str(folder / "init"),
+            "data": {"path": str(rows)},
+            "batch": {"sequences": 4, "max_tokens": 96},
+            "sampling": {"max_new_tokens": 12},
+            "held_out": {"sequences": 4, "every_steps": 20},
+            "steps": steps,
+            "save_every_steps": 5,
+        },
+        "students": [{"id": "gkd"}, {"id": "rev-kd", "objective": {"name": "reverse_kl", "temperature": 2.0}}],
+    }
+    path = folder / "cohort.yaml"
+    path.write_text(yaml.safe_dump(cohort))
+    return path
+
+
+def submit(dashboard: str, cohort: Path, temporary: Path) -> None:
+    """As docs/ray.md says."""
+    command = [RAY, "job", "submit", "--address", dashboard, "--submission-id", "distil", "--no-wait", "--"]
+    command += [*TUTELAGE, "train", "--config", str(cohort)]
+    subprocess.run(command, env=environment(temporary), check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def job_status(dashboard: str) -> str:
+    with urllib.request.urlopen(f"{dashboard}/api/jobs/distil", timeout=10) as response:
+        return str(json.load(response)["status"])
+
+
+def steps_done(output: Path) -> int:
+    """Of the student that is least far."""
+    try:
+        return min(row.step for row in read_board(output).students)
+    except NotFound:
+        return 0
+
+
+def exported(temporary: Path) -> str:
+    """All metrics of all nodes, as Prometheus would scrape them."""
+    discovery = next(temporary.rglob("prom_metrics_service_discovery.json"))
+    targets = [target for entry in json.loads(discovery.read_text()) for target in entry["targets"]]
+    return "".join(urllib.request.urlopen(f"http://{target}/metrics", timeout=5).read().decode() for target in targets)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_run_is_submitted_steered_measured_and_finished_as_a_ray_job(tiny_model, tmp_path_factory):
+    # Ray's sockets lie below its temporary folder, and their paths must be short.
+    folder = tmp_path_factory.mktemp("job")
+    with (
+        serving(FaultyServicer(InProcessTeacher(tiny_model), tiny_model)) as teacher,
+        cluster(folder, port=16379, dashboard_port=18265) as dashboard,
+    ):
+        submit(dashboard, write_cohort(folder, tiny_model, teacher, steps=300), folder)
+        wait_until(lambda: steps_done(folder / "run") >= 3, 120)
+        ask(folder / "run", Command("pause", "rev-kd"))
+        wait_until(lambda: read_board(folder / "run").row("rev-kd").state == "paused", 30)
+        wait_until(lambda: all(f"tutelage_student_{name}" in exported(folder) for name in GAUGES), 60)
+        assert 'student="gkd"' in exported(folder)
+        ask(folder / "run", Command("resume", "rev-kd"))
+        wait_until(lambda: job_status(dashboard) not in ("PENDING", "RUNNING"), 200)
+        assert job_status(dashboard) == "SUCCEEDED"
+    for student in ("gkd", "rev-kd"):
+        assert metric_rows(folder / "run" / "students" / student)[-1]["step"] == 300

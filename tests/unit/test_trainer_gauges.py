@@ -1,0 +1,43 @@
+"""What a student shows to Ray's metrics."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer import gauges
+from trainer.progress import Progress
+
+METRICS = {"train/loss": 0.5, "train/tokens": 100, "seconds/sampling": 1.5, "seconds/scoring": 0.5}
+
+
+class Recorded:
+    """Ray's gauge without Ray: the newest value by name and tags."""
+
+    values: dict[tuple[str, ...], float] = {}
+
+    def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+        assert description
+        self._name, self._keys, self._tags = name, tag_keys, {}
+
+    def set_default_tags(self, tags: dict[str, str]) -> None:
+        self._tags = tags
+
+    def set(self, value: float, tags: dict[str, str] | None = None) -> None:
+        both = self._tags | (tags or {})
+        assert set(both) == set(self._keys)  # Ray refuses missing and unknown tags.
+        self.values[(self._name.removeprefix("tutelage_student_"), *both.values())] = value
+
+
+def test_the_gauges_have_the_newest_values_and_nothing_that_is_not_known(monkeypatch):
+    monkeypatch.setattr(gauges, "Gauge", Recorded)
+    shown = gauges.Gauges("math", "ann")
+    shown.show(Progress("ann", 0, 6, "loading"))
+    assert Recorded.values == {("step", "math", "ann"): 0}
+    shown.show(Progress("ann", 3, 6, "sampling", METRICS))
+    assert Recorded.values == {
+        ("step", "math", "ann"): 3,
+        ("loss", "math", "ann"): 0.5,
+        ("tokens_per_second", "math", "ann"): pytest.approx(50),
+        ("phase_seconds", "math", "ann", "sampling"): 1.5,
+        ("phase_seconds", "math", "ann", "scoring"): 0.5,
+    }
