@@ -20,7 +20,7 @@ CHUNK_LOGITS_BYTES = 24 * 2**20
 # A chunk's logits, the same at another temperature, and their exponentials inside log-sum-exp.
 COPIES_OF_LOGITS = 3
 # On a CPU, rows whose logits are reduced at once: few enough to stay in the nearest caches between the passes.
-_CACHED_ROWS = 8
+_CACHED_ROWS = 4
 # Columns a group in `largest`: the cost is flat from 32 to 128.
 _GROUP = 64
 
