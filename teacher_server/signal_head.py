@@ -129,8 +129,8 @@ class SignalHead:
         for start in range(0, len(hidden_RD), self._chunk_rows):
             logits_RV = self.logits(hidden_RD[start : start + self._chunk_rows])
             for first in range(0, len(logits_RV), self._reduced_rows):
-                rows = slice(start + first, start + first + self._reduced_rows)
-                yield rows, logits_RV[first : first + self._reduced_rows]
+                few_RV = logits_RV[first : first + self._reduced_rows]
+                yield slice(start + first, start + first + len(few_RV)), few_RV
 
     @torch.inference_mode()
     def _signals(
