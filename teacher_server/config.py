@@ -63,7 +63,7 @@ class TeacherConfig(Config):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """What the engines compute in."""
 
-    max_sequence_tokens: Annotated[int, Field(ge=2)] | None = None
+    max_sequence_tokens: Annotated[int, Field(ge=8)] | None = None
     """Longest sequence, prompt and continuation together; by default the model's own limit, at most 2048."""
 
     batch_tokens: Annotated[int, Field(ge=2)] | None = None

@@ -32,6 +32,9 @@ is 9, and 27 - 9 = 18, so 18 rolls are left.
 The harbour lies on the northern side of the island, where the water is deep enough for larger ships. In
 winter, when storms come from the west, the fishing boats stay in the bay for weeks, and the people mend their
 nets, tell stories, and wait for the wind to turn."""
+# The first must have more than four tokens: on a CPU with AMX, a process must ask the kernel for its tiles before it
+# uses them. vLLM's small matrix products do, but only for more than four rows; its attention relies on it and dies of
+# SIGILL else. One longer sequence, once, makes every length safe.
 _LENGTHS = (8, 24, 64, 128)
 COMPARED_TEXT = 1
 """Which of the check sequences is compared with the model's own logits."""

@@ -20,7 +20,7 @@ CHUNK_LOGITS_BYTES = 24 * 2**20
 # A chunk's logits, the same at another temperature, and their exponentials inside log-sum-exp.
 COPIES_OF_LOGITS = 3
 # On a CPU, rows whose logits are reduced at once: few enough to stay in the nearest caches between the passes.
-_CACHED_ROWS = 8
+_CACHED_ROWS = 4
 # Columns a group in `largest`: the cost is flat from 32 to 128.
 _GROUP = 64
 
@@ -129,8 +129,8 @@ class SignalHead:
         for start in range(0, len(hidden_RD), self._chunk_rows):
             logits_RV = self.logits(hidden_RD[start : start + self._chunk_rows])
             for first in range(0, len(logits_RV), self._reduced_rows):
-                rows = slice(start + first, start + first + self._reduced_rows)
-                yield rows, logits_RV[first : first + self._reduced_rows]
+                few_RV = logits_RV[first : first + self._reduced_rows]
+                yield slice(start + first, start + first + len(few_RV)), few_RV
 
     @torch.inference_mode()
     def _signals(

@@ -8,13 +8,13 @@ import grpc.aio
 import numpy as np
 import pytest
 from fake_teacher import VOCABULARY_SIZE, FakeScoringEngine, fake_teacher, serving
-from tutelage.codec import encode
+from tutelage.codec import decode, encode
 from tutelage.teacher.v1 import teacher_pb2 as pb
 from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
 from tutelage.transport import CHANNEL_OPTIONS, STUDENT_METADATA_KEY
 
 RNG = np.random.default_rng(0)
-SEQUENCES = [RNG.integers(0, VOCABULARY_SIZE, 20 + i % 30).astype(np.int32) for i in range(100)]
+SEQUENCES = [RNG.integers(0, VOCABULARY_SIZE, 20 + i % 30).astype(np.int32) for i in range(500)]
 
 
 def topk(k: int, *temperatures: float) -> pb.SignalSpec:
@@ -48,8 +48,8 @@ async def score(address: str, student: str, spec: pb.SignalSpec, numbers=range(1
         return {response.request_id: response.frame async for response in call}
 
 
-async def all_students(address: str):
-    answers = await asyncio.gather(*(score(address, student, spec) for student, spec in OBJECTIVES.items()))
+async def all_students(address: str, numbers=range(100)):
+    answers = await asyncio.gather(*(score(address, student, spec, numbers) for student, spec in OBJECTIVES.items()))
     return dict(zip(OBJECTIVES, answers, strict=True))
 
 
@@ -66,17 +66,24 @@ class Noisy(FakeScoringEngine):
         return states * (1 + self.started / 100)
 
 
-async def test_six_students_cost_the_engine_passes_of_one(config):
+@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.long)])
+async def test_six_students_cost_the_engine_passes_of_one(config, count):
     engine = Noisy(seconds=0.005)
     async with serving(fake_teacher(engine, config=config)) as server:
-        answers = await all_students(server.address)
+        answers = await all_students(server.address, range(count))
         usage = server.servicer.usage()
-    assert engine.started == usage.engine_passes == len(SEQUENCES)
-    assert sum(student.store_hits for student in usage.students) == 5 * len(SEQUENCES)
-    assert sum(student.sequences for student in usage.students) == 6 * len(SEQUENCES)
+    assert engine.started == usage.engine_passes == count
+    assert sum(student.store_hits for student in usage.students) == 5 * count
+    assert sum(student.sequences for student in usage.students) == 6 * count
     assert usage.stored_bytes > 0
     assert answers["forward"] == answers["again"]
-    assert all(len(frames) == len(SEQUENCES) for frames in answers.values())
+    assert all(len(frames) == count for frames in answers.values())
+    for number in map(str, range(count)):  # whatever was asked, it is about the same states
+        wide, narrow, hot = (answers[student][number] for student in ("forward", "narrow", "hot"))
+        assert np.array_equal(decode(wide.ids)[:, :8], decode(narrow.ids))
+        assert np.array_equal(decode(wide.logits)[:, :8], decode(narrow.logits))
+        assert wide.logits == hot.logits
+        assert wide.logsumexp == narrow.logsumexp
 
 
 async def test_a_teacher_that_is_started_again_answers_from_the_store_with_the_same_bits(config):

@@ -49,7 +49,16 @@ def test_a_killed_server_leaves_no_engine(teacher):
     assert gone(engines, seconds=10)
 
 
-def test_a_killed_engine_ends_the_server(teacher):
+def test_a_killed_engine_ends_the_server_and_short_sequences_do_not(teacher):
+    signal_spec = pb.SignalSpec(kind=pb.SIGNAL_KIND_HIDDEN)
+    short = [
+        pb.ScoreSequencesRequest(request_id=str(n), token_ids=encode(np.arange(n, dtype=np.int32)), signal=signal_spec)
+        for n in range(1, 9)
+    ]
+    with grpc.insecure_channel(teacher.address) as channel:  # one at a time: each length is a batch
+        for request in short:
+            (answer,) = pb_grpc.TeacherServiceStub(channel).ScoreSequences(iter([request]), timeout=60)
+            assert answer.frame.position_count == int(request.request_id)
     with grpc.insecure_channel(teacher.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service=""), timeout=60)

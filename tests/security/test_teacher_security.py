@@ -93,6 +93,26 @@ async def test_certificates_of_a_client(ours, theirs):
     assert set(answers.values()) <= {"Unreachable", "NotAuthenticated"}, answers
 
 
+async def test_a_server_that_asks_for_certificates_must_show_a_good_one_itself(ours, theirs):
+    """Every fault of the server's certificate, met by a client whose own is good; and a client in the clear."""
+    client = ours.issue("student")
+    servers = {
+        "unknown authority": theirs.issue("127.0.0.1"),
+        "expired": ours.issue("127.0.0.1", expired=True),
+        "for another host": ours.issue("example.org"),
+    }
+    for name, files in servers.items():
+        async with serving(fake_teacher(FakeScoringEngine()), tls=files | {"client_ca": ours.ca}) as server:
+            assert await asked(server.address, ClientTls(ca=ours.ca, **client)) == "NotAuthenticated", name
+            assert await asked(server.address) == "Unreachable", name
+
+
+async def test_a_renewed_certificate_of_the_same_authority_is_good_and_a_new_authority_is_not(ours, theirs):
+    for certificate, expected in ((ours.issue("127.0.0.1"), "fake"), (theirs.issue("127.0.0.1"), "NotAuthenticated")):
+        async with serving(fake_teacher(FakeScoringEngine()), tls=certificate) as server:
+            assert await asked(server.address, ClientTls(ca=ours.ca)) == expected
+
+
 async def test_beyond_loopback_only_with_a_certificate(ours):
     from teacher_server.server import TeacherServer
 
@@ -187,6 +207,19 @@ def test_a_file_that_changes_is_read_again_and_a_broken_one_changes_nothing(toke
     token_file.unlink()
     assert tokens.grant("new-secret")
     assert "secret" not in caplog.text
+
+
+async def test_a_running_server_takes_new_tokens_within_five_seconds_and_says_none_of_them(token_file, caplog, capfd):
+    async with serving(fake_teacher(FakeScoringEngine()), token_file=str(token_file)) as server:
+        with open_channel(server.address) as channel:
+            stub, answers = pb_grpc.TeacherServiceStub(channel), {}
+            assert await asyncio.to_thread(call, stub, "/GetTeacherInfo", bearer("read-secret")) == "OK"
+            _replace(token_file, "new-secret info\n")
+            for token in ("new-secret", "read-secret", "wrong-secret"):
+                answers[token] = await asyncio.to_thread(call, stub, "/GetTeacherInfo", bearer(token))
+    assert answers == {"new-secret": "OK", "read-secret": "UNAUTHENTICATED", "wrong-secret": "UNAUTHENTICATED"}
+    printed = capfd.readouterr()
+    assert "secret" not in caplog.text + printed.out + printed.err
 
 
 def _replace(path: Path, text: str) -> None:

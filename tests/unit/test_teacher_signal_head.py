@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_server import signal_head
 from teacher_server.signal_head import SignalHead, largest
 from teacher_server.unembedding import Unembedding
 
@@ -41,11 +40,11 @@ def reference_logsumexp(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 @pytest.fixture(params=HEADS)
-def case(request, monkeypatch):
-    # Chunks of 5 rows: 37 rows end in a chunk that is not full.
-    monkeypatch.setattr(signal_head, "CHUNK_LOGITS_BYTES", 5 * 4 * VOCABULARY)
+def case(request):
     parts = HEADS[request.param]
-    return SignalHead(Unembedding(WEIGHT, **parts), device="cpu"), reference_logits(**parts)
+    # Products of 14 rows, in which 37 end with one that is not full; reduced by 4, with 2 left over.
+    head = SignalHead(Unembedding(WEIGHT, **parts), device="cpu", chunk_bytes=14 * 4 * VOCABULARY)
+    return head, reference_logits(**parts)
 
 
 def test_logits(case):

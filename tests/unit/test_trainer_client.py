@@ -163,6 +163,14 @@ TOPK_MISCHIEF = {
 }
 
 
+CANDIDATES_MISCHIEF = {
+    "a logit of an absent candidate": (resealed(set_number("logits", 2, 1.0)), "absent candidate"),
+    "a candidate without a logit": (resealed(set_number("logits", 0, -np.inf)), "not finite"),
+    "a log-sum-exp that is none": (resealed(set_number("logsumexp", 0, np.nan)), "not finite"),
+    "a row too few": (resealed(lambda frame: frame.logits.CopyFrom(frame.logsumexp)), "has shape"),
+}
+
+
 @pytest.mark.parametrize("name", HIDDEN_MISCHIEF)
 def test_a_damaged_answer_is_refused_by_name(name, client, servicer):
     servicer.mischief, problem = HIDDEN_MISCHIEF[name]
@@ -175,6 +183,15 @@ def test_topk_that_is_no_distribution_is_refused_by_name(name, client, servicer)
     servicer.mischief, problem = TOPK_MISCHIEF[name]
     with pytest.raises(CorruptFrame, match=problem):
         client.score(requests(), TOPK)
+
+
+@pytest.mark.parametrize("name", CANDIDATES_MISCHIEF)
+def test_candidates_that_were_not_asked_for_are_refused_by_name(name, client, servicer):
+    servicer.mischief, problem = CANDIDATES_MISCHIEF[name]
+    candidates = np.array([[1, 2, -1]] * 6, np.int32)
+    asked = [SignalRequest(np.arange(8, dtype=np.int32), 0, 6, candidates)]
+    with pytest.raises(CorruptFrame, match=problem):
+        client.score(asked, SignalSpec("candidates", temperatures=(1.0,)))
 
 
 def test_an_unembedding_that_was_not_announced_is_refused(client, servicer):

@@ -1,0 +1,128 @@
+"""A teacher that is killed or frozen in the middle of an answer: noticed soon, and the answers are those without it."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from fake_teacher import VOCABULARY_SIZE
+from restartable_teacher import restartable_teacher
+from tutelage.transport import CHANNEL_OPTIONS
+
+from trainer.frames import Answer, SignalRequest, SignalSpec
+from trainer.teacher_client import TeacherClient
+
+RNG = np.random.default_rng(0)
+REQUESTS = [
+    SignalRequest(RNG.integers(0, VOCABULARY_SIZE, length).astype(np.int32), length % 3, length)
+    for length in range(100, 400, 25)
+]
+SPECS = {"hidden": SignalSpec("hidden"), "topk": SignalSpec("topk", k=32, temperatures=(1.0, 2.0))}
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    with restartable_teacher() as teacher:
+        yield teacher
+
+
+@pytest.fixture
+def outages():
+    """When the client began to wait for its teacher."""
+    return []
+
+
+@pytest.fixture
+def client(teacher, outages):
+    with TeacherClient(
+        teacher.address,
+        student_id="ann",
+        wait_seconds=120,
+        tokenizer_digests={},
+        waiting=lambda seconds, reason: outages.append((time.monotonic(), reason)),
+    ) as client:
+        yield client
+
+
+class AtFrame:
+    """Does something once, just before the client takes its n-th frame."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.frames, self.number, self.happened_at = 0, -1, 0.0
+        add = Answer.add
+
+        def counted(answer, frame) -> None:
+            if self.frames == self.number:
+                self.happened_at = time.monotonic()
+                self.what()
+            self.frames += 1
+            add(answer, frame)
+
+        monkeypatch.setattr(Answer, "add", counted)
+
+    def arm(self, number: int, what) -> None:
+        self.frames, self.number, self.what = 0, number, what
+
+
+def assert_same(given, expected) -> None:
+    for one, other in zip(given, expected, strict=True):
+        for name, array in vars(other).items():
+            assert np.array_equal(getattr(one, name), array) if array is not None else getattr(one, name) is None, name
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_at_random_frames_costs_only_time(kills, teacher, client, outages, monkeypatch):
+    at_frame, back, expected, frames = AtFrame(monkeypatch), [], {}, {}
+    for kind, spec in SPECS.items():
+        at_frame.arm(-1, None)
+        expected[kind] = client.score(REQUESTS, spec)
+        frames[kind] = at_frame.frames
+        assert frames[kind] > 3 * len(REQUESTS)
+
+    def kill() -> None:
+        teacher.signal(signal.SIGKILL)
+        back.append(threading.Timer(0.2, teacher.start))
+        back[-1].start()
+
+    generator = random.Random(kills)
+    for round_number in range(kills):
+        kind = ("hidden", "topk")[round_number % 2]
+        number = generator.randrange(frames[kind] - len(REQUESTS))  # the last ones may have arrived before the kill
+        outages.clear()
+        at_frame.arm(number, kill)
+        answers = client.score(REQUESTS, SPECS[kind])
+        back[-1].join()
+        assert_same(answers, expected[kind])
+        assert outages, number
+        assert outages[0][0] - at_frame.happened_at < 1.0, outages[0]
+    assert len(back) == kills
+
+
+def test_the_keepalive_that_finds_a_frozen_teacher():
+    options = dict(CHANNEL_OPTIONS)
+    assert options["grpc.keepalive_time_ms"] + options["grpc.keepalive_timeout_ms"] <= 20_000
+    assert options["grpc.http2.ping_timeout_ms"] <= options["grpc.keepalive_timeout_ms"]
+    assert options["grpc.http2.max_pings_without_data"] == 0  # as many as it takes
+
+
+@pytest.mark.long
+def test_a_frozen_teacher_is_noticed_and_waited_for(teacher, client, outages, monkeypatch):
+    at_frame = AtFrame(monkeypatch)
+    expected = client.score(REQUESTS, SPECS["hidden"])
+    thaw = threading.Timer(40.0, teacher.signal, [signal.SIGCONT])
+
+    def freeze() -> None:
+        teacher.signal(signal.SIGSTOP)
+        thaw.start()
+
+    at_frame.arm(len(REQUESTS), freeze)
+    answers = client.score(REQUESTS, SPECS["hidden"])
+    thaw.join()
+    assert_same(answers, expected)
+    noticed = outages[0][0] - at_frame.happened_at
+    print(f"\nnoticed after {noticed:.1f} s")
+    assert noticed < 20
