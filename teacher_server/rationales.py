@@ -129,13 +129,13 @@ class _Writer:
 
     def write(self, prompts: dict[int, TokenIds]) -> Iterator[tuple[int, list[Continuation]]]:
         """Continuations by row, as they are finished; several prompts are in flight at once."""
-        with ThreadPoolExecutor(self._config.prompts_at_once, thread_name_prefix="write") as threads:
-            rows = {threads.submit(self._write_patiently, row, ids): row for row, ids in prompts.items()}
-            try:
-                for done in as_completed(rows):
-                    yield rows[done], done.result()
-            finally:
-                threads.shutdown(cancel_futures=True)
+        threads = ThreadPoolExecutor(self._config.prompts_at_once, thread_name_prefix="write")
+        rows = {threads.submit(self._write_patiently, row, ids): row for row, ids in prompts.items()}
+        try:
+            for done in as_completed(rows):
+                yield rows[done], done.result()
+        finally:  # what is in flight after an error or Ctrl-C ends with the channel
+            threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def _metadata(self) -> tuple[tuple[str, str], ...]:

@@ -37,6 +37,7 @@ from teacher_server.usage import Usage
 
 logger = logging.getLogger(__name__)
 
+_STATUS_SECONDS = 0.2
 ANONYMOUS = "anonymous"
 _STARTING = "the teacher is loading; wait until its health is SERVING"
 
@@ -153,8 +154,11 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             if self._calls_open > self._max_streams:
                 raise Overloaded(f"{self._max_streams} calls are open already; ask again later")
             yield self._teacher.adapted(_metadata(context).get(ADAPTER_METADATA_KEY, "")), student_id
-        except Stalled as error:  # a status would wait behind what is not read; to end without one cancels the call
+        except Stalled as error:
             logger.warning("%s", error, extra={"student": student_id})
+            # The status waits behind what is not read, and is there when the student reads on; we do not wait.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(abort_with(context, error), _STATUS_SECONDS)
             raise asyncio.CancelledError from error
         except TutelageError as error:
             await abort_with(context, error)

@@ -165,8 +165,6 @@ def bind(server: grpc.aio.Server, address: str, *, insecure: bool, tls: ServerTl
         raise ConfigurationError(f"cannot listen on {address}: {error}", "address") from error
 
 
-# A server that ends a call without a status (its student read nothing for too long) cancels it.
-_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 # In the text of UNAVAILABLE, which is all that gRPC says; waiting for such a peer does not help.
 _SIGNS_OF_TLS = ("handshake failed", "Hostname Verification Check failed")
 
@@ -176,7 +174,7 @@ def error_of_rpc(error: grpc.RpcError, address: str, what: str) -> TutelageError
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE and any(sign in details for sign in _SIGNS_OF_TLS):
         return NotAuthenticated(f"the {what} at {address} and this client do not agree on TLS ({details})", "tls")
-    if code in _LOST:
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return Unreachable(f"no {what} answers at {address} ({details}); is it started, and is this its address?")
     return error_of_status(code.name, details)
 

@@ -13,11 +13,9 @@ from teacher_server import logs
 @pytest.fixture
 def own_logger():
     """Our logger, as it was before the test afterwards."""
-    kept = {
-        name: (logging.getLogger(name), logging.getLogger(name).handlers[:]) for name in ("teacher_server", "tutelage")
-    }
+    kept = [(logger, logger.handlers[:]) for logger in map(logging.getLogger, ("teacher_server", "tutelage"))]
     yield logging.getLogger("teacher_server.streams")
-    for logger, handlers in kept.values():
+    for logger, handlers in kept:
         logger.handlers, logger.propagate = handlers, True
         logger.setLevel(logging.NOTSET)
 
@@ -29,12 +27,8 @@ def test_json_lines_carry_ids_and_survive_what_is_in_them(own_logger, capsys):
     own_logger.warning("plain")
     own_logger.debug("not shown")
     first, second = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert (first["level"], first["message"], first["student"], first["request"]) == (
-        "INFO",
-        "refused: k",
-        "ann",
-        nasty,
-    )
+    assert (first["level"], first["message"]) == ("INFO", "refused: k")
+    assert (first["student"], first["request"]) == ("ann", nasty)
     assert first["logger"] == "teacher_server.streams"
     assert first["time"].endswith("+00:00")
     assert (second["message"], "student" in second) == ("plain", False)
