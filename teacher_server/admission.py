@@ -11,6 +11,7 @@ Start-time fair queueing: P. Goyal, H. Vin, H. Cheng, SIGCOMM 1996.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -56,11 +57,18 @@ class FairQueue:
         self._students: dict[str, _Student] = {}  # those with waiting jobs, or ahead of the virtual time
         self._virtual_time = 0.0
         self._last_wait_seconds = 0.0
+        self._busy_since, self._busy_seconds = 0.0, 0.0
         self.admitted_size = 0
         self.waiting = 0
 
+    @property
+    def busy_seconds(self) -> float:
+        """Time during which at least one job was admitted."""
+        running = time.monotonic() - self._busy_since if self.admitted_size else 0.0
+        return self._busy_seconds + running
+
     @asynccontextmanager
-    async def admitted(self, student_id: str, *, cost: float, size: int) -> AsyncIterator[None]:
+    async def admitted(self, student_id: str, *, cost: float, size: int) -> AsyncIterator[float]:
         """Waits for this job's turn; the block is the work. Cancelling frees the place at once.
 
         Args:
@@ -68,13 +76,17 @@ class FairQueue:
             cost: what is shared out fairly, > 0.
             size: part of the capacity that the job holds.
 
+        Yields:
+            Seconds waited.
+
         Raises:
             Overloaded: the queue is full, and this student is who fills it.
 
         """
+        arrived = asyncio.get_running_loop().time()
         await self._turn(student_id, cost, size)
         try:
-            yield
+            yield asyncio.get_running_loop().time() - arrived
         finally:
             self._release(size)
 
@@ -110,6 +122,8 @@ class FairQueue:
     def _start(self, student: _Student, job: _Job) -> None:
         self._virtual_time = student.start_tag
         student.start_tag += job.cost / student.weight
+        if not self.admitted_size:
+            self._busy_since = time.monotonic()
         self.admitted_size += job.size
         self._last_wait_seconds = asyncio.get_running_loop().time() - job.arrived
         job.admitted.set_result(None)
@@ -120,6 +134,8 @@ class FairQueue:
 
     def _release(self, size: int) -> None:
         self.admitted_size -= size
+        if not self.admitted_size:
+            self._busy_seconds += time.monotonic() - self._busy_since
         self._admit()
         if not self.admitted_size and not self.waiting:  # nobody competes: all start anew
             self._students.clear()

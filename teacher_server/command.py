@@ -1,10 +1,8 @@
-"""`tutelage teacher serve | precompute | info | usage | top`."""
+"""`tutelage teacher serve | precompute | write | info | usage | top`."""
 
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import EXIT_DONE, EXIT_USAGE
+
+from teacher_server import logs
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -22,6 +22,7 @@ usage: tutelage teacher COMMAND [OPTIONS]
 commands:
   serve       load a teacher and serve it over gRPC until SIGTERM
   precompute  fill a signal store for a data set, without a server
+  write       have a served teacher write for a file of prompts, as a data set
   info        who a served teacher is, what it serves and how exactly
   usage       what it has done since it started, by student
   top         the same, live
@@ -36,6 +37,7 @@ def main(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "serve": serve,
         "precompute": precompute,
+        "write": write,
         "info": info,
         "usage": usage,
         "top": top,
@@ -56,7 +58,7 @@ def serve(arguments: list[str]) -> int:
     from teacher_server.config import TeacherConfig
 
     config = load(TeacherConfig, arguments, program="tutelage teacher serve", environment_prefix="TUTELAGE_TEACHER_")
-    _log_to_stderr()
+    logs.to_stderr(config.log_format)
     import asyncio
     import uuid
 
@@ -79,7 +81,7 @@ def precompute(arguments: list[str]) -> int:
     program, prefix = "tutelage teacher precompute", "TUTELAGE_TEACHER_"
     config = load(PrecomputeConfig, arguments, program=program, environment_prefix=prefix)
     config = config.model_copy(update={"roles": ("score",)})
-    _log_to_stderr()
+    logs.to_stderr(config.log_format)
     import asyncio
     import uuid
 
@@ -98,6 +100,29 @@ def precompute(arguments: list[str]) -> int:
     print(
         f"{filled.sequences:,} sequences ({filled.tokens:,} tokens) are stored, {filled.computed:,} of them new; the "
         f"store has {filled.stored_bytes / 2**20:,.1f} MiB"
+    )
+    return EXIT_DONE
+
+
+def write(arguments: list[str]) -> int:
+    """Has a served teacher write a data set."""
+    from tutelage.configuration import load
+
+    from teacher_server.config import WriteConfig
+
+    program, prefix = "tutelage teacher write", "TUTELAGE_TEACHER_WRITE_"
+    config = load(WriteConfig, arguments, program=program, environment_prefix=prefix)
+    from rich.console import Console
+
+    from teacher_server.display import progress
+    from teacher_server.rationales import write_rationales
+
+    with progress(Console(stderr=True), "prompts") as watch:
+        counts = write_rationales(config, watch)
+    print(
+        f"{counts.kept:,} of {counts.written:,} continuations of {counts.prompts - counts.no_room:,} prompts are in "
+        f"{config.out}; left out: {counts.cut_off:,} without an end, {counts.wrong:,} with another answer, "
+        f"{counts.no_room:,} prompts too long"
     )
     return EXIT_DONE
 
@@ -140,6 +165,12 @@ def _rates(answer: Any, before: Any, seconds: float) -> Any:
     from rich.table import Table
 
     title = f"{answer.waiting_sequences:,} sequences wait, {answer.engine_passes:,} engine passes so far"
+    if before is not None:
+        engine, head = (
+            (getattr(answer, field) - getattr(before, field)) / seconds
+            for field in ("engine_busy_seconds", "head_busy_seconds")
+        )
+        title += f"; busy: engine {engine:.0%}, head {head:.0%}"
     table = Table(
         "student", "streams", "sequences/s", "tokens/s", "rows/s", "MiB/s", "hits/s", "refused/s", title=title
     )
@@ -156,6 +187,7 @@ def _rates(answer: Any, before: Any, seconds: float) -> Any:
 def _client_parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"tutelage teacher {command}", allow_abbrev=False)
     parser.add_argument("--address", default=_DEFAULT_ADDRESS, help="host:port of the teacher (%(default)s)")
+    parser.add_argument("--adapter", help="ask the teacher that has this LoRA adapter")
     parser.add_argument("--ca", type=Path, help="PEM file that the teacher's certificate must come from: use TLS")
     parser.add_argument("--certificate", type=Path, help="PEM file: our own certificate, if the teacher asks for one")
     parser.add_argument("--key", type=Path, help="PEM file: its private key")
@@ -169,12 +201,14 @@ def _call(options: argparse.Namespace, method: str, request: Message) -> Any:
     from tutelage.configuration import validate
     from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
     from tutelage.tls import ClientTls
-    from tutelage.transport import error_of_rpc, open_channel, token_metadata
+    from tutelage.transport import ADAPTER_METADATA_KEY, error_of_rpc, open_channel, token_metadata
 
     tls = None
     if options.ca is not None:
         tls = validate(ClientTls, {"ca": options.ca, "certificate": options.certificate, "key": options.key})
     metadata = token_metadata(options.token_file)
+    if options.adapter is not None:
+        metadata += ((ADAPTER_METADATA_KEY, options.adapter),)
     with open_channel(options.address, tls) as channel:
         try:
             call = getattr(pb_grpc.TeacherServiceStub(channel), method)
@@ -248,19 +282,3 @@ def _print_usage(answer: Any) -> None:
             time.strftime("%H:%M:%S", time.localtime(student.last_seen_seconds)),
         )
     Console().print(table)
-
-
-def _log_to_stderr() -> None:
-    """A readable line for each of our own messages, with the seconds since the start; vLLM logs by itself."""
-    started = time.monotonic()
-
-    class Elapsed(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            return f"teacher {time.monotonic() - started:6.1f} s  {record.getMessage()}"
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(Elapsed())
-    own = logging.getLogger("teacher_server")
-    own.addHandler(handler)
-    own.setLevel(os.environ.get("TUTELAGE_LOG_LEVEL", "INFO"))
-    own.propagate = False

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from tutelage.configuration import Config
 from tutelage.prompts import Template
-from tutelage.tls import ServerTls
+from tutelage.tls import ClientTls, ServerTls
 
 Role = Literal["score", "write"]
 
@@ -31,6 +31,9 @@ class TeacherConfig(Config):
 
     revision: str | None = None
     """Revision of a model on the hub: a branch, a tag or, better, a commit."""
+
+    adapters: dict[str, Path] = Field(default_factory=dict)
+    """LoRA adapters by name (PEFT directories): each is a teacher of its own, served by the same engines."""
 
     model_name: str = ""
     """Name shown to people; by default the last part of `model`."""
@@ -115,6 +118,9 @@ class TeacherConfig(Config):
     stream_mib: Annotated[int, Field(ge=1)] = 64
     """Hidden states that one stream holds for answers its student has not read yet, MiB."""
 
+    stall_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """A stream whose student reads nothing for so long while answers wait for it is ended."""
+
     weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Share of students by id, relative to the others' 1."""
 
@@ -126,6 +132,9 @@ class TeacherConfig(Config):
 
     drain_seconds: Annotated[float, Field(ge=0)] = 20.0
     """After SIGTERM, how long requests in flight may take to finish."""
+
+    log_format: Literal["text", "json"] = "text"
+    """Lines on standard error: for people, or JSON with the ids of students and requests."""
 
     engine_log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "ERROR"
     """How much of vLLM's own log appears."""
@@ -170,3 +179,62 @@ class PrecomputeConfig(TeacherConfig):
         if self.store is None:
             raise ValueError("there is no store to fill; give its folder with --store.path")
         return self
+
+
+class WriteConfig(Config):
+    """Has a served teacher write for a file of prompts, and makes a data set of it; goes on where it was stopped."""
+
+    data: Path
+    """A .jsonl, .json or .parquet file of prompts, in the forms that `tutelage train` takes."""
+
+    out: Path
+    """The data set, .jsonl, in a form that `tutelage train` takes; `<out>.part` holds what is written so far."""
+
+    tokenizer: Path
+    """Directory with the teacher's tokenizer: its checkpoint, or a student's."""
+
+    address: str = "127.0.0.1:50051"
+    """host:port of a teacher that was started with the role write."""
+
+    adapter: str | None = None
+    """Name of the LoRA adapter that is to write; none means the base model."""
+
+    tls: ClientTls | None = None
+    """How to know the teacher; none means an unencrypted connection."""
+
+    token_file: Path | None = None
+    """File with a bearer token of scopes info and write."""
+
+    student_id: str = "write"
+    """Name under which the teacher counts the work."""
+
+    template: Template = "chat"
+    """The tokenizer's chat template, LLM-Adapters' prompt, or the prompt as it is."""
+
+    samples: Annotated[int, Field(ge=1)] = 1
+    """Continuations of each prompt."""
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 512
+    """Tokens to write at most; a continuation that reaches it is left out."""
+
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Of the sampling; 0 is greedy."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus mass."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the sampling."""
+
+    stop: tuple[str, ...] = ()
+    """Strings that end a continuation."""
+
+    answer_pattern: str | None = None
+    """Keep only continuations whose last match of this regular expression (its first group, if it has one) is the
+    data's answer, compared as numbers where both are."""
+
+    answer_column: str = "answer"
+    """Column of the data's answers; the pattern is applied to them too, where it matches."""
+
+    prompts_at_once: Annotated[int, Field(ge=1)] = 32
+    """Prompts in flight."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,13 +14,14 @@ from tutelage.stored import teacher_key
 from tutelage.teacher.v1 import teacher_pb2 as pb
 
 from teacher_server import unembedding, vllm_engine
+from teacher_server.adapters import Adapter, read_adapters
 from teacher_server.config import TeacherConfig
 from teacher_server.engine import ScoringEngine, WritingEngine
 from teacher_server.head_check import check_head
 from teacher_server.self_check import COMPARED_TEXT, check_sequences
 from teacher_server.signal_head import CHUNK_LOGITS_BYTES, COPIES_OF_LOGITS, SignalHead, use_bfloat16_products
 from teacher_server.store import SignalStore
-from teacher_server.teacher import Teacher, scoring_parts, writing_queue
+from teacher_server.teacher import Teacher, adapted_parts, scoring_parts, writing_queue
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
     """
     import torch
 
+    read_adapters(config)  # to refuse them before the minute that an engine takes
     logger.info("reading %s", config.model)
     checkpoint = read_checkpoint(find_checkpoint(config.model, config.revision), config)
     texts = check_sequences(checkpoint.folder, checkpoint.max_sequence_tokens)
@@ -121,7 +123,23 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
         engine, longest = cast(ScoringEngine, engines["score"]), checkpoint.max_sequence_tokens
         scoring = scoring_parts(engine, head, config, longest, _open_store(config, info))
     writing = cast(WritingEngine | None, engines.get("write"))
-    return Teacher(info, scoring, writing, writing_queue(config), texts, own_logits)
+    teacher = Teacher(info, scoring, writing, writing_queue(config), texts, own_logits)
+    adapters = {adapter.name: _with_adapter(teacher, adapter, config) for adapter in read_adapters(config)}
+    return replace(teacher, adapters=adapters)
+
+
+def _with_adapter(base: Teacher, adapter: Adapter, config: TeacherConfig) -> Teacher:
+    info = pb.GetTeacherInfoResponse()
+    info.CopyFrom(base.info)
+    info.model_name = f"{base.info.model_name}@{adapter.name}"
+    info.weights_digest = adapter.weights_digest(base.info.weights_digest)
+    scoring, writing = None, None
+    if base.scoring is not None:
+        engine = vllm_engine.AdaptedScoringEngine(base.scoring.engine, adapter)
+        scoring = adapted_parts(base.scoring, engine, _open_store(config, info))
+    if base.writing is not None:
+        writing = vllm_engine.AdaptedWritingEngine(base.writing, adapter)
+    return replace(base, info=info, scoring=scoring, writing=writing, own_logits=None)
 
 
 def _open_store(config: TeacherConfig, info: pb.GetTeacherInfoResponse) -> SignalStore | None:

@@ -19,6 +19,8 @@ _STUDENT_COUNTERS = {
     "refusals": "Requests refused.",
     "written_tokens": "Tokens written by the writing engine.",
     "store_hits": "Sequences whose hidden states were stored or under way already.",
+    "queue_seconds": "Time waited for the engine and the signal head.",
+    "service_seconds": "Time that engine and signal head worked for the student, a batch once a sequence.",
 }
 
 
@@ -42,6 +44,12 @@ class UsageCollector(Collector):
         yield streams
         yield CounterMetricFamily(
             "tutelage_teacher_engine_passes", "Sequences given to the scoring engine.", value=usage.engine_passes
+        )
+        yield CounterMetricFamily(
+            "tutelage_teacher_engine_busy_seconds", "Time with work for the engine.", value=usage.engine_busy_seconds
+        )
+        yield CounterMetricFamily(
+            "tutelage_teacher_head_busy_seconds", "Time with work for the signal head.", value=usage.head_busy_seconds
         )
         yield GaugeMetricFamily(
             "tutelage_teacher_waiting_sequences", "Sequences that wait for it now.", value=usage.waiting_sequences

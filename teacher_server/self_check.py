@@ -71,6 +71,17 @@ async def check(teacher: Teacher) -> None:
             logger.info("KL to the model's own logits: %.2g nats a token, over %d tokens", kl, len(text))
     if teacher.writing is not None:
         await check_writing(teacher.writing, teacher.check_sequences[0])
+    for name, adapted in teacher.adapters.items():
+        logger.info("adapter %s", name)
+        await check(adapted)
+        if adapted.scoring is not None and teacher.scoring is not None:
+            await _require_another(adapted.scoring, teacher.scoring, teacher.check_sequences[COMPARED_TEXT], name)
+
+
+async def _require_another(adapted: ScoringParts, base: ScoringParts, sequence: Sequence[int], name: str) -> None:
+    one, other = [await parts.engine.hidden_states(sequence) for parts in (adapted, base)]
+    if torch.equal(one, other):
+        raise NotServed("it changes nothing; is it trained, and for layers of this model?", f"adapters.{name}")
 
 
 async def check_scoring(scoring: ScoringParts, sequences: Sequence[Sequence[int]]) -> pb.NoiseFloor:

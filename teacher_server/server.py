@@ -58,7 +58,11 @@ class TeacherServer:
         self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
         self._health = HealthServicer()
         self._stop_metrics: Callable[[], None] | None = None
-        self.servicer = TeacherServicer(max_streams=config.max_streams, stream_bytes=config.stream_mib * 2**20)
+        self.servicer = TeacherServicer(
+            max_streams=config.max_streams,
+            stream_bytes=config.stream_mib * 2**20,
+            stall_seconds=config.stall_seconds,
+        )
         pb_grpc.add_TeacherServiceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:
@@ -80,8 +84,9 @@ class TeacherServer:
 
     async def open(self, teacher: Teacher) -> None:
         """Serves a teacher that has been checked, and says so where others wait for it."""
-        if teacher.scoring is not None:
-            teacher.scoring.states.describe(teacher.info, teacher.scoring.head.unembedding)
+        for each in teacher.all:
+            if each.scoring is not None:
+                each.scoring.states.describe(each.info, each.scoring.head.unembedding)
         self.servicer.open(teacher)
         await self._set_health(_SERVING)
         if self._config.address_file is not None:

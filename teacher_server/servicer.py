@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 import uuid
 import zlib
@@ -15,17 +16,28 @@ from typing import Any
 
 import grpc.aio
 from tutelage.codec import encode
-from tutelage.errors import ConfigurationError, InvalidRequest, Overloaded, TutelageError, Unreachable
+from tutelage.errors import ConfigurationError, InvalidRequest, Overloaded, Stalled, TutelageError, Unreachable
 from tutelage.names import check_name
 from tutelage.teacher.v1 import teacher_pb2 as pb
 from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
-from tutelage.transport import STUDENT_METADATA_KEY, refusal_of_error
+from tutelage.transport import ADAPTER_METADATA_KEY, STUDENT_METADATA_KEY, refusal_of_error
 
-from teacher_server.streams import DRAINING, Context, ScoringStream, abort_with, write_rationales
+from teacher_server.streams import (
+    DRAINING,
+    Context,
+    Output,
+    ScoringStream,
+    abort_with,
+    log_refusal,
+    write_rationales,
+)
 from teacher_server.teacher import Teacher
 from teacher_server.unembedding import Unembedding, rows_bytes
 from teacher_server.usage import Usage
 
+logger = logging.getLogger(__name__)
+
+_STATUS_SECONDS = 0.2
 ANONYMOUS = "anonymous"
 _STARTING = "the teacher is loading; wait until its health is SERVING"
 
@@ -36,11 +48,12 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
     Args:
         max_streams: calls open at once.
         stream_bytes: hidden states that one stream holds for answers that are not read yet.
+        stall_seconds: after which a stream that is not read is ended.
 
     """
 
-    def __init__(self, *, max_streams: int, stream_bytes: int) -> None:
-        self._max_streams, self._stream_bytes = max_streams, stream_bytes
+    def __init__(self, *, max_streams: int, stream_bytes: int, stall_seconds: float) -> None:
+        self._max_streams, self._stream_bytes, self._stall_seconds = max_streams, stream_bytes, stall_seconds
         self.instance_id = uuid.uuid4().hex
         self.started_at_seconds = time.time()
         self._usage = Usage()
@@ -75,9 +88,12 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             students=self._usage.snapshot(),
         )
         if self._teacher is not None and self._teacher.scoring is not None:
-            states = self._teacher.scoring.states
-            usage.engine_passes, usage.waiting_sequences = states.engine_passes, states.waiting
-            usage.stored_bytes = states.stored_bytes
+            usage.waiting_sequences = self._teacher.scoring.states.waiting
+            usage.engine_busy_seconds = self._teacher.scoring.states.queue.busy_seconds
+            usage.head_busy_seconds = self._teacher.scoring.head_queue.busy_seconds
+            states = [teacher.scoring.states for teacher in self._teacher.all if teacher.scoring is not None]
+            usage.engine_passes = sum(each.engine_passes for each in states)
+            usage.stored_bytes = sum(each.stored_bytes for each in states)
         return usage
 
     # Requests are read from the context, which does not end the call when reading is given up.
@@ -86,9 +102,10 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             teacher.validator.role(pb.TEACHER_ROLE_SCORE)
             assert teacher.scoring is not None
             with self._usage.stream(student_id):
+                output = Output(context, self._stall_seconds)
                 counters, held_bytes = self._usage.of(student_id), self._stream_bytes
                 await ScoringStream(
-                    teacher, teacher.scoring, counters, context, self._draining, held_bytes=held_bytes
+                    teacher, teacher.scoring, counters, output, self._draining, held_bytes=held_bytes
                 ).run()
             if self._draining.is_set():
                 raise Unreachable(DRAINING)
@@ -97,19 +114,20 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
         self, request: pb.WriteRationalesRequest, context: Context
     ) -> None:
         async with self._call(context) as (teacher, student_id):
-            counters = self._usage.of(student_id)
+            counters, output = self._usage.of(student_id), Output(context, self._stall_seconds)
             with self._usage.stream(student_id):
                 try:
                     writing = teacher.validator.writing(request)
                     async with aclosing(write_rationales(teacher, writing, request.request_id, counters)) as responses:
                         async for response in responses:
-                            await context.write(response)
-                except Unreachable:
+                            await output.write(response)
+                except (Unreachable, Stalled):
                     raise
                 except TutelageError as error:
                     counters.refusals += 1
+                    log_refusal(error, student_id, request.request_id)
                     refusal = refusal_of_error(error)
-                    await context.write(pb.WriteRationalesResponse(request_id=request.request_id, refusal=refusal))
+                    await output.write(pb.WriteRationalesResponse(request_id=request.request_id, refusal=refusal))
 
     async def GetUnembedding(  # type: ignore[override]
         self, request: pb.GetUnembeddingRequest, context: Context
@@ -119,13 +137,14 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             assert teacher.scoring is not None
             unembedding = teacher.scoring.head.unembedding
             for chunk in unembedding_chunks(unembedding, row_start, teacher.limits.frame_bytes):
-                await context.write(chunk)
+                await Output(context, self._stall_seconds).write(chunk)
 
     @asynccontextmanager
     async def _call(self, context: Context) -> AsyncIterator[tuple[Teacher, str]]:
         """The teacher and the student of a call; turns our errors into its status."""
         self._calls_open += 1
         self._idle.clear()
+        student_id = ""
         try:
             student_id = _student_id(context)
             if self._draining.is_set():
@@ -134,7 +153,13 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
                 raise Unreachable(_STARTING)
             if self._calls_open > self._max_streams:
                 raise Overloaded(f"{self._max_streams} calls are open already; ask again later")
-            yield self._teacher, student_id
+            yield self._teacher.adapted(_metadata(context).get(ADAPTER_METADATA_KEY, "")), student_id
+        except Stalled as error:
+            logger.warning("%s", error, extra={"student": student_id})
+            # The status waits behind what is not read, and is there when the student reads on; we do not wait.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(abort_with(context, error), _STATUS_SECONDS)
+            raise asyncio.CancelledError from error
         except TutelageError as error:
             await abort_with(context, error)
         except grpc.aio.InternalError as error:  # a write to a student that has gone: nobody is left to be told
@@ -167,9 +192,12 @@ def unembedding_chunks(
         )
 
 
+def _metadata(context: Context) -> dict[str, str]:
+    return {key: str(value) for key, value in context.invocation_metadata() or ()}
+
+
 def _student_id(context: Context) -> str:
-    metadata = dict(context.invocation_metadata() or ())
     try:
-        return check_name(str(metadata.get(STUDENT_METADATA_KEY, ANONYMOUS)), STUDENT_METADATA_KEY)
+        return check_name(_metadata(context).get(STUDENT_METADATA_KEY, ANONYMOUS), STUDENT_METADATA_KEY)
     except ConfigurationError as error:
         raise InvalidRequest(error.message, error.field) from error

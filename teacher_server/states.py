@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class HiddenStates:
     """
 
     def __init__(self, engine: ScoringEngine, queue: FairQueue, store: SignalStore | None) -> None:
-        self._engine, self._queue, self.store = engine, queue, store
+        self._engine, self.queue, self.store = engine, queue, store
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="signal-store")
         self._flights: dict[str, _Flight] = {}
         self.engine_passes = 0
@@ -53,7 +54,7 @@ class HiddenStates:
     @property
     def waiting(self) -> int:
         """Sequences that wait for the engine."""
-        return self._queue.waiting
+        return self.queue.waiting
 
     @property
     def stored_bytes(self) -> int:
@@ -80,10 +81,10 @@ class HiddenStates:
 
         """
         if self.store is None:
-            return await self._compute(token_ids, counters.student_id)
+            return await self._compute(token_ids, counters)
         key = sequence_key(token_ids)
         if key not in self._flights:
-            fetching = asyncio.create_task(self._fetch(self.store, token_ids, counters.student_id))
+            fetching = asyncio.create_task(self._fetch(self.store, token_ids, counters))
             self._flights[key] = _Flight(fetching)
             shared = False
         else:
@@ -102,22 +103,28 @@ class HiddenStates:
                 flight.task.cancel()
                 del self._flights[key]
 
-    async def _fetch(self, store: SignalStore, token_ids: Sequence[int], student_id: str) -> tuple[torch.Tensor, bool]:
+    async def _fetch(
+        self, store: SignalStore, token_ids: Sequence[int], counters: pb.StudentUsage
+    ) -> tuple[torch.Tensor, bool]:
         stored = await self._in_thread(lambda: store.get(token_ids))
         if stored is not None:
             return stored, True
-        states = await self._compute(token_ids, student_id)
+        states = await self._compute(token_ids, counters)
         try:
             await self._in_thread(lambda: store.put(token_ids, states))
         except OSError as error:  # a full disk costs engine passes, not answers
             logger.warning("cannot store hidden states: %s", error)
         return states, False
 
-    async def _compute(self, token_ids: Sequence[int], student_id: str) -> torch.Tensor:
+    async def _compute(self, token_ids: Sequence[int], counters: pb.StudentUsage) -> torch.Tensor:
         tokens = len(token_ids)
-        async with self._queue.admitted(student_id, cost=tokens, size=tokens):
+        async with self.queue.admitted(counters.student_id, cost=tokens, size=tokens) as waited_seconds:
             self.engine_passes += 1
-            return await self._engine.hidden_states(token_ids)
+            counters.queue_seconds += waited_seconds
+            started = time.monotonic()
+            states = await self._engine.hidden_states(token_ids)
+            counters.service_seconds += time.monotonic() - started
+            return states
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)

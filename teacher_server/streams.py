@@ -7,6 +7,7 @@ for the student to read; so a stream holds at most one frame for each of its req
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, NoReturn
@@ -14,7 +15,7 @@ from typing import Any, NoReturn
 import grpc.aio
 import numpy as np
 from tutelage.codec import encode
-from tutelage.errors import InvalidRequest, TutelageError, Unreachable
+from tutelage.errors import InvalidRequest, Overloaded, Stalled, TutelageError, Unreachable
 from tutelage.teacher.v1 import teacher_pb2 as pb
 from tutelage.transport import refusal_of_error, status_code
 
@@ -23,6 +24,9 @@ from teacher_server.engine import WrittenPiece
 from teacher_server.teacher import ScoringParts, Teacher
 from teacher_server.validate import Scoring, Writing
 
+logger = logging.getLogger(__name__)
+
+_SHOWN_CHARACTERS = 128
 Context = grpc.aio.ServicerContext[Any, Any]
 DRAINING = "the teacher is going away; ask again once one answers here"
 
@@ -33,6 +37,41 @@ async def abort_with(context: Context, error: TutelageError) -> NoReturn:
     raise AssertionError("abort returns never")
 
 
+def log_refusal(error: TutelageError, student_id: str, request_id: str) -> None:
+    """Logs why a request was refused; under overload there would be too many."""
+    level = logging.DEBUG if isinstance(error, Overloaded) else logging.INFO
+    logger.log(level, "refused: %s", error, extra={"student": student_id, "request": request_id[:_SHOWN_CHARACTERS]})
+
+
+class Output:
+    """What goes to one student: one message at a time, and not for ever.
+
+    Args:
+        context: the call.
+        stall_seconds: how long one message may wait to be read.
+
+    """
+
+    def __init__(self, context: Context, stall_seconds: float) -> None:
+        self.context, self._stall_seconds = context, stall_seconds
+        self._writing = asyncio.Lock()  # a call takes one message at a time
+
+    async def write(self, response: Any) -> None:
+        """Sends a message; waits until the student has room for it.
+
+        Raises:
+            Stalled: it had none for too long.
+            grpc.aio.InternalError: it went away.
+
+        """
+        async with self._writing:
+            try:
+                async with asyncio.timeout(self._stall_seconds):
+                    await self.context.write(response)
+            except TimeoutError as error:
+                raise Stalled(f"nothing was read for {self._stall_seconds:g} s; the stream is ended") from error
+
+
 class ScoringStream:
     """Answers one `ScoreSequences` call."""
 
@@ -41,7 +80,7 @@ class ScoringStream:
         teacher: Teacher,
         scoring: ScoringParts,
         counters: pb.StudentUsage,
-        context: Context,
+        output: Output,
         draining: asyncio.Event,
         *,
         held_bytes: int,
@@ -50,9 +89,8 @@ class ScoringStream:
         self._scoring = scoring
         self._validator = teacher.validator
         self._counters = counters
-        self._context = context
+        self._output = output
         self._draining = draining
-        self._writing = asyncio.Lock()
         self._slots = asyncio.Semaphore(teacher.limits.max_requests_in_flight)
         self._held = FairQueue(capacity=held_bytes)
         self._ids_in_flight: set[str] = set()
@@ -61,6 +99,7 @@ class ScoringStream:
         """Reads requests until the student has no more, or the server drains; then finishes those in flight.
 
         Raises:
+            Stalled: the student reads nothing.
             Unreachable: the engine died.
             grpc.aio.InternalError: the student went away in the middle of a write.
 
@@ -86,7 +125,7 @@ class ScoringStream:
     async def _next(self, drained: asyncio.Task[Any]) -> pb.ScoreSequencesRequest | None:
         """The next request once there is a slot for it; None after the last, or when the server drains."""
         await self._slots.acquire()
-        reading = asyncio.ensure_future(self._context.read())
+        reading = asyncio.ensure_future(self._output.context.read())
         try:
             await asyncio.wait({reading, drained}, return_when=asyncio.FIRST_COMPLETED)
             return reading.result() if reading.done() and reading.result() is not grpc.aio.EOF else None
@@ -103,11 +142,12 @@ class ScoringStream:
                 await self._send_frames(request_id, self._validator.scoring(request))
             finally:
                 self._ids_in_flight.discard(request_id)
-        except Unreachable:
+        except (Unreachable, Stalled):
             raise
         except TutelageError as error:
             self._counters.refusals += 1
-            await self._send(pb.ScoreSequencesResponse(request_id=request_id, refusal=refusal_of_error(error)))
+            log_refusal(error, self._counters.student_id, request_id)
+            await self._output.write(pb.ScoreSequencesResponse(request_id=request_id, refusal=refusal_of_error(error)))
         finally:
             self._slots.release()
 
@@ -116,13 +156,9 @@ class ScoringStream:
         frames = self._scoring.frames(scoring, self._teacher.limits.frame_bytes, self._counters)
         async with self._held.admitted(student_id, cost=size, size=size), aclosing(frames):
             async for frame in frames:
-                await self._send(pb.ScoreSequencesResponse(request_id=request_id, frame=frame))
+                await self._output.write(pb.ScoreSequencesResponse(request_id=request_id, frame=frame))
                 count_frame(self._counters, frame)
         count_sequence(self._counters, scoring)
-
-    async def _send(self, response: pb.ScoreSequencesResponse) -> None:
-        async with self._writing:  # a call takes one message at a time
-            await self._context.write(response)
 
 
 async def write_rationales(

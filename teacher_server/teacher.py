@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tutelage.errors import NotServed
 from tutelage.teacher.v1 import teacher_pb2 as pb
+from tutelage.transport import ADAPTER_METADATA_KEY
 
 from teacher_server import frames
 from teacher_server.admission import FairQueue
@@ -52,8 +55,11 @@ class ScoringParts:
         for index, (start, end) in enumerate(frames.ranges(scoring, self.head, frame_bytes)):
             compute = partial(frames.frame, scoring, hidden_TD, self.head, index=index, start=start, end=end)
             cost = frames.head_cost(scoring, self.head, end - start)
-            async with self.head_queue.admitted(counters.student_id, cost=cost, size=1):
+            async with self.head_queue.admitted(counters.student_id, cost=cost, size=1) as waited_seconds:
+                counters.queue_seconds += waited_seconds
+                started = time.monotonic()
                 frame = await asyncio.get_running_loop().run_in_executor(self.threads, compute)
+                counters.service_seconds += time.monotonic() - started
             yield frame
 
     def held_bytes(self, scoring: Scoring) -> int:
@@ -81,6 +87,11 @@ def scoring_parts(
     )
 
 
+def adapted_parts(parts: ScoringParts, engine: ScoringEngine, store: SignalStore | None) -> ScoringParts:
+    """The parts of the same model with an adapter, whose engine and store are its own."""
+    return replace(parts, engine=engine, states=HiddenStates(engine, parts.states.queue, store))
+
+
 def writing_queue(config: TeacherConfig) -> FairQueue:
     """The queue in front of a writing engine; a job's size is its continuations."""
     capacity = config.batch_sequences
@@ -99,6 +110,25 @@ class Teacher:
     """Token ids of ordinary text, of several lengths, for the first real requests."""
     own_logits: torch.Tensor | None = None
     """float32 [T, V]: the model's own logits of one of them, if they could be computed."""
+    adapters: dict[str, Teacher] = field(default_factory=dict)
+    """The same model with LoRA adapters, by name; they share its engines, queues and head."""
+
+    @property
+    def all(self) -> list[Teacher]:
+        """The base and its adapters."""
+        return [self, *self.adapters.values()]
+
+    def adapted(self, name: str) -> Teacher:
+        """The teacher that has an adapter; the base for the empty name.
+
+        Raises:
+            NotServed: there is no such adapter.
+
+        """
+        if name and name not in self.adapters:
+            served = ", ".join(sorted(self.adapters)) or "none"
+            raise NotServed(f"the adapter {name!r} is not served; served are: {served}", ADAPTER_METADATA_KEY)
+        return self.adapters[name] if name else self
 
     @property
     def limits(self) -> pb.Limits:
@@ -128,7 +158,8 @@ class Teacher:
 
     def shutdown(self) -> None:
         """Ends the engines' processes and closes the store."""
-        if self.scoring is not None:
-            self.scoring.states.close()
+        for teacher in self.all:
+            if teacher.scoring is not None:
+                teacher.scoring.states.close()
         with ThreadPoolExecutor() as threads:
             list(threads.map(lambda engine: engine.shutdown(), self.engines))

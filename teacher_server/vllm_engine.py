@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import ConfigurationError, Unreachable
 
+from teacher_server.adapters import Adapter, lora_rank, read_adapters
 from teacher_server.config import Role, TeacherConfig
 from teacher_server.engine import Sampling, WrittenPiece
 
@@ -97,6 +98,7 @@ def _start(
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 **(_scoring_arguments() if role == "score" else {}),
+                **_adapter_arguments(config),
             )
         )
     except (RuntimeError, ValueError) as error:
@@ -116,6 +118,18 @@ def _scoring_arguments() -> dict[str, Any]:
         "enable_prefix_caching": False,
         "skip_tokenizer_init": True,
     }
+
+
+def _adapter_arguments(config: TeacherConfig) -> dict[str, Any]:
+    from typing import get_args
+
+    from vllm.config.lora import MaxLoRARanks
+
+    adapters = read_adapters(config)
+    if not adapters:
+        return {}
+    rank = lora_rank(adapters, get_args(MaxLoRARanks))
+    return {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank}
 
 
 def version() -> str:
@@ -147,17 +161,26 @@ class _VllmEngine:
         return str(next(self._request_numbers))
 
 
+def _lora_request(adapter: Adapter | None) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    return None if adapter is None else LoRARequest(adapter.name, adapter.number, str(adapter.folder))
+
+
 class VllmScoringEngine(_VllmEngine):
     """A `ScoringEngine`."""
 
-    async def hidden_states(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """As `ScoringEngine.hidden_states`."""
+    async def hidden_states(self, token_ids: Sequence[int], adapter: Adapter | None = None) -> torch.Tensor:
+        """As `ScoringEngine.hidden_states`; with an adapter, of the model that has it."""
         from vllm import PoolingParams
         from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError
 
         outputs = self._llm.encode(
-            tokens_input(list(token_ids)), PoolingParams(task="token_embed", use_activation=False), self._next_id()
+            tokens_input(list(token_ids)),
+            PoolingParams(task="token_embed", use_activation=False),
+            self._next_id(),
+            lora_request=_lora_request(adapter),
         )
         try:
             async with aclosing(outputs):
@@ -171,8 +194,10 @@ class VllmScoringEngine(_VllmEngine):
 class VllmWritingEngine(_VllmEngine):
     """A `WritingEngine`."""
 
-    async def write(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[WrittenPiece]:
-        """As `WritingEngine.write`."""
+    async def write(
+        self, prompt_token_ids: Sequence[int], sampling: Sampling, adapter: Adapter | None = None
+    ) -> AsyncGenerator[WrittenPiece]:
+        """As `WritingEngine.write`; with an adapter, by the model that has it."""
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
@@ -187,7 +212,9 @@ class VllmWritingEngine(_VllmEngine):
             stop=list(sampling.stop),
             output_kind=RequestOutputKind.DELTA,
         )
-        outputs = self._llm.generate(tokens_input(list(prompt_token_ids)), parameters, self._next_id())
+        outputs = self._llm.generate(
+            tokens_input(list(prompt_token_ids)), parameters, self._next_id(), lora_request=_lora_request(adapter)
+        )
         try:
             async with aclosing(outputs):
                 async for output in outputs:
@@ -195,3 +222,37 @@ class VllmWritingEngine(_VllmEngine):
                         yield WrittenPiece(piece.index, piece.token_ids, piece.text, piece.finish_reason or "")
         except EngineDeadError as error:
             raise Unreachable(_DEAD) from error
+
+
+class _Adapted:
+    """An engine's model with an adapter; the engine itself belongs to the base."""
+
+    def __init__(self, engine: Any, adapter: Adapter) -> None:
+        self._engine, self._adapter = engine, adapter
+
+    @property
+    def dead(self) -> bool:
+        """As `Engine.dead`."""
+        return bool(self._engine.dead)
+
+    def shutdown(self) -> None:
+        """As `Engine.shutdown`."""
+        self._engine.shutdown()
+
+
+class AdaptedScoringEngine(_Adapted):
+    """A `ScoringEngine`."""
+
+    async def hidden_states(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """As `ScoringEngine.hidden_states`."""
+        states: torch.Tensor = await self._engine.hidden_states(token_ids, self._adapter)
+        return states
+
+
+class AdaptedWritingEngine(_Adapted):
+    """A `WritingEngine`."""
+
+    def write(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[WrittenPiece]:
+        """As `WritingEngine.write`."""
+        pieces: AsyncGenerator[WrittenPiece] = self._engine.write(prompt_token_ids, sampling, self._adapter)
+        return pieces

@@ -106,6 +106,7 @@ class StudentActor:
                 student_id=self._student.id,
                 wait_seconds=self._config.teacher.wait_seconds,
                 tokenizer_digests=tokenizer_digests(self._student.init),
+                adapter=self._config.teacher.adapter,
                 waiting=self._waiting,
                 tls=self._config.teacher.tls,
                 token_file=self._config.teacher.token_file,

@@ -32,6 +32,8 @@ class TeacherConfig(Config):
 
     address: str = "127.0.0.1:50051"
     """host:port of the teacher server."""
+    adapter: str | None = None
+    """Name of the LoRA adapter to learn from; none means the base model."""
     wait_seconds: Annotated[float, Field(gt=0)] = 600.0
     """How long to wait for a teacher that does not answer before giving up."""
     tls: ClientTls | None = None

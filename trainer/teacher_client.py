@@ -27,7 +27,14 @@ from tutelage.identity import require_same_tokenizer
 from tutelage.teacher.v1 import teacher_pb2 as pb
 from tutelage.teacher.v1 import teacher_pb2_grpc as rpc
 from tutelage.tls import ClientTls
-from tutelage.transport import STUDENT_METADATA_KEY, error_of_refusal, error_of_rpc, open_channel, token_metadata
+from tutelage.transport import (
+    ADAPTER_METADATA_KEY,
+    STUDENT_METADATA_KEY,
+    error_of_refusal,
+    error_of_rpc,
+    open_channel,
+    token_metadata,
+)
 
 from trainer.frames import Answer, SignalRequest, Signals, SignalSpec, to_message
 
@@ -90,6 +97,7 @@ class TeacherClient:
         wait_seconds: longest wait for a teacher that does not answer, and for one answer.
         tokenizer_digests: of the student; must equal the teacher's.
         weights_digest: of the teacher that this run began with; empty if it begins now.
+        adapter: name of the teacher's LoRA adapter; none means the base model.
         waiting: told about waiting.
         tls: how to know the teacher; none means an unencrypted connection.
         token_file: file with our bearer token, read again before each call.
@@ -109,12 +117,13 @@ class TeacherClient:
         wait_seconds: float,
         tokenizer_digests: Mapping[str, str],
         weights_digest: str = "",
+        adapter: str | None = None,
         waiting: Waiting = _ignore,
         tls: ClientTls | None = None,
         token_file: Path | None = None,
     ) -> None:
         self._address, self._wait_seconds, self._waiting = address, wait_seconds, waiting
-        self._student_id, self._token_file = student_id, token_file
+        self._student_id, self._adapter, self._token_file = student_id, adapter, token_file
         self._channel = open_channel(address, tls)
         self._stub = rpc.TeacherServiceStub(self._channel)
         self._unembedding: UnembeddingArrays | None = None
@@ -177,7 +186,8 @@ class TeacherClient:
 
     @property
     def _metadata(self) -> tuple[tuple[str, str], ...]:
-        return ((STUDENT_METADATA_KEY, self._student_id), *token_metadata(self._token_file))
+        adapter = () if self._adapter is None else ((ADAPTER_METADATA_KEY, self._adapter),)
+        return ((STUDENT_METADATA_KEY, self._student_id), *adapter, *token_metadata(self._token_file))
 
     def _get_info(self) -> pb.GetTeacherInfoResponse:
         request = pb.GetTeacherInfoRequest()

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutelage import __version__
-from tutelage.errors import EXIT_DONE, EXIT_UNREACHABLE, TutelageError, Unreachable
+from tutelage.errors import EXIT_DONE, TutelageError
 
 if TYPE_CHECKING:
     from tutelage.teacher.v1 import teacher_pb2 as pb
+    from tutelage.tls import ClientTls
 
 # Service -> the distributions that it needs; the first installed of a tuple counts.
 PACKAGES: dict[str, list[tuple[str, ...]]] = {
@@ -84,10 +85,13 @@ def _port(name: str, port: int) -> Finding:
     return Finding(f"port {port}", "ok", f"free (the {name}'s default)")
 
 
-def ask_teacher(address: str) -> pb.GetTeacherInfoResponse:
+def ask_teacher(
+    address: str, tls: ClientTls | None = None, token_file: Path | None = None
+) -> pb.GetTeacherInfoResponse:
     """What the teacher at `host:port` says of itself.
 
     Raises:
+        NotAuthenticated: the two do not agree on TLS, or it does not know the token.
         Unreachable: it does not answer within five seconds.
 
     """
@@ -95,17 +99,24 @@ def ask_teacher(address: str) -> pb.GetTeacherInfoResponse:
 
     from tutelage.teacher.v1 import teacher_pb2 as pb
     from tutelage.teacher.v1 import teacher_pb2_grpc as rpc
-    from tutelage.transport import CHANNEL_OPTIONS, error_of_rpc
+    from tutelage.transport import error_of_rpc, open_channel, token_metadata
 
-    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+    with open_channel(address, tls) as channel:
         stub = rpc.TeacherServiceStub(channel)
         try:
-            return stub.GetTeacherInfo(pb.GetTeacherInfoRequest(), timeout=ANSWER_SECONDS, wait_for_ready=True)
+            return stub.GetTeacherInfo(
+                pb.GetTeacherInfoRequest(),
+                timeout=ANSWER_SECONDS,
+                wait_for_ready=tls is None,  # it would wait for a handshake that has failed
+                metadata=token_metadata(token_file),
+            )
         except grpc.RpcError as error:
             raise error_of_rpc(error, address, "teacher") from error
 
 
-def teacher_and_student(address: str | None, student: Path | None) -> list[Finding]:
+def teacher_and_student(
+    address: str | None, student: Path | None, tls: ClientTls | None = None, token_file: Path | None = None
+) -> list[Finding]:
     """Whether the teacher answers, and whether the student's token ids mean the same to it."""
     from tutelage.identity import require_same_tokenizer, tokenizer_digests, vocabulary_size
 
@@ -113,9 +124,9 @@ def teacher_and_student(address: str | None, student: Path | None) -> list[Findi
     digests = None
     if address:
         try:
-            info = ask_teacher(address)
-        except Unreachable as error:
-            findings.append(Finding("teacher", "bad", str(error), EXIT_UNREACHABLE))
+            info = ask_teacher(address, tls, token_file)
+        except TutelageError as error:
+            findings.append(Finding("teacher", "bad", str(error), error.exit_code))
         else:
             digests = dict(info.tokenizer_digests)
             text = f"{info.model_name} at {address}: {info.engine}, {info.dtype}, {info.vocabulary_size} tokens"
@@ -134,7 +145,9 @@ def teacher_and_student(address: str | None, student: Path | None) -> list[Findi
     return findings
 
 
-def diagnose(address: str | None, student: Path | None) -> list[Finding]:
+def diagnose(
+    address: str | None, student: Path | None, tls: ClientTls | None = None, token_file: Path | None = None
+) -> list[Finding]:
     """Everything that the doctor looks at, in order."""
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
@@ -143,8 +156,17 @@ def diagnose(address: str | None, student: Path | None) -> list[Finding]:
         Finding("tutelage", "ok", f"{__version__}; {machine}"),
         *installed_packages(),
         *free_ports(),
-        *teacher_and_student(address, student),
+        *teacher_and_student(address, student, tls, token_file),
     ]
+
+
+def _tls(options: argparse.Namespace) -> ClientTls | None:
+    from tutelage.configuration import validate
+    from tutelage.tls import ClientTls
+
+    if options.ca is None:
+        return None
+    return validate(ClientTls, {"ca": options.ca, "certificate": options.certificate, "key": options.key})
 
 
 def main(arguments: list[str]) -> int:
@@ -152,9 +174,13 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="tutelage doctor", description=main.__doc__)
     parser.add_argument("--teacher", metavar="HOST:PORT", help="ask this teacher who it is")
     parser.add_argument("--student", type=Path, metavar="DIR", help="compare this checkpoint's tokenizer with it")
+    parser.add_argument("--ca", type=Path, help="PEM file that the teacher's certificate must come from: use TLS")
+    parser.add_argument("--certificate", type=Path, help="PEM file: our own certificate, if the teacher asks for one")
+    parser.add_argument("--key", type=Path, help="PEM file: its private key")
+    parser.add_argument("--token-file", type=Path, help="file with a bearer token of scope info")
     parser.add_argument("--json", action="store_true", help="one JSON list instead of lines")
     options = parser.parse_args(arguments)
-    findings = diagnose(options.teacher, options.student)
+    findings = diagnose(options.teacher, options.student, _tls(options), options.token_file)
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

@@ -108,6 +108,12 @@ class Unreachable(TutelageError, ConnectionError):
     status, exit_code = "UNAVAILABLE", EXIT_UNREACHABLE
 
 
+class Stalled(TutelageError, RuntimeError):
+    """A peer that does not read what it asked for."""
+
+    status, exit_code = "DEADLINE_EXCEEDED", EXIT_UNREACHABLE
+
+
 class CorruptFrame(TutelageError, ValueError):
     """An answer that is damaged, out of order, or for something else; never used."""
 

@@ -63,6 +63,21 @@ def exchange_of(row: Mapping[str, Any], form: str) -> Exchange:
             return Exchange([_user(_text(row, "question"))], _optional_text(row, "answer"))
 
 
+def with_completion(row: Mapping[str, Any], form: str, completion: str) -> dict[str, Any]:
+    """A row with the same prompt and this completion; a question becomes a `prompt` row."""
+    match form:
+        case "messages":
+            messages = list(row["messages"])
+            asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+            return {"messages": [*asked, {"role": "assistant", "content": completion}]}
+        case "prompt":
+            return {"prompt": row["prompt"], "completion": completion}
+        case "instruction":
+            return {"instruction": row["instruction"], "input": row.get("input", ""), "output": completion}
+        case _:
+            return {"prompt": row["question"], "completion": completion}
+
+
 def alpaca_prompt(exchange: Exchange) -> str:
     """The prompt of LLM-Adapters (Hu et al. 2023, arXiv 2304.01933), its leaked indentation included."""
     indent = " " * 16

@@ -6,6 +6,7 @@ A server binds to loopback unless it has a certificate or is told `insecure`.
 from __future__ import annotations
 
 import ipaddress
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from tutelage.errors import (
 from tutelage.teacher.v1 import teacher_pb2 as pb
 from tutelage.tls import ClientTls, ServerTls
 
+logger = logging.getLogger(__name__)
+
 STUDENT_METADATA_KEY = "tutelage-student"
+ADAPTER_METADATA_KEY = "tutelage-adapter"
 TOKEN_METADATA_KEY, BEARER = "authorization", "Bearer "
 MAX_MESSAGE_BYTES = 16 * 2**20
 
@@ -90,9 +94,41 @@ def _pem(path: Path, field: str) -> bytes:
 
 
 def _server_credentials(tls: ServerTls) -> Any:
+    """Credentials whose files are looked at again for each new connection, so that a renewed one needs no restart."""
+    read_as = _state_of(tls)
+    configuration = _certificates(tls)
+
+    def fetch() -> Any:
+        """The certificates if they have changed; None keeps the ones there are."""
+        nonlocal read_as
+        try:
+            state = _state_of(tls)
+            changed = None if state == read_as else _certificates(tls)
+        except ConfigurationError as error:  # half-renewed, perhaps: the next connection looks again
+            logger.error("the certificates stay as they were: %s", error)
+            return None
+        if changed is not None:
+            logger.info("read %s again", tls.certificate)
+            read_as = state
+        return changed
+
+    required = tls.client_ca is not None
+    return grpc.dynamic_ssl_server_credentials(configuration, fetch, require_client_authentication=required)
+
+
+def _certificates(tls: ServerTls) -> Any:
     client_ca = None if tls.client_ca is None else _pem(tls.client_ca, "tls.client_ca")
     pair = (_pem(tls.key, "tls.key"), _pem(tls.certificate, "tls.certificate"))
-    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
+    return grpc.ssl_server_certificate_configuration([pair], client_ca)
+
+
+def _state_of(tls: ServerTls) -> list[tuple[int, int, int]]:
+    paths = [path for path in (tls.certificate, tls.key, tls.client_ca) if path is not None]
+    try:
+        states = [path.stat() for path in paths]
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {error.filename}: {error}", "tls") from error
+    return [(state.st_mtime_ns, state.st_size, state.st_ino) for state in states]
 
 
 def _is_loopback(host: str) -> bool:

@@ -56,6 +56,19 @@ async def test_metrics_are_what_was_done(port):
         await asyncio.to_thread(metrics, port)
 
 
+async def test_time_is_counted_by_student_and_for_engine_and_head(port):
+    async with serving(fake_teacher(FakeScoringEngine(seconds=0.05)), metrics_port=port) as server:
+        await score(server.address, 4)
+        usage, text = server.servicer.usage(), await asyncio.to_thread(metrics, port)
+    (ann,) = usage.students
+    assert ann.service_seconds >= 4 * 0.05
+    assert 0 <= ann.queue_seconds < ann.service_seconds
+    assert 0.05 <= usage.engine_busy_seconds < 2
+    assert 0 < usage.head_busy_seconds < 2
+    for name in ("engine_busy_seconds", "head_busy_seconds", "queue_seconds", "service_seconds"):
+        assert f"tutelage_teacher_{name}_total" in text
+
+
 async def test_a_taken_port_is_named():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -113,6 +113,50 @@ async def test_a_renewed_certificate_of_the_same_authority_is_good_and_a_new_aut
             assert await asked(server.address, ClientTls(ca=ours.ca)) == expected
 
 
+async def test_a_renewed_certificate_is_used_without_a_restart(ours, theirs, caplog):
+    files = ours.issue("127.0.0.1")
+    async with serving(fake_teacher(FakeScoringEngine()), tls=files) as server:
+        assert await asked(server.address, ClientTls(ca=ours.ca)) == "fake"
+        good = {name: path.read_bytes() for name, path in files.items()}
+        files["certificate"].unlink()
+        assert await asked(server.address, ClientTls(ca=ours.ca)) == "fake"
+        assert "stay as they were" in caplog.text
+        for name, path in theirs.issue("127.0.0.1").items():
+            files[name].write_bytes(path.read_bytes())
+        assert await asked(server.address, ClientTls(ca=theirs.ca)) == "fake"
+        assert await asked(server.address, ClientTls(ca=ours.ca)) == "NotAuthenticated"
+        for name, content in good.items():
+            files[name].write_bytes(content)
+        assert await asked(server.address, ClientTls(ca=ours.ca)) == "fake"
+
+
+def test_the_doctor_speaks_tls_and_shows_a_token(ours, tmp_path, capsys):
+    from tutelage import doctor
+
+    tokens, own = tmp_path / "tokens", tmp_path / "own"
+    tokens.write_text("secret info")
+    own.write_text("secret")
+
+    def diagnose(address: str, *options: str) -> tuple[int, str]:
+        code = doctor.main(["--teacher", address, *options])
+        return code, next(line for line in capsys.readouterr().out.splitlines() if " teacher  " in line)
+
+    async def serve() -> list[tuple[int, str]]:
+        settings = {"tls": ours.issue("127.0.0.1"), "token_file": str(tokens)}
+        async with serving(fake_teacher(FakeScoringEngine()), **settings) as server:
+            tls = ("--ca", str(ours.ca))
+            return [
+                await asyncio.to_thread(diagnose, server.address, *options)
+                for options in ((*tls, "--token-file", str(own)), tls)
+            ]
+
+    good, without_token = asyncio.run(serve())
+    assert good[0] == 0
+    assert "fake at 127.0.0.1" in good[1]
+    assert without_token[0] == 2
+    assert "asks for a bearer token" in without_token[1]
+
+
 async def test_beyond_loopback_only_with_a_certificate(ours):
     from teacher_server.server import TeacherServer
 

@@ -135,3 +135,19 @@ def test_the_retry_delay_travels():
     error = Overloaded("full", "", 250)
     assert pickle.loads(pickle.dumps(error)).retry_after_milliseconds == 250
     assert error_of_refusal(refusal_of_error(error)).retry_after_milliseconds == 250
+
+
+async def test_it_tells_how_long_a_job_waited_and_how_long_it_was_busy():
+    queue = FairQueue(capacity=1)
+
+    async def job() -> float:
+        async with queue.admitted("ann", cost=1, size=1) as waited_seconds:
+            await asyncio.sleep(0.05)
+        return waited_seconds
+
+    first, second = await asyncio.gather(job(), job())
+    assert first < 0.04 < second
+    busy = queue.busy_seconds
+    assert busy >= 0.09
+    await asyncio.sleep(0.03)
+    assert queue.busy_seconds == busy

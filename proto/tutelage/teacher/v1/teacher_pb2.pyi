@@ -876,6 +876,8 @@ class GetTeacherUsageResponse(_message.Message):
     ENGINE_PASSES_FIELD_NUMBER: _builtins.int
     WAITING_SEQUENCES_FIELD_NUMBER: _builtins.int
     STORED_BYTES_FIELD_NUMBER: _builtins.int
+    ENGINE_BUSY_SECONDS_FIELD_NUMBER: _builtins.int
+    HEAD_BUSY_SECONDS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """As in GetTeacherInfoResponse."""
     started_at_seconds: _builtins.float
@@ -886,6 +888,10 @@ class GetTeacherUsageResponse(_message.Message):
     """Sequences that wait for the scoring engine now."""
     stored_bytes: _builtins.int
     """Size of the signal store."""
+    engine_busy_seconds: _builtins.float
+    """Time during which the scoring engine had at least one sequence."""
+    head_busy_seconds: _builtins.float
+    """Time during which the signal head had at least one frame."""
     @_builtins.property
     def students(self) -> _containers.RepeatedCompositeFieldContainer[Global___StudentUsage]:
         """One entry a student, by id."""
@@ -899,10 +905,12 @@ class GetTeacherUsageResponse(_message.Message):
         engine_passes: _builtins.int = ...,
         waiting_sequences: _builtins.int = ...,
         stored_bytes: _builtins.int = ...,
+        engine_busy_seconds: _builtins.float = ...,
+        head_busy_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_passes", b"engine_passes", "instance_id", b"instance_id", "started_at_seconds", b"started_at_seconds", "stored_bytes", b"stored_bytes", "students", b"students", "waiting_sequences", b"waiting_sequences"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_busy_seconds", b"engine_busy_seconds", "engine_passes", b"engine_passes", "head_busy_seconds", b"head_busy_seconds", "instance_id", b"instance_id", "started_at_seconds", b"started_at_seconds", "stored_bytes", b"stored_bytes", "students", b"students", "waiting_sequences", b"waiting_sequences"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -924,6 +932,8 @@ class StudentUsage(_message.Message):
     WRITTEN_TOKENS_FIELD_NUMBER: _builtins.int
     LAST_SEEN_SECONDS_FIELD_NUMBER: _builtins.int
     STORE_HITS_FIELD_NUMBER: _builtins.int
+    QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
+    SERVICE_SECONDS_FIELD_NUMBER: _builtins.int
     student_id: _builtins.str
     """The id of the metadata key `tutelage-student`."""
     open_streams: _builtins.int
@@ -944,6 +954,10 @@ class StudentUsage(_message.Message):
     """Time of the last answer, seconds since 1970-01-01 UTC."""
     store_hits: _builtins.int
     """Sequences whose hidden states were stored, or were being computed for another request already."""
+    queue_seconds: _builtins.float
+    """Time that its requests waited for the engine and its frames for the signal head, all together."""
+    service_seconds: _builtins.float
+    """Time that engine and signal head worked on them, all together: batches are counted once a sequence."""
     def __init__(
         self,
         *,
@@ -957,10 +971,12 @@ class StudentUsage(_message.Message):
         written_tokens: _builtins.int = ...,
         last_seen_seconds: _builtins.float = ...,
         store_hits: _builtins.int = ...,
+        queue_seconds: _builtins.float = ...,
+        service_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "last_seen_seconds", b"last_seen_seconds", "open_streams", b"open_streams", "refusals", b"refusals", "rows", b"rows", "sequences", b"sequences", "store_hits", b"store_hits", "student_id", b"student_id", "tokens", b"tokens", "written_tokens", b"written_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "last_seen_seconds", b"last_seen_seconds", "open_streams", b"open_streams", "queue_seconds", b"queue_seconds", "refusals", b"refusals", "rows", b"rows", "sequences", b"sequences", "service_seconds", b"service_seconds", "store_hits", b"store_hits", "student_id", b"student_id", "tokens", b"tokens", "written_tokens", b"written_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,6 +30,9 @@ class TeacherServiceStub:
 
     Every call may carry the metadata key `tutelage-student`: the student's id, matching
     ^[a-z0-9][a-z0-9._-]{0,63}$, under which the server counts the work. Absent means "anonymous".
+
+    With the metadata key `tutelage-adapter`, a call is about the teacher that has that LoRA adapter, which has
+    a weights digest of its own. Absent means the base model.
     """
 
     def __init__(self, channel):
@@ -70,6 +73,9 @@ class TeacherServiceServicer:
 
     Every call may carry the metadata key `tutelage-student`: the student's id, matching
     ^[a-z0-9][a-z0-9._-]{0,63}$, under which the server counts the work. Absent means "anonymous".
+
+    With the metadata key `tutelage-adapter`, a call is about the teacher that has that LoRA adapter, which has
+    a weights digest of its own. Absent means the base model.
     """
 
     def GetTeacherInfo(self, request, context):
@@ -150,6 +156,9 @@ class TeacherService:
 
     Every call may carry the metadata key `tutelage-student`: the student's id, matching
     ^[a-z0-9][a-z0-9._-]{0,63}$, under which the server counts the work. Absent means "anonymous".
+
+    With the metadata key `tutelage-adapter`, a call is about the teacher that has that LoRA adapter, which has
+    a weights digest of its own. Absent means the base model.
     """
 
     @staticmethod

@@ -40,6 +40,9 @@ class TeacherServiceStub:
 
     Every call may carry the metadata key `tutelage-student`: the student's id, matching
     ^[a-z0-9][a-z0-9._-]{0,63}$, under which the server counts the work. Absent means "anonymous".
+
+    With the metadata key `tutelage-adapter`, a call is about the teacher that has that LoRA adapter, which has
+    a weights digest of its own. Absent means the base model.
     """
 
     @_typing.overload
@@ -66,6 +69,9 @@ class TeacherServiceAsyncStub(TeacherServiceStub):
 
     Every call may carry the metadata key `tutelage-student`: the student's id, matching
     ^[a-z0-9][a-z0-9._-]{0,63}$, under which the server counts the work. Absent means "anonymous".
+
+    With the metadata key `tutelage-adapter`, a call is about the teacher that has that LoRA adapter, which has
+    a weights digest of its own. Absent means the base model.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -88,6 +94,9 @@ class TeacherServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every call may carry the metadata key `tutelage-student`: the student's id, matching
     ^[a-z0-9][a-z0-9._-]{0,63}$, under which the server counts the work. Absent means "anonymous".
+
+    With the metadata key `tutelage-adapter`, a call is about the teacher that has that LoRA adapter, which has
+    a weights digest of its own. Absent means the base model.
     """
 
     @_abc_1.abstractmethod

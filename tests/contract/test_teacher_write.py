@@ -1,0 +1,199 @@
+"""`tutelage teacher write`: what the teacher writes becomes a data set, filtered, in order, and resumable."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from fake_teacher import VOCABULARY_SIZE, FakeWritingEngine, fake_teacher, serving
+from tutelage.configuration import validate
+from tutelage.errors import ConfigurationError, DataError, IdentityMismatch, InvalidRequest, Unreachable
+from tutelage.examples import read_examples
+from tutelage.identity import tokenizer_digests
+from tutelage.prompts import form_of, with_completion
+
+from teacher_server.config import WriteConfig
+from teacher_server.engine import WrittenPiece
+from teacher_server.rationales import Counts, write_rationales
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Path:
+    """Word n is id n; 0 stands for all that is no word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {"<end>": 0} | {str(number): number for number in range(1, VOCABULARY_SIZE)}
+    words = Tokenizer(models.WordLevel(ids, unk_token="<end>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>").save_pretrained(folder)
+    return folder
+
+
+class Author(FakeWritingEngine):
+    """Writes "so it is", and last prompt token + sample; prompts that end on 9 it never ends."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, ...]] = []
+        self.seeds: set[int] = set()
+        self.stop_after = 10**6
+
+    async def write(self, prompt_token_ids, sampling):
+        if len(self.asked) == self.stop_after:
+            self.dead = True
+            raise Unreachable("the teacher's engine is dead")
+        self.asked.append(tuple(prompt_token_ids))
+        self.seeds.add(sampling.seed)
+        for sample in range(sampling.samples):
+            yield WrittenPiece(sample, [1], " so it is", "")
+            reason = "length" if prompt_token_ids[-1] % 10 == 9 else "stop"
+            yield WrittenPiece(sample, [2], f" {prompt_token_ids[-1] + sample}", reason)
+
+
+def rows(count: int = 25) -> list[dict[str, object]]:
+    return [{"prompt": f"3 5 {number}", "answer": f"#### {number}.0"} for number in range(count)]
+
+
+def config(folder: Path, tokenizer: Path, content=None, **values) -> WriteConfig:
+    data = folder / "prompts.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in content or rows()))
+    given = {"data": data, "out": folder / "out.jsonl", "tokenizer": tokenizer, "template": "plain"}
+    return validate(WriteConfig, {**given, "max_new_tokens": 8, "samples": 2, "temperature": 0.7, **values})
+
+
+def run(settings: WriteConfig, author: Author, digests: dict[str, str] | None = None) -> tuple[Counts, list]:
+    told = []
+
+    async def serve() -> Counts:
+        teacher = fake_teacher(writing=author, max_sequence_tokens=40)
+        teacher.info.tokenizer_digests.update(digests or tokenizer_digests(settings.tokenizer))
+        async with serving(teacher) as server:
+            asked = settings.model_copy(update={"address": server.address})
+            return await asyncio.to_thread(write_rationales, asked, lambda *done: told.append(done))
+
+    return asyncio.run(serve()), told
+
+
+def written(settings: WriteConfig) -> list[dict[str, object]]:
+    return [json.loads(line) for line in settings.out.read_text().splitlines()]
+
+
+def test_prompts_become_a_data_set_in_their_order(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    settings, author = config(tmp_path, tokenizer), Author()
+    counts, told = run(settings, author)
+    assert counts == Counts(prompts=25, written=50, cut_off=4, kept=46)
+    expected = [
+        {"prompt": f"3 5 {number}", "completion": f" so it is {number + sample}", "sample": sample}
+        for number in range(25)
+        if number % 10 != 9
+        for sample in range(2)
+    ]
+    assert written(settings) == expected
+    assert told[-1] == (25, 25)
+    assert len(author.seeds) == 25
+    assert not list(tmp_path.glob("*.part"))
+    examples = read_examples(settings.out, AutoTokenizer.from_pretrained(tokenizer), template="plain")
+    assert [example.prompt_ids.tolist() for example in examples[:3]] == [[3, 5, 0], [3, 5, 0], [3, 5, 1]]
+
+
+def test_only_right_answers_are_kept_if_that_is_asked(tokenizer, tmp_path):
+    settings = config(tmp_path, tokenizer, answer_pattern=r"[0-9.]+")
+    counts, _ = run(settings, Author())
+    assert (counts.kept, counts.wrong, counts.cut_off) == (23, 23, 4)
+    assert {row["sample"] for row in written(settings)} == {0}
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"), [("7", 1), ("7.0", 1), ("#### 7", 0), ("it is 7", 1), (7, 1), ("8", 0), ("seven", 0)]
+)
+def test_answers_are_compared_as_numbers_where_they_are(answer, kept, tokenizer, tmp_path):
+    settings = config(
+        tmp_path, tokenizer, [{"prompt": "7", "answer": answer}], samples=1, temperature=0, answer_pattern=r"is (\d+)$"
+    )
+    counts, _ = run(settings, Author())
+    assert counts.kept == kept
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tokenizer, tmp_path):
+    settings, author = config(tmp_path, tokenizer, prompts_at_once=1), Author()
+    author.stop_after = 10
+    with pytest.raises(Unreachable):
+        run(settings, author)
+    assert not settings.out.exists()
+    part = tmp_path / "out.jsonl.part"
+    part.write_bytes(part.read_bytes() + b'[24, [{"text": "torn')
+    again = Author()
+    counts, told = run(settings, again)
+    assert told[0] == (10, 25)
+    assert len(again.asked) == 15
+    assert not set(again.asked) & set(author.asked)
+    (tmp_path / "undisturbed").mkdir()
+    undisturbed = config(tmp_path / "undisturbed", tokenizer)
+    assert counts == run(undisturbed, Author())[0]
+    assert written(settings) == written(undisturbed)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"content": rows(24)}, {"top_p": 0.5}])
+def test_what_was_begun_otherwise_is_not_gone_on_with(change, tokenizer, tmp_path):
+    author = Author()
+    author.stop_after = 3
+    with pytest.raises(Unreachable):
+        run(config(tmp_path, tokenizer, prompts_at_once=1), author)
+    with pytest.raises(ConfigurationError, match="begun with other prompts, settings"):
+        run(config(tmp_path, tokenizer, **change), Author())
+
+
+def test_a_full_teacher_is_asked_again(tokenizer, tmp_path, monkeypatch):
+    from tutelage.errors import Overloaded
+
+    refusals = [0] * 5
+
+    class Busy(Author):
+        async def write(self, prompt_token_ids, sampling):
+            if refusals:
+                refusals.pop()
+                raise Overloaded("full", retry_after_milliseconds=1)
+            async for piece in super().write(prompt_token_ids, sampling):
+                yield piece
+
+    assert run(config(tmp_path, tokenizer), Busy())[0].kept == 46
+    assert not refusals
+
+
+def test_what_cannot_be_written_is_said(tokenizer, tmp_path):
+    long = [{"prompt": " ".join(["1"] * 33)}, {"prompt": "1 2"}]
+    settings = config(tmp_path, tokenizer, long)
+    assert run(settings, Author())[0] == Counts(prompts=2, no_room=1, written=2, kept=2)
+    with pytest.raises(InvalidRequest, match="samples"):
+        run(config(tmp_path, tokenizer, samples=5), Author())
+    with pytest.raises(IdentityMismatch, match="vocabulary"):
+        run(config(tmp_path, tokenizer, out=tmp_path / "x"), Author(), {"vocabulary": "other"})
+    with pytest.raises(DataError, match=r"row 1 .* has no 'solution'"):
+        run(config(tmp_path, tokenizer, answer_pattern="x", answer_column="solution"), Author())
+    with pytest.raises(ConfigurationError, match="no pattern"):
+        run(config(tmp_path, tokenizer, answer_pattern="("), Author())
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "p", "completion": "old"}, {"prompt": "p", "completion": "new"}),
+        ({"question": "q", "answer": "old"}, {"prompt": "q", "completion": "new"}),
+        ({"instruction": "i", "output": "old"}, {"instruction": "i", "input": "", "output": "new"}),
+        (
+            {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "old"}]},
+            {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "new"}]},
+        ),
+        (
+            {"messages": [{"role": "user", "content": "u"}]},
+            {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "new"}]},
+        ),
+    ],
+)
+def test_every_form_takes_a_completion(row, expected):
+    assert with_completion(row, form_of(row), "new") == expected
