@@ -1,7 +1,12 @@
-"""Kill -9, at either end: no engine outlives its server, and no server outlives its engine."""
+"""Kill -9 of a teacher that students learn from, at either end; one test, because a start of vLLM takes half a minute.
+
+The server is killed: its streams break at once, no engine outlives it, and when it is back its students finish as if
+nothing had been. Then an engine is killed: health goes red and the server ends.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -10,17 +15,14 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from teacher_process import end, gone, start
+from teacher_process import TeacherProcess, end, gone, start
+from trainer_cohorts import assert_finished, free_port, running, steps_done, wait_until, write_cohort
 from tutelage.codec import encode
 from tutelage.teacher.v1 import teacher_pb2 as pb
 from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
 
-
-@pytest.fixture
-def teacher(tiny_model, tmp_path):
-    teacher = start(tmp_path, tiny_model, "--max-sequence-tokens", "512", "--kv-cache-gib", "0.25")
-    yield teacher
-    end(teacher.process)
+STEPS = 150
+OPTIONS = ("--max-sequence-tokens", "512", "--kv-cache-gib", "0.25")
 
 
 def _endless():
@@ -32,7 +34,7 @@ def _endless():
         number += 1
 
 
-def test_a_killed_server_leaves_no_engine(teacher):
+def _kill_server(teacher: TeacherProcess) -> None:
     engines = teacher.engines
     assert len(engines) >= 2
     with grpc.insecure_channel(teacher.address) as channel:
@@ -49,16 +51,7 @@ def test_a_killed_server_leaves_no_engine(teacher):
     assert gone(engines, seconds=10)
 
 
-def test_a_killed_engine_ends_the_server_and_short_sequences_do_not(teacher):
-    signal_spec = pb.SignalSpec(kind=pb.SIGNAL_KIND_HIDDEN)
-    short = [
-        pb.ScoreSequencesRequest(request_id=str(n), token_ids=encode(np.arange(n, dtype=np.int32)), signal=signal_spec)
-        for n in range(1, 9)
-    ]
-    with grpc.insecure_channel(teacher.address) as channel:  # one at a time: each length is a batch
-        for request in short:
-            (answer,) = pb_grpc.TeacherServiceStub(channel).ScoreSequences(iter([request]), timeout=60)
-            assert answer.frame.position_count == int(request.request_id)
+def _kill_engine(teacher: TeacherProcess) -> None:
     with grpc.insecure_channel(teacher.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service=""), timeout=60)
@@ -70,3 +63,31 @@ def test_a_killed_engine_ends_the_server_and_short_sequences_do_not(teacher):
         assert time.monotonic() - killed < 2
         assert teacher.process.wait(30) not in (0, None)
     assert "an engine died" in teacher.log.read_text(errors="replace")
+
+
+def test_a_killed_teacher_that_comes_back_costs_only_time_and_a_killed_engine_ends_it(tiny_model, tmp_path):
+    log, address = tmp_path / "log", f"127.0.0.1:{free_port()}"
+    folders = [tmp_path / "run/students" / student for student in ("ann", "bob")]
+    cohort = write_cohort(tmp_path, tiny_model, address, STEPS)
+    teachers = []
+    try:
+        with running(["train", "--config", str(cohort)], log) as train:
+            teachers.append(start(tmp_path / "first", tiny_model, *OPTIONS, address=address))
+            wait_until(lambda: min(map(steps_done, folders)) >= 8, 120, log, train)
+            _kill_server(teachers[0])
+            assert max(map(steps_done, folders)) < STEPS
+            teachers.append(start(tmp_path / "second", tiny_model, *OPTIONS, address=address))
+            assert train.wait(150) == 0, log.read_text()[-3000:]
+        assert_finished(tmp_path, STEPS)
+        waited = [
+            sum(
+                json.loads(line).get("seconds/waiting", 0)
+                for line in (folder / "metrics.jsonl").read_text().splitlines()
+            )
+            for folder in folders
+        ]
+        assert min(waited) > 1
+        _kill_engine(teachers[1])
+    finally:
+        for teacher in teachers:
+            end(teacher.process)
