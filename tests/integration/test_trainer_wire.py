@@ -18,6 +18,8 @@ from trainer.step import Stepper
 from trainer.student import Student
 from trainer.teacher_client import Teacher, TeacherClient
 
+pytestmark = pytest.mark.long
+
 ROWS = (
     '{"question": "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. How '
     'many did she sell altogether?", "answer": "She sold 48 / 2 = 24 clips in May, and 48 + 24 = 72 in all."}',
@@ -77,8 +79,8 @@ def loss_and_gradient(config: StudentConfig, teacher: Teacher) -> tuple[float, t
     [
         {"name": "gkd", "on_policy_fraction": 0.5},
         {"name": "reverse_kl", "temperature": 2.0, "noise": 1.0},
-        pytest.param({"name": "forward_kl"}, marks=pytest.mark.long),
-        pytest.param({"name": "gkd", "beta": 0.1, "on_policy_fraction": 1.0}, marks=pytest.mark.long),
+        {"name": "forward_kl"},
+        {"name": "gkd", "beta": 0.1, "on_policy_fraction": 1.0},
     ],
     ids=lambda objective: objective["name"],
 )
