@@ -139,7 +139,7 @@ def test_the_doctor_speaks_tls_and_shows_a_token(ours, tmp_path, capsys):
 
     def diagnose(address: str, *options: str) -> tuple[int, str]:
         code = doctor.main(["--teacher", address, *options])
-        return code, next(line for line in capsys.readouterr().out.splitlines() if " teacher  " in line)
+        return code, [line for line in capsys.readouterr().out.splitlines() if " teacher  " in line][-1]
 
     async def serve() -> list[tuple[int, str]]:
         settings = {"tls": ours.issue("127.0.0.1"), "token_file": str(tokens)}
