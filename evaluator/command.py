@@ -7,6 +7,7 @@ tutelage evaluate export --frames frames --format lm-eval --out exported
 tutelage evaluate tasks
 tutelage evaluate generate-arithmetic --split train --count 400 --seed 0 --out train.json
 tutelage report --frames frames --run-dir runs/demo --out report.html
+tutelage report --frames runs/micro/frames --study runs/micro --out report.html
 """
 
 from __future__ import annotations
@@ -208,8 +209,12 @@ def report(arguments: list[str]) -> int:
 
         print(from_paper(config.from_paper, config.out.parent).markdown())
         return EXIT_DONE
-    from evaluator.report import write_report
+    from evaluator.report import write_report, write_study_report
 
+    if config.study:
+        write_study_report(frames=config.frames, study=config.study, out=config.out)
+        print(f"the report is in {config.out}")
+        return EXIT_DONE
     write_report(frames=config.frames, run_dir=config.run_dir, run=config.run, out=config.out)
     print(f"the report is in {config.out}")
     return EXIT_DONE

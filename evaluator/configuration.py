@@ -151,6 +151,8 @@ class ReportConfig(Config):
     """Only rows of this run."""
     out: Path = Path("report.html")
     """File to write; figures and tables go to folders beside it."""
+    study: Path | None = None
+    """Folder of a study: its report instead, as HTML and as `report.md` beside it."""
     from_paper: Path | None = None
     """Folder of the published study's CSV tables; prints its statistics and their audit as Markdown, and
     writes `report.md`, `report.html` and `tables/` to the folder of `out`."""

@@ -17,6 +17,7 @@ from tutelage.names import check_name
 Positive = Annotated[int, Field(ge=1)]
 Settings = dict[str, Any]
 """Keys of the trainer's student settings."""
+Side = Literal["method", "teacher", "temperature", "noise"]
 WITHOUT_TEACHER = "sft"
 """The objective that needs neither a teacher nor what it wrote."""
 
@@ -126,12 +127,36 @@ class ComparisonConfig(Config):
     """For people."""
     family: str
     """Comparisons of one family share the error rate (Holm)."""
-    first: dict[str, str | float]
-    """Which rows: method, teacher, student, temperature, noise; what is left out is pooled over."""
-    second: dict[str, str | float]
+    first: dict[Side, str | float]
+    """Which rows: their method, and teacher, temperature, noise where the method has several."""
+    second: dict[Side, str | float]
     """Which rows they are compared with."""
+    students: tuple[str, ...] = ()
+    """Students that are compared; none means all."""
     margin: Annotated[float, Field(gt=0)] | None = None
     """Largest difference in points that counts as none; with it, equivalence is tested."""
+
+
+class ClaimConfig(Config):
+    """What is expected, declared before the run: of every comparison of a family, or of a trend."""
+
+    text: str
+    """The claim, for people."""
+    family: str | None = None
+    """Of `comparisons`."""
+    trend: Literal["size", "agreement", "fidelity"] | None = None
+    """What the improvement over fine-tuning goes with."""
+    expects: Literal["first higher", "second higher", "equivalent", "negative", "positive", "none"]
+    """Of a family: which side scores higher, or equivalence within the margin; of a trend: its sign."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ClaimConfig:
+        if (self.family is None) == (self.trend is None):
+            raise ConfigurationError(f"{self.text!r} names {self.family!r} and {self.trend!r}; give one", "claims")
+        allowed = ("first higher", "second higher", "equivalent") if self.family else ("negative", "positive", "none")
+        if self.expects not in allowed:
+            raise ConfigurationError(f"{self.expects!r} is none of {', '.join(allowed)}", "claims.expects")
+        return self
 
 
 class RateConfig(Config):
@@ -184,6 +209,8 @@ class StudyConfig(Config):
     """What is measured."""
     comparisons: tuple[ComparisonConfig, ...] = ()
     """Primary comparisons."""
+    claims: tuple[ClaimConfig, ...] = ()
+    """What the comparisons and trends are about."""
     concurrency: Positive = 1
     """Students that train at once."""
     store: bool = True
@@ -208,6 +235,7 @@ class StudyConfig(Config):
             _require_known(f"grid.{index}.teachers", block.teachers, self.teachers)
             if not self.teachers and any(self.methods[name].needs_teacher for name in block.methods):
                 raise ConfigurationError("a method needs a teacher and there is none; name one", f"grid.{index}")
+        _require_known("claims.family", (c.family for c in self.claims if c.family), {c.family for c in self.comparisons})
         return self
 
 

@@ -213,6 +213,7 @@ def write_description(study: Study, folder: Folder) -> None:
         "cells": cells,
         "tasks": [task.model_dump() for task in config.evaluation.tasks],
         "comparisons": [comparison.model_dump() for comparison in config.comparisons],
+        "claims": [claim.model_dump() for claim in config.claims],
     }
     write_durably(folder.path("study.json"), json.dumps(content, indent=1) + "\n")
 
@@ -231,4 +232,5 @@ def _described(study: Study, cell: Cell) -> dict[str, Any]:
         "noise": cell.noise,
         "seed": cell.seed,
         "steps": cell.steps,
+        "on_policy": bool(cell.settings) and cell.settings["objective"]["on_policy_fraction"] > 0,
     }

@@ -102,7 +102,25 @@ def resolve(study: StudyConfig) -> Study:
         teacher = done.teacher_cell(cell.teacher).id if cell.teacher else ""
         besides = _content(study, cell) | {"teacher": teacher}
         names[id(cell)] = cell.named(resolved[id(cell)], starts[cell.model], besides)
-    return Study(study, done.base, done.tuned, tuple(names[id(cell)] for cell in students))
+    complete = Study(study, done.base, done.tuned, tuple(names[id(cell)] for cell in students))
+    _check_comparisons(complete)
+    return complete
+
+
+def _check_comparisons(study: Study) -> None:
+    """Both sides of every comparison must be in the grid, each with one cell a student and seed."""
+    for comparison in study.config.comparisons:
+        runs = []
+        for side in (comparison.first, comparison.second):
+            cells = [cell for cell in study.students if all(getattr(cell, key) == side[key] for key in side)]
+            runs.append([(cell.model, cell.seed) for cell in cells if cell.model in (comparison.students or [cell.model])])
+            if len(set(runs[-1])) < len(runs[-1]):
+                raise ConfigurationError(f"{side} is several cells a student and seed; say which", comparison.name)
+        if not runs[0] or set(runs[0]) != set(runs[1]):
+            raise ConfigurationError(
+                f"its sides have {len(runs[0])} and {len(runs[1])} cells; the grid must have both for the same students",
+                comparison.name,
+            )
 
 
 def _settings_of(study: StudyConfig, drafts: Sequence[Cell]) -> dict[int, Settings]:

@@ -1,9 +1,9 @@
-"""What `micro.yaml` starts from, generated: word problems, number facts, a tokenizer, untrained Llamas of five sizes.
+"""What `micro.yaml` starts from, generated: problems, number facts, a tokenizer, untrained Llamas of five sizes.
 
     python deploy/studies/micro_inputs.py build/micro
 
-writes `facts.jsonl` (what base models learn: sums, differences, products and quotients of small numbers),
-`train.jsonl` (word problems with a worked answer), `tasks/<task>.yaml` with `tasks/<task>.jsonl` (test problems of
+writes `base.jsonl` (what base models learn: sums, differences and products of small numbers, and to read numbers off a
+sentence), `train.jsonl` (word problems with a worked answer), `tasks/<task>.yaml` with `tasks/<task>.jsonl` (test problems of
 four kinds, whose operands no training problem has), and `models/<size>/`. Nothing is downloaded.
 """
 
@@ -23,7 +23,7 @@ from prepare_models import make_once
 
 SIZES = {"t": (96, 4), "l": (80, 3), "m": (64, 2), "s": (48, 2), "xs": (32, 2)}
 """Hidden width and layers by name, the teacher first."""
-TRAIN_PROBLEMS, TEST_PROBLEMS, FACT_ROWS = 1200, 100, 40_000
+TRAIN_PROBLEMS, TEST_PROBLEMS, FACT_ROWS, READING_ROWS = 1200, 100, 40_000, 40_000
 _HEAD_SIZE, _VOCABULARY, _CONTEXT_TOKENS = 16, 448, 128
 _TEST_SHARE = 4  # one set of operands in four
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -31,6 +31,7 @@ _CHAT_TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content']
 _NAMES = ("Ann", "Ben", "Dev", "Eva", "Ida", "Jon", "Kim", "Lea", "Max", "Noa", "Sam", "Tom")
 _THINGS = ("apples", "books", "cards", "coins", "eggs", "pears", "pens", "plums", "shells", "stamps")
 _CONTAINERS = ("bags", "boxes", "jars", "trays")
+_SENTENCES = ("{name} saw {seen}.", "There are {seen} in the {container}.", "{name} and the {container}: {seen}.")
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,17 @@ def facts(rng: random.Random) -> Iterator[str]:
         yield _product(rng.randint(2, 9), rng.randint(2, 9))
 
 
+def readings(rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Sentences and the numbers in them, without end: how a model learns to find operands in a text."""
+    while True:
+        numbers = [rng.randint(1, 40) for _ in range(rng.randint(2, 3))]
+        seen = ", ".join(f"{number} {rng.choice(_THINGS)}" for number in numbers)
+        sentence = rng.choice(_SENTENCES).format(name=rng.choice(_NAMES), seen=seen, container=rng.choice(_CONTAINERS))
+        yield f"{sentence}\n", " ".join(map(str, numbers))
+
+
 def write_data(out: Path) -> None:
-    """Training rows, test tasks, base corpus."""
+    """Training rows, test tasks, what base models learn."""
     train = [row for kind in KINDS for row in problems(kind, test=False, count=TRAIN_PROBLEMS // len(KINDS), seed=0)]
     random.Random(0).shuffle(train)
     _write_lines(out / "train.jsonl", [{"question": row["question"], "answer": row["answer"]} for row in train])
@@ -153,7 +163,10 @@ def write_data(out: Path) -> None:
     rng = random.Random(3)  # a fact stands at the start of an answer or after another one
     rows = [(rng.choice(("", " ")), *next(stream).split("= ")) for _ in range(FACT_ROWS)]
     lines = [{"prompt": f"{space}{left}=", "completion": f" {right}"} for space, left, right in rows]
-    _write_lines(out / "facts.jsonl", lines)
+    texts = readings(random.Random(4))
+    lines += [{"prompt": text, "completion": numbers} for text, numbers in (next(texts) for _ in range(READING_ROWS))]
+    rng.shuffle(lines)
+    _write_lines(out / "base.jsonl", lines)
 
 
 def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
@@ -176,7 +189,7 @@ def write_models(data: Path, out: Path) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=_VOCABULARY, special_tokens=_SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator([f"{row['question']} {row['answer']}" for row in rows], trainer)
+    tokenizer.train_from_iterator([f"{row['question']} {row['answer']}" for row in rows] + list(_SENTENCES), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=_SPECIAL[2], bos_token=_SPECIAL[1], pad_token=_SPECIAL[0]
     )

@@ -11,7 +11,8 @@ import polars as pl
 # Okabe & Ito (2008), "Color Universal Design": distinguishable under every common colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TEACHER_COLOUR = "#3a3f47"
-_INK, _MUTED, _GRID = "#24292f", "#57606a", "#e7eaee"
+MUTED = "#57606a"
+_INK, _GRID = "#24292f", "#e7eaee"
 _FONT = "Helvetica, Arial, sans-serif"
 _WIDTH, _HEIGHT = 300, 200
 _MARKED_POINTS = 30  # a line with more points than that shows the line only
@@ -31,10 +32,11 @@ def _colour(names: Sequence[str], symbol: str = "circle") -> alt.Color:
     return alt.Color("student:N", scale=scale, legend=legend)
 
 
-def _styled(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> Chart:
+def styled(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> Chart:
+    """The chart in the report's fonts and colours."""
     axis = {
-        "labelColor": _MUTED,
-        "titleColor": _MUTED,
+        "labelColor": MUTED,
+        "titleColor": MUTED,
         "titleFontWeight": "normal",
         "titleFontSize": 12,
         "labelFontSize": 12,
@@ -66,7 +68,7 @@ def curve(metrics: pl.DataFrame, column: str, students: Sequence[str], *, title:
     lines = base.mark_line(strokeWidth=2)
     sparse = len(data) <= _MARKED_POINTS * max(len(students), 1)
     chart = lines + base.mark_point(filled=True, size=30, opacity=1) if sparse else lines
-    return _styled(chart.properties(width=_WIDTH, height=_HEIGHT))
+    return styled(chart.properties(width=_WIDTH, height=_HEIGHT))
 
 
 def scores(summary: pl.DataFrame, order: Sequence[str], students: Sequence[str]) -> Chart:
@@ -84,7 +86,7 @@ def scores(summary: pl.DataFrame, order: Sequence[str], students: Sequence[str])
     )
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
     x = alt.X("score:Q", title="score ± standard error", axis=_PERCENT_AXIS, scale=alt.Scale(domainMin=0))
-    return _styled((bars + _dots(base, x)).properties(width=170, height=alt.Step(24)))
+    return styled((bars + _dots(base, x)).properties(width=170, height=alt.Step(24)))
 
 
 def _by_cell(data: pl.DataFrame, students: Sequence[str]) -> alt.Chart:
@@ -104,10 +106,10 @@ def forest(changes: pl.DataFrame, students: Sequence[str]) -> Chart:
     """Change of each task's score by training with its 95 % interval; zero is no change."""
     data = changes.with_columns(pl.col("change", "low", "high") * 100, filled=pl.lit(True))
     base = _by_cell(data, students)
-    zero = alt.Chart(pl.DataFrame({"zero": [0.0]})).mark_rule(color=_MUTED, strokeDash=[4, 3]).encode(x="zero:Q")
+    zero = alt.Chart(pl.DataFrame({"zero": [0.0]})).mark_rule(color=MUTED, strokeDash=[4, 3]).encode(x="zero:Q")
     bars = base.mark_rule(strokeWidth=2.5).encode(x="low:Q", x2="high:Q")
     dots = _dots(base, alt.X("change:Q", title="change in points, 95 % interval"))
-    return _styled((zero + bars + dots).properties(width=210, height=_cell_height(students)))
+    return styled((zero + bars + dots).properties(width=210, height=_cell_height(students)))
 
 
 def agreement(likeness: pl.DataFrame, students: Sequence[str]) -> Chart:
@@ -116,20 +118,20 @@ def agreement(likeness: pl.DataFrame, students: Sequence[str]) -> Chart:
     base = _by_cell(data, students)
     x = alt.X("agreement:Q", title="same answer as the teacher", axis=_PERCENT_AXIS)
     lines = base.mark_line(strokeWidth=2).encode(x=x, detail=["student:N", "cell:N"])
-    return _styled((lines + _dots(base, x)).properties(width=210, height=_cell_height(students)))
+    return styled((lines + _dots(base, x)).properties(width=210, height=_cell_height(students)))
 
 
 def accuracy_against_fidelity(likeness: pl.DataFrame, students: Sequence[str]) -> Chart:
     """Score against BLEU of the student's text with the teacher's; hollow is before training."""
     data = likeness.filter(pl.col("bleu").is_not_null()).with_columns(filled=pl.col("role") != "before")
-    shapes = alt.Legend(title=None, symbolFillColor=_MUTED)
+    shapes = alt.Legend(title=None, symbolFillColor=MUTED)
     base = alt.Chart(data).encode(
         y=alt.Y("score:Q", title="accuracy", axis=_PERCENT_AXIS),
         color=_colour(students),
         shape=alt.Shape("task:N", legend=shapes if data["task"].n_unique() > 1 else None),
     )
     dots = _dots(base, alt.X("bleu:Q", title="BLEU against the teacher's text", scale=alt.Scale(zero=True, nice=True)))
-    return _styled(dots.properties(width=_WIDTH, height=_HEIGHT))
+    return styled(dots.properties(width=_WIDTH, height=_HEIGHT))
 
 
 def phases(seconds: pl.DataFrame) -> Chart:
@@ -148,4 +150,4 @@ def phases(seconds: pl.DataFrame) -> Chart:
         )
     )
     ranked = seconds.with_columns(rank=pl.col("phase").replace_strict(names, list(range(len(names))), default=99))
-    return _styled(chart.properties(data=ranked, width=210, height=alt.Step(30)))
+    return styled(chart.properties(data=ranked, width=210, height=alt.Step(30)))

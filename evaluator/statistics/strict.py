@@ -73,7 +73,7 @@ COMPARED = pl.Schema(
 class Comparison:
     """Two sets of rows that are compared item by item, declared before the run.
 
-    `first` and `second` give columns of `ITEMS` and the values that rows must have. `margin` in percentage
+    `first` and `second` give columns of `ITEMS` and the value, or a list of values, that rows must have. `margin` in percentage
     points is the largest difference that counts as none; with it, equivalence is tested too.
     """
 
@@ -136,7 +136,7 @@ def pair_items(items: pl.DataFrame, comparison: Comparison) -> pl.DataFrame:
 
     """
     sides = {
-        side: items.filter(*(pl.col(column).eq_missing(value) for column, value in chosen.items())).select(
+        side: items.filter(*(_is(column, value) for column, value in chosen.items())).select(
             *_PAIR, pl.col("score").alias(side)
         )
         for side, chosen in (("first", comparison.first), ("second", comparison.second))
@@ -153,6 +153,11 @@ def pair_items(items: pl.DataFrame, comparison: Comparison) -> pl.DataFrame:
             f"comparison {comparison.name}",
         )
     return pairs.sort(_PAIR)
+
+
+def _is(column: str, value: Any) -> pl.Expr:
+    """Rows with this value, or with one of several."""
+    return pl.col(column).is_in(value) if isinstance(value, list) else pl.col(column).eq_missing(value)
 
 
 def _check_side(comparison: Comparison, side: str, rows: pl.DataFrame) -> None:
@@ -233,9 +238,15 @@ def _average_row(
     shares = pairs.select(
         difference=(pl.col("first") - pl.col("second")) / pl.len().over("task"),
         cluster=pl.concat_str("task", "cluster", separator="\0"),
+        seed=pl.col("seed"),
     )
     flipped = paired.sign_flip_test(shares["difference"], shares["cluster"], generator, resamples=resamples)
-    return _common(comparison, AVERAGE, pairs, interval) | {"p_permutation": flipped.p_value}
+    row = _common(comparison, AVERAGE, pairs, interval) | {"p_permutation": flipped.p_value}
+    if shares["seed"].n_unique() > 1:
+        points = shares["difference"] * (_POINTS * shares.height / len(tasks))  # their mean is the average
+        over_seeds = paired.two_way_interval(points, shares["cluster"], shares["seed"])
+        row |= {"seeds_low": over_seeds.low, "seeds_high": over_seeds.high}
+    return row
 
 
 def cells_of_items(items: pl.DataFrame) -> pl.DataFrame:

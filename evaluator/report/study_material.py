@@ -1,0 +1,161 @@
+"""What a study's report is made of: `study.json` (which cell is what), the frames, the trainers' metrics, counters.
+
+Only cells that are scored are in it; the report says how many of how many.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from tutelage.errors import DataError
+
+from evaluator.frames import read
+from evaluator.report.material import read_metrics
+from evaluator.statistics.strict import ITEMS, Comparison
+
+_CELL = ["cell", "role", "method", "parameters"]
+_COLUMNS = {"method": "objective", "teacher": "teacher", "temperature": "temperature", "noise": "noise"}
+
+
+@dataclass(frozen=True)
+class StudyMaterial:
+    """A study and its rows.
+
+    Attributes:
+        name: of the study.
+        cells: one row a declared cell: what it is, as the study wrote it, and `scored`.
+        rows: one row an item of the scored cells: the frames' columns and `cell`, `role`, `method`, `parameters`.
+        comparisons: as declared.
+        claims: as declared.
+        teachers: name to cell id and whether it was fine-tuned; the first is the study's default.
+        metrics: one row a training step, with the columns of `cells`; empty if there is none.
+        usage: what the teachers counted, one entry a start.
+
+    """
+
+    name: str
+    cells: pl.DataFrame
+    rows: pl.DataFrame
+    comparisons: tuple[Comparison, ...]
+    claims: tuple[dict[str, Any], ...]
+    teachers: dict[str, dict[str, Any]]
+    metrics: pl.DataFrame
+    usage: tuple[dict[str, Any], ...]
+
+    @property
+    def main(self) -> pl.DataFrame:
+        """Scored students at T = 1 without noise: fine-tuned ones, and those of the default teacher."""
+        of_default = pl.col("teacher").is_in(["", *list(self.teachers)[:1]])
+        plain = (pl.col("temperature") == 1.0) & (pl.col("noise") == 0.0)
+        return self.cells.filter(pl.col("role") == "student", pl.col("scored"), plain, of_default)
+
+    @property
+    def students(self) -> list[str]:
+        """Students' models, the smallest first."""
+        own = self.cells.filter(role="student").unique("model").sort("parameters")
+        return own["model"].to_list()
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods in the order of the study file."""
+        return self.cells.filter(role="student")["method"].unique(maintain_order=True).to_list()
+
+    def items(self) -> pl.DataFrame:
+        """Students' rows as `strict.ITEMS`, each training a `seed` of its own, so that sizes can be pooled.
+
+        An item of two students is one cluster: they answered the same question.
+        """
+        runs = (pl.col("student") + "/" + pl.col("training_seed").cast(pl.String)).rank("dense")
+        return self.rows.filter(role="student").select(
+            pl.when(pl.col("teacher") != "").then(pl.col("teacher")).alias("teacher"),
+            "student",
+            pl.col("method").alias("objective"),
+            "temperature",
+            "noise",
+            runs.cast(pl.Int64).alias("seed"),
+            "task",
+            "item_id",
+            pl.col("item_hash").alias("cluster"),
+            "score",
+        ).match_to_schema(ITEMS)
+
+    def scores(self) -> pl.DataFrame:
+        """One row a scored cell and task, and the unweighted mean of the tasks as `Average`; `score` in percent."""
+        keys = ["cell", "role", "student", "parameters", "method", "teacher", "temperature", "noise", "training_seed"]
+        by_task = self.rows.group_by(*keys, "task", maintain_order=True).agg(score=100 * pl.col("score").mean())
+        average = by_task.group_by(keys, maintain_order=True).agg(pl.lit("Average").alias("task"), pl.col("score").mean())
+        return pl.concat([by_task, average.select(by_task.columns)])
+
+
+def gather_study(folder: Path, frames: Path) -> StudyMaterial:
+    """Reads a study.
+
+    Args:
+        folder: the study's, with `study.json`, `students/` and `usage/`.
+        frames: folder of the frames.
+
+    Raises:
+        DataError: there is no description, nothing is scored yet, or an item failed.
+
+    """
+    try:
+        declared = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder} is not the folder of a study ({error}); run it first", "study") from error
+    cells = pl.DataFrame(declared["cells"]).rename({"id": "cell"})
+    rows = read(frames).filter(pl.col("evaluation_id").is_in(cells["evaluation_id"].to_list())).collect()
+    if rows.is_empty():
+        raise DataError(f"{frames} has no row of the study in {folder} yet; let a cell be finished", "frames")
+    failed = rows.filter(pl.col("error") != "")
+    if len(failed):
+        raise DataError(f"{len(failed)} items failed, the first with {failed['error'][0]}; score them again", "frames")
+    scored = rows["evaluation_id"].unique().to_list()
+    return StudyMaterial(
+        name=declared["name"],
+        cells=cells.with_columns(scored=pl.col("evaluation_id").is_in(scored)),
+        rows=rows.join(cells.select("evaluation_id", *_CELL), on="evaluation_id"),
+        comparisons=tuple(_comparison(one) for one in declared["comparisons"]),
+        claims=tuple(declared["claims"]),
+        teachers=declared["teachers"],
+        metrics=_metrics(folder, cells),
+        usage=tuple(json.loads(path.read_text()) for path in sorted((folder / "usage").glob("*.json"))),
+    )
+
+
+def _comparison(declared: dict[str, Any]) -> Comparison:
+    def side(chosen: dict[str, Any]) -> dict[str, Any]:
+        columns: dict[str, Any] = {_COLUMNS[key]: value for key, value in chosen.items()}
+        return columns | ({"student": declared["students"]} if declared["students"] else {})
+
+    return Comparison(
+        declared["name"], declared["family"], side(declared["first"]), side(declared["second"]), declared["margin"]
+    )
+
+
+def _metrics(folder: Path, cells: pl.DataFrame) -> pl.DataFrame:
+    known = [folder / "students" / cell / "metrics.jsonl" for cell in cells["cell"]]
+    if not any(path.exists() for path in known):
+        return pl.DataFrame()
+    return read_metrics(folder).rename({"student": "cell"}).join(cells, on="cell")
+
+
+def complete(material: StudyMaterial, comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Comparisons of which both sides are scored; the others have to wait."""
+    items = material.items()
+    ready = []
+    for comparison in comparisons:
+        sides = [_runs(items, dict(side)) for side in (comparison.first, comparison.second)]
+        if sides[0] and sides[0] == sides[1]:
+            ready.append(comparison)
+    return ready
+
+
+def _runs(items: pl.DataFrame, chosen: dict[str, Any]) -> set[tuple[Any, ...]]:
+    for column, value in chosen.items():
+        items = items.filter(pl.col(column).is_in(value) if isinstance(value, list) else pl.col(column) == value)
+    return set(items.select("seed", "task").unique().rows())

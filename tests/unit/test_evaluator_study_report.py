@@ -1,0 +1,172 @@
+"""The report of a study, from a study whose truth is known: what it says of each claim, and what it must not hide."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from tutelage.errors import DataError
+
+from evaluator.frames import SCHEMA, frame_of_rows, frame_path, write_atomically
+from evaluator.report import write_study_report
+from evaluator.report.study_material import gather_study
+
+SIZES = {"small": 1000, "middle": 3000, "large": 9000}
+CHANCE = {"small": 0.3, "middle": 0.5, "large": 0.6}
+GAIN = {"small": 0.5, "middle": 0.3, "large": 0.1}
+SEEDS, ITEMS = (0, 1, 2), 120
+
+
+def cell(role: str, model: str, method: str = "", seed: int = 0, **more: object) -> dict[str, object]:
+    described = {"role": role, "model": model, "method": method, "seed": seed, "parameters": SIZES.get(model, 20000)}
+    described |= {"objective": method, "teacher": "", "temperature": 1.0, "noise": 0.0, "steps": 5, "on_policy": False}
+    described |= more
+    name = "-".join(str(described[key]) for key in ("role", "model", "method", "teacher", "temperature", "noise", "seed"))
+    return {"id": name, "evaluation_id": f"e-{name}".lower(), **described}
+
+
+def chance(described: dict[str, object]) -> float:
+    """The true accuracy of a cell: smaller students gain more, noise destroys."""
+    if described["role"] == "tuned":
+        return 0.95
+    own = CHANCE.get(str(described["model"]), 0.1)
+    if described["noise"]:
+        return 0.05
+    return own if described["method"] == "sft" else own + GAIN[str(described["model"])]
+
+
+def declared(cells: list[dict[str, object]]) -> dict[str, object]:
+    kd = {"method": "kd", "noise": 0.0}
+    comparisons = [
+        {"name": "KD against SFT", "family": "kd", "first": kd, "second": {"method": "sft"}, "students": []},
+        {"name": "σ = 5", "family": "noise", "first": {"method": "kd", "noise": 5.0}, "second": kd, "students": ["small"]},
+        {"name": "never run", "family": "later", "first": {"method": "gkd"}, "second": kd, "students": []},
+    ]
+    claims = [
+        {"text": "KD helps", "family": "kd", "trend": None, "expects": "first higher"},
+        {"text": "noise helps", "family": "noise", "trend": None, "expects": "first higher"},
+        {"text": "not there yet", "family": "later", "trend": None, "expects": "equivalent"},
+        {"text": "smaller students gain more", "family": None, "trend": "size", "expects": "negative"},
+    ]
+    return {
+        "name": "known",
+        "teachers": {"big": {"cell": "tuned-big--" + "-1.0-0.0-0", "tuned": True}},
+        "cells": cells,
+        "tasks": [{"task": "sums", "protocol": "paper", "limit": 0}],
+        "comparisons": [{**one, "margin": None} for one in comparisons],
+        "claims": claims,
+    }
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """Three sizes, SFT and one method with three seeds, one noise, and one declared cell that never ran."""
+    folder = tmp_path_factory.mktemp("study")
+    cells = [cell("tuned", "big")]
+    for model in SIZES:
+        for seed in SEEDS:
+            cells += [cell("student", model, "sft", seed), cell("student", model, "kd", seed, teacher="big")]
+    cells += [cell("student", "small", "kd", seed, teacher="big", noise=5.0) for seed in SEEDS]
+    generator = np.random.default_rng(0)
+    for described in cells:
+        write_rows(folder / "frames", described, generator)
+    absent = cell("student", "large", "gkd", 0, teacher="big")
+    (folder / "study.json").write_text(json.dumps(declared([*cells, absent])))
+    return folder
+
+
+def write_rows(frames: Path, described: dict[str, object], generator: np.random.Generator, error: str = "") -> None:
+    rows = []
+    for item in range(ITEMS):
+        right = bool(generator.uniform() < chance(described))
+        number = str(item) if right else "wrong <b>"
+        rows.append(
+            {
+                **dict.fromkeys(SCHEMA),
+                "run": "known",
+                "student": described["model"],
+                "teacher": described["teacher"],
+                "objective": described["objective"],
+                "temperature": described["temperature"],
+                "noise": described["noise"],
+                "step": 5,
+                "training_seed": described["seed"],
+                "evaluation_id": described["evaluation_id"],
+                "task": "sums",
+                "protocol": "paper",
+                "template": "chat",
+                "sampling_temperature": 0.0,
+                "seed": 0,
+                "item_id": str(item),
+                "item_hash": f"hash {item}",
+                "output": f"The answer is {number}",
+                "extracted": number if right else "",
+                "target": str(item),
+                "score": float(right),
+                "error": error,
+            }
+        )
+    path = frame_path(frames, "known", "sums", str(described["evaluation_id"]), "paper")
+    write_atomically(frame_of_rows(rows), path)
+
+
+@pytest.fixture(scope="module")
+def report(study, tmp_path_factory) -> Path:
+    return write_study_report(
+        frames=study / "frames", study=study, out=tmp_path_factory.mktemp("report") / "report.html"
+    )
+
+
+def verdicts(report: Path) -> dict[str, str]:
+    table = pl.read_csv(report.parent / "tables" / "claims.csv")
+    return dict(table.select("claim", "verdict").rows())
+
+
+def test_each_claim_gets_the_verdict_that_the_truth_deserves(report):
+    assert verdicts(report) == {
+        "KD helps": "shows",
+        "noise helps": "the opposite shows",
+        "not there yet": "undecided",
+        "smaller students gain more": "shows",
+    }
+
+
+def test_the_pooled_difference_is_the_mean_of_the_students_differences(report, study):
+    compared = pl.read_csv(report.parent / "tables" / "comparisons.csv").filter(
+        pl.col("comparison") == "KD against SFT", pl.col("task") == "Average"
+    )
+    rows = gather_study(study, study / "frames").rows.filter(pl.col("role") == "student", pl.col("noise") == 0)
+    means = dict(rows.group_by("method").agg(pl.col("score").mean()).rows())
+    assert compared["difference"].item() == pytest.approx(100 * (means["kd"] - means["sft"]))
+    assert compared["seeds"].item() == len(SIZES) * len(SEEDS)
+    assert compared["clusters"].item() == ITEMS
+    assert compared["seeds_low"].item() < compared["low"].item()
+
+
+def test_it_says_how_many_cells_are_missing(report):
+    assert "22 of 23 scored" in report.read_text()
+
+
+def test_markdown_and_files_hold_the_same_and_nothing_is_fetched(report):
+    text, page = report.with_name("report.md").read_text(), report.read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+    for figure in ("improvement_by_size", "forest", "by_noise", "agreement", "accuracy_fidelity"):
+        assert f"figures/{figure}.png" in text
+        assert (report.parent / "figures" / f"{figure}.png").stat().st_size > 1000
+        assert (report.parent / "figures" / f"{figure}.svg").read_text().startswith("<svg")
+    assert "| KD helps | shows |" in text
+
+
+def test_a_failed_item_is_not_scored_silently(study, tmp_path):
+    described = cell("student", "large", "kd", 0, teacher="big")
+    write_rows(tmp_path / "frames", described, np.random.default_rng(0), error="out of memory")
+    with pytest.raises(DataError, match="120 items failed, the first with out of memory"):
+        gather_study(study, tmp_path / "frames")
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"not the folder of a study .*run it first"):
+        gather_study(tmp_path, tmp_path)
