@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,7 @@ def test_it_says_how_many_cells_are_missing(report):
 
 def test_markdown_and_files_hold_the_same_and_nothing_is_fetched(report):
     text, page = report.with_name("report.md").read_text(), report.read_text()
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert not re.search(r"(src|href)=.?http", page)
     for figure in ("improvement_by_size", "forest", "by_noise", "agreement", "accuracy_fidelity"):
         assert f"figures/{figure}.png" in text
         assert (report.parent / "figures" / f"{figure}.png").stat().st_size > 1000
