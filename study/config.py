@@ -235,7 +235,9 @@ class StudyConfig(Config):
             _require_known(f"grid.{index}.teachers", block.teachers, self.teachers)
             if not self.teachers and any(self.methods[name].needs_teacher for name in block.methods):
                 raise ConfigurationError("a method needs a teacher and there is none; name one", f"grid.{index}")
-        _require_known("claims.family", (c.family for c in self.claims if c.family), {c.family for c in self.comparisons})
+        _require_known(
+            "claims.family", (c.family for c in self.claims if c.family), {c.family for c in self.comparisons}
+        )
         return self
 
 

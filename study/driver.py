@@ -103,16 +103,14 @@ class Driver:
         self._say(f"the teacher {name} writes its completions")
         data, writing = example.settings["data"], self._config.rationales
         options = {
-            "teacher.address": service.address,
-            "data.path": data["path"],
-            "data.template": data["template"],
-            "student": self._start_of(example),
+            "address": service.address,
+            "data": data["path"],
+            "template": data["template"],
+            "tokenizer": self._start_of(example),
             "out": path,
-            "max_tokens": example.settings["batch"]["max_tokens"],
-            "max_new_tokens": writing.max_new_tokens,
-            "temperature": writing.temperature,
+            **writing.model_dump(),
         }
-        self._command([*tutelage("train", "rationales"), *flags(options)], f"rationales-{name}")
+        self._command([*tutelage("teacher", "write"), *flags(options)], f"rationales-{name}")
 
     def _train(self, wave: str, cells: Sequence[Cell], teacher: str | None) -> None:
         """Trains those of a wave that are not trained yet."""

@@ -113,7 +113,9 @@ def _check_comparisons(study: Study) -> None:
         runs = []
         for side in (comparison.first, comparison.second):
             cells = [cell for cell in study.students if all(getattr(cell, key) == side[key] for key in side)]
-            runs.append([(cell.model, cell.seed) for cell in cells if cell.model in (comparison.students or [cell.model])])
+            runs.append(
+                [(cell.model, cell.seed) for cell in cells if cell.model in (comparison.students or [cell.model])]
+            )
             if len(set(runs[-1])) < len(runs[-1]):
                 raise ConfigurationError(f"{side} is several cells a student and seed; say which", comparison.name)
         if not runs[0] or set(runs[0]) != set(runs[1]):

@@ -33,22 +33,10 @@ def main(arguments: list[str]) -> int:
 
     from trainer.config import CohortConfig
 
-    if arguments and arguments[0] == "rationales":
-        return _rationales(arguments[1:])
     config = load(CohortConfig, arguments, program="tutelage train", environment_prefix="TUTELAGE_TRAIN_")
     if not config.students:
         raise ConfigurationError("there are none; list at least one, with id, init and data", "students")
     return _train(config)
-
-
-def _rationales(arguments: list[str]) -> int:
-    from tutelage.configuration import load
-
-    from trainer.rationales import RationalesConfig, print_written
-
-    program, prefix = "tutelage train rationales", "TUTELAGE_RATIONALES_"
-    print_written(load(RationalesConfig, arguments, program=program, environment_prefix=prefix))
-    return EXIT_DONE
 
 
 def _train(config: CohortConfig) -> int:

@@ -71,24 +71,30 @@ class StudyMaterial:
         An item of two students is one cluster: they answered the same question.
         """
         runs = (pl.col("student") + "/" + pl.col("training_seed").cast(pl.String)).rank("dense")
-        return self.rows.filter(role="student").select(
-            pl.when(pl.col("teacher") != "").then(pl.col("teacher")).alias("teacher"),
-            "student",
-            pl.col("method").alias("objective"),
-            "temperature",
-            "noise",
-            runs.cast(pl.Int64).alias("seed"),
-            "task",
-            "item_id",
-            pl.col("item_hash").alias("cluster"),
-            "score",
-        ).match_to_schema(ITEMS)
+        return (
+            self.rows.filter(role="student")
+            .select(
+                pl.when(pl.col("teacher") != "").then(pl.col("teacher")).alias("teacher"),
+                "student",
+                pl.col("method").alias("objective"),
+                "temperature",
+                "noise",
+                runs.cast(pl.Int64).alias("seed"),
+                "task",
+                "item_id",
+                pl.col("item_hash").alias("cluster"),
+                "score",
+            )
+            .match_to_schema(ITEMS)
+        )
 
     def scores(self) -> pl.DataFrame:
         """One row a scored cell and task, and the unweighted mean of the tasks as `Average`; `score` in percent."""
         keys = ["cell", "role", "student", "parameters", "method", "teacher", "temperature", "noise", "training_seed"]
         by_task = self.rows.group_by(*keys, "task", maintain_order=True).agg(score=100 * pl.col("score").mean())
-        average = by_task.group_by(keys, maintain_order=True).agg(pl.lit("Average").alias("task"), pl.col("score").mean())
+        average = by_task.group_by(keys, maintain_order=True).agg(
+            pl.lit("Average").alias("task"), pl.col("score").mean()
+        )
         return pl.concat([by_task, average.select(by_task.columns)])
 
 

@@ -28,7 +28,11 @@ def labels(scores: pl.DataFrame) -> pl.DataFrame:
     """The rows with `setting`: the method, and where it departs from T = 1, no noise, the default teacher."""
     temperature = pl.when(pl.col("temperature") != 1.0).then(pl.format(", T = {}", "temperature")).otherwise(pl.lit(""))
     noise = pl.when(pl.col("noise") != 0.0).then(pl.format(", σ = {}", "noise")).otherwise(pl.lit(""))
-    return scores.with_columns(setting=pl.col("method") + temperature.str.replace(".0", "", literal=True) + noise.str.replace(".0", "", literal=True))
+    return scores.with_columns(
+        setting=pl.col("method")
+        + temperature.str.replace(".0", "", literal=True)
+        + noise.str.replace(".0", "", literal=True)
+    )
 
 
 def by_method(material: StudyMaterial) -> Table:
@@ -213,4 +217,6 @@ def cost(frame: pl.DataFrame) -> Table:
         ]
         for row in frame.to_dicts()
     ]
-    return Table("cost", ["student and method", "cells", "seconds of steps a cell", "trained tokens a second"], rows, frame)
+    return Table(
+        "cost", ["student and method", "cells", "seconds of steps a cell", "trained tokens a second"], rows, frame
+    )

@@ -117,7 +117,9 @@ def _of_trend(claim: Mapping[str, Any], found: Mapping[str, Correlation]) -> dic
     if trend is None or trend.rho is None or trend.low is None or trend.high is None:
         return _row(claim, "not scored yet", _TREND_TEST, UNDECIDED)
     sign = "positive" if trend.low > 0 else "negative" if trend.high < 0 else "none"
-    text = f"rho = {trend.rho:+.2f} ({trend.low:+.2f} to {trend.high:+.2f}), p = {trend.p_value:.2g}, n = {trend.n} runs"
+    text = (
+        f"rho = {trend.rho:+.2f} ({trend.low:+.2f} to {trend.high:+.2f}), p = {trend.p_value:.2g}, n = {trend.n} runs"
+    )
     if sign == claim["expects"]:
         verdict = SHOWS
     elif sign == "none" or claim["expects"] == "none":

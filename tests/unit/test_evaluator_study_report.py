@@ -25,7 +25,9 @@ def cell(role: str, model: str, method: str = "", seed: int = 0, **more: object)
     described = {"role": role, "model": model, "method": method, "seed": seed, "parameters": SIZES.get(model, 20000)}
     described |= {"objective": method, "teacher": "", "temperature": 1.0, "noise": 0.0, "steps": 5, "on_policy": False}
     described |= more
-    name = "-".join(str(described[key]) for key in ("role", "model", "method", "teacher", "temperature", "noise", "seed"))
+    name = "-".join(
+        str(described[key]) for key in ("role", "model", "method", "teacher", "temperature", "noise", "seed")
+    )
     return {"id": name, "evaluation_id": f"e-{name}".lower(), **described}
 
 
@@ -43,7 +45,13 @@ def declared(cells: list[dict[str, object]]) -> dict[str, object]:
     kd = {"method": "kd", "noise": 0.0}
     comparisons = [
         {"name": "KD against SFT", "family": "kd", "first": kd, "second": {"method": "sft"}, "students": []},
-        {"name": "σ = 5", "family": "noise", "first": {"method": "kd", "noise": 5.0}, "second": kd, "students": ["small"]},
+        {
+            "name": "σ = 5",
+            "family": "noise",
+            "first": {"method": "kd", "noise": 5.0},
+            "second": kd,
+            "students": ["small"],
+        },
         {"name": "never run", "family": "later", "first": {"method": "gkd"}, "second": kd, "students": []},
     ]
     claims = [

@@ -59,7 +59,9 @@ def test_models_start_as_they_are_or_from_the_base_training(config):
 
 def test_only_tuned_teachers_that_the_study_serves_are_tuned(config):
     assert [cell.model for cell in tuning_cells(config(**TEACHER))] == ["tiny"]
-    served = {"teachers": {"big": {"model": "tiny", "address": "127.0.0.1:1"}, "raw": {"model": "tiny", "tuned": False}}}
+    served = {
+        "teachers": {"big": {"model": "tiny", "address": "127.0.0.1:1"}, "raw": {"model": "tiny", "tuned": False}}
+    }
     assert tuning_cells(config(**served)) == []
 
 
@@ -119,7 +121,10 @@ def test_a_comparison_without_its_cells_is_refused_before_anything_runs(config):
         ({"grid": [{"methods": ["kd"]}]}, "a method needs a teacher and there is none"),
         ({"teachers": {"big": {"model": "tiny"}}}, "big is to be tuned; say how in `tuning`"),
         ({"claims": [{"text": "t", "family": "none", "expects": "equivalent"}]}, "'none' is not there"),
-        ({"claims": [{"text": "t", "trend": "size", "expects": "first higher"}]}, "is none of negative, positive, none"),
+        (
+            {"claims": [{"text": "t", "trend": "size", "expects": "first higher"}]},
+            "is none of negative, positive, none",
+        ),
         ({"claims": [{"text": "t", "expects": "negative"}]}, "names None and None; give one"),
     ],
 )
