@@ -32,16 +32,16 @@ def print_plan(study: Study, cost: Cost) -> None:
     console.print(counts)
     for teacher in cost.teachers:
         console.print(
-            f"teacher {teacher.teacher}: {teacher.cells} cells ask it. It scores {_count(teacher.shared_tokens)} tokens "
-            f"of the data once instead of {_count(teacher.unshared_tokens)}, up to {_count(teacher.sampled_tokens)} that "
-            f"students write, and writes up to {_count(teacher.written_tokens)}; up to "
+            f"teacher {teacher.teacher}: {teacher.cells} cells ask it. It scores {_count(teacher.shared_tokens)} "
+            f"tokens of the data once instead of {_count(teacher.unshared_tokens)}, up to "
+            f"{_count(teacher.sampled_tokens)} that students write, and writes up to {_count(teacher.written_tokens)}; up to "
             f"{teacher.hidden_bytes / 2**30:.2f} GiB of hidden states travel",
             soft_wrap=True,
         )
     hours = "unknown" if cost.hours is None else _duration(3600 * cost.hours)
     console.print(
-        f"{cost.done} cells are done, {cost.missing} are missing: up to {_count(cost.trained_tokens)} tokens to train on, "
-        f"about {hours} with {study.config.concurrency} at once ({cost.source})",
+        f"{cost.done} cells are done, {cost.missing} are missing: up to {_count(cost.trained_tokens)} tokens to train "
+        f"on, about {hours} with {study.config.concurrency} at once ({cost.source})",
         soft_wrap=True,
     )
 

@@ -18,7 +18,7 @@ import yaml
 from tutelage.errors import ConfigurationError
 
 from study.cells import Cell, base_cells, student_cells, tuning_cells
-from study.config import Settings, StudyConfig
+from study.config import ComparisonConfig, Settings, Side, StudyConfig
 from study.programs import tutelage
 
 _UNNAMED_TEACHER = "127.0.0.1:50051"
@@ -110,19 +110,21 @@ def resolve(study: StudyConfig) -> Study:
 def _check_comparisons(study: Study) -> None:
     """Both sides of every comparison must be in the grid, each with one cell a student and seed."""
     for comparison in study.config.comparisons:
-        runs = []
-        for side in (comparison.first, comparison.second):
-            cells = [cell for cell in study.students if all(getattr(cell, key) == side[key] for key in side)]
-            runs.append(
-                [(cell.model, cell.seed) for cell in cells if cell.model in (comparison.students or [cell.model])]
-            )
-            if len(set(runs[-1])) < len(runs[-1]):
-                raise ConfigurationError(f"{side} is several cells a student and seed; say which", comparison.name)
-        if not runs[0] or set(runs[0]) != set(runs[1]):
+        first, second = (_runs(study, comparison, side) for side in (comparison.first, comparison.second))
+        if not first or first != second:
             raise ConfigurationError(
-                f"its sides have {len(runs[0])} and {len(runs[1])} cells; the grid must have both for the same students",
+                f"its sides have {len(first)} and {len(second)} cells; the grid must have both for the same students",
                 comparison.name,
             )
+
+
+def _runs(study: Study, comparison: ComparisonConfig, side: Mapping[Side, str | float]) -> set[tuple[str, int]]:
+    """Student and seed of the cells of one side."""
+    cells = [cell for cell in study.students if all(getattr(cell, key) == value for key, value in side.items())]
+    runs = [(cell.model, cell.seed) for cell in cells if cell.model in (comparison.students or study.config.students)]
+    if len(set(runs)) < len(runs):
+        raise ConfigurationError(f"{dict(side)} is several cells a student and seed; say which", comparison.name)
+    return set(runs)
 
 
 def _settings_of(study: StudyConfig, drafts: Sequence[Cell]) -> dict[int, Settings]:
@@ -148,7 +150,7 @@ def _dry_run(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _content(study: StudyConfig, cell: Cell) -> dict[str, Any]:
-    """What decides a cell's data: the file's content (its name while it is not there), and who wrote the completions."""
+    """What decides a cell's data: the file's content (its name while it is not there), and how a teacher wrote."""
     if not cell.settings:
         return {}
     path = Path(cell.settings["data"]["path"])

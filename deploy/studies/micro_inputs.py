@@ -2,9 +2,9 @@
 
     python deploy/studies/micro_inputs.py build/micro
 
-writes `base.jsonl` (what base models learn: sums, differences and products of small numbers, and to read numbers off a
-sentence), `train.jsonl` (word problems with a worked answer), `tasks/<task>.yaml` with `tasks/<task>.jsonl` (test problems of
-four kinds, whose operands no training problem has), and `models/<size>/`. Nothing is downloaded.
+writes `base.jsonl` (what base models learn: sums, differences and products of small numbers, and to read numbers
+off a sentence), `train.jsonl` (word problems with a worked answer), `tasks/<task>.yaml` with `tasks/<task>.jsonl`
+(test problems of four kinds, whose operands no training problem has), and `models/<size>/`. Nothing is downloaded.
 """
 
 from __future__ import annotations

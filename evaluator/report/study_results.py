@@ -28,11 +28,7 @@ def labels(scores: pl.DataFrame) -> pl.DataFrame:
     """The rows with `setting`: the method, and where it departs from T = 1, no noise, the default teacher."""
     temperature = pl.when(pl.col("temperature") != 1.0).then(pl.format(", T = {}", "temperature")).otherwise(pl.lit(""))
     noise = pl.when(pl.col("noise") != 0.0).then(pl.format(", σ = {}", "noise")).otherwise(pl.lit(""))
-    return scores.with_columns(
-        setting=pl.col("method")
-        + temperature.str.replace(".0", "", literal=True)
-        + noise.str.replace(".0", "", literal=True)
-    )
+    return scores.with_columns(setting=(pl.col("method") + temperature + noise).str.replace_all(r"\.0\b", ""))
 
 
 def by_method(material: StudyMaterial) -> Table:

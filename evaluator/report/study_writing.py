@@ -112,10 +112,10 @@ def _claims(material: StudyMaterial, found: _Results) -> Section | None:
     frame = declared.verdicts(material.claims, found.averages, found.trends)
     rows = [[row["claim"], row["verdict"], row["found"], row["test"]] for row in frame.to_dicts()]
     caption = (
-        "Rules fixed before the run. A family shows if every member, on the average of the tasks, falls on the expected "
-        "side with p ≤ 0.05 after Holm (items clustered over students and seeds) and an interval over items and training "
-        "runs without zero; “these runs only” passes the first test and not the second. A trend shows if the 95 % "
-        f"interval of rho, bootstrapped over runs, lies on the expected side. n: {_counts(material)}."
+        "Rules fixed before the run. A family shows if every member, on the average of the tasks, falls on the "
+        "expected side with p ≤ 0.05 after Holm (items clustered over students and seeds) and an interval over items "
+        "and training runs without zero; “these runs only” passes the first test and not the second. A trend shows if "
+        f"the 95 % interval of rho, bootstrapped over runs, lies on the expected side. n: {_counts(material)}."
     )
     table = Table("claims", ["claim", "at this size", "what was found", "test"], rows, frame)
     return Section("Claims", "What was declared before the run, and whether it shows.", tables=[(table, caption)])
@@ -170,8 +170,8 @@ def _comparisons(found: _Results) -> Section | None:
         "Average of the tasks. Thick: 95 % over items, these trainings fixed. Thin: over items and training runs.",
     )
     caption = (
-        "Points. Paired on the same items, seeds and students; items are clustered over runs. p: cluster-robust t, Holm "
-        "within the family. Detectable: smallest true difference found with 80 % power. The single tasks, with "
+        "Points. Paired on the same items, seeds and students; items are clustered over runs. p: cluster-robust t, "
+        "Holm within the family. Detectable: smallest true difference found with 80 % power. The single tasks, with "
         "bootstrap and permutation tests, are in the CSV."
     )
     table = results.comparisons(found.averages, found.compared)
@@ -216,8 +216,8 @@ def _responses(material: StudyMaterial) -> Section | None:
                     f"by_{column}",
                     f"accuracy over {title}, a line a method and student",
                     figures.response(swept, column, title, series),
-                    f"Average accuracy by {title}: lines are means over {swept['training_seed'].n_unique()} seeds, dots "
-                    "single trainings.",
+                    f"Average accuracy by {title}: lines are means over {swept['training_seed'].n_unique()} seeds, "
+                    "dots single trainings.",
                 )
             )
     return Section("Temperature and noise", "What smoothing and noise do.", shown) if shown else None
@@ -234,7 +234,7 @@ def _likeness(material: StudyMaterial, found: _Results) -> Section | None:
             "agreement",
             "mean agreement with the teacher by method and student",
             figures.heat_map(means, methods, material.students),
-            "Share of items with the teacher's answer, percent, mean of tasks and seeds; no answer agrees with nothing.",
+            "Items with the teacher's answer, percent, mean of tasks and seeds; no answer agrees with nothing.",
         ),
         Figure(
             "accuracy_fidelity",
@@ -251,8 +251,8 @@ def _likeness(material: StudyMaterial, found: _Results) -> Section | None:
     ]
     table = Table("trends", ["improvement with", "rho", "95 %", "p", "runs"], listed, rows)
     caption = (
-        "Spearman of the improvement over fine-tuning, methods averaged within a run; intervals by bootstrap over runs. "
-        "The CSV has every training's score, improvement, agreement and BLEU."
+        "Spearman of the improvement over fine-tuning, methods averaged within a run; intervals by bootstrap over "
+        "runs. The CSV has every training's score, improvement, agreement and BLEU."
     )
     return Section("Agreement and fidelity", "Whether likeness explains the gain.", shown, [(table, caption)])
 
@@ -292,8 +292,8 @@ def _cost(material: StudyMaterial) -> Section | None:
     listed = [(results.cost(speeds), "Mean of the seeds and settings; the start of a process is not in it.")]
     if material.usage:
         caption = (
-            "The teachers' own counters, one line a start and kind. Off-policy cells ask for the same sequences again and "
-            "again; each costs one engine pass, whatever the objective, temperature and noise."
+            "The teachers' own counters, one line a start and kind. Off-policy cells ask for the same sequences again "
+            "and again; each costs one engine pass, whatever the objective, temperature and noise."
         )
         listed.append((results.usage(material), caption))
     return Section("Cost", "Throughput, and what the teachers did.", [figure], listed)

@@ -73,8 +73,8 @@ COMPARED = pl.Schema(
 class Comparison:
     """Two sets of rows that are compared item by item, declared before the run.
 
-    `first` and `second` give columns of `ITEMS` and the value, or a list of values, that rows must have. `margin` in percentage
-    points is the largest difference that counts as none; with it, equivalence is tested too.
+    `first` and `second` give columns of `ITEMS` and the value, or a list of values, that rows must have. `margin` in
+    percentage points is the largest difference that counts as none; with it, equivalence is tested too.
     """
 
     name: str
