@@ -22,6 +22,7 @@ from tutelage.processes import start, stop
 
 from study.cells import Cell
 from study.folder import Folder, write_durably
+from study.merging import whole_model
 from study.models import local_folder
 from study.programs import environment, flags, tutelage
 from study.resolution import Study, cohort
@@ -76,7 +77,7 @@ class Driver:
 
     def _serve(self, name: str, stack: ExitStack) -> Service:
         teacher = self._config.teachers[name]
-        model = local_folder(str(self._checkpoint(self._study.teacher_cell(name))))
+        model = self._model(self._study.teacher_cell(name))
         self._say(
             f"starting the teacher {name}" if not teacher.address else f"the teacher {name} is at {teacher.address}"
         )
@@ -137,7 +138,7 @@ class Driver:
     def _start_of(self, cell: Cell) -> Path:
         """The folder that a cell starts from."""
         first = next((one for one in self._study.cells if one.id == cell.start), None)
-        return local_folder(cell.start) if first is None else self._folder.checkpoint(first)
+        return local_folder(cell.start) if first is None else self._model(first)
 
     def _command(self, command: list[str], log_name: str) -> None:
         """Runs a command to its end, looking after the other services meanwhile.
@@ -164,7 +165,7 @@ class Driver:
             evaluation_id = self._study.evaluation_id(cell)
             if evaluation_id in self._submitted or self._is_done(cell) or not self._folder.is_trained(cell):
                 continue
-            self._evaluator.submit(cell, evaluation_id, local_folder(str(self._checkpoint(cell))))
+            self._evaluator.submit(cell, evaluation_id, self._model(cell))
             self._submitted.add(evaluation_id)
         self._mark_scored()
         self._note_usage(_USAGE_SECONDS)
@@ -191,8 +192,9 @@ class Driver:
             note_usage(self._teacher.name.removeprefix("teacher-"), self._teacher.address, self._folder)
             self._usage_noted = time.monotonic()
 
-    def _checkpoint(self, cell: Cell) -> Path:
-        return self._folder.checkpoint(cell)
+    def _model(self, cell: Cell) -> Path:
+        """What a cell trained, as a whole model."""
+        return whole_model(local_folder(str(self._folder.checkpoint(cell))))
 
     def _is_done(self, cell: Cell) -> bool:
         return self._folder.is_done(cell, self._study.evaluation_id(cell))

@@ -56,14 +56,17 @@ class Folder:
             ) from error
 
     def checkpoint(self, cell: Cell) -> Path:
-        """The last checkpoint of a cell; of a model taken as it is, the model."""
+        """What a cell trained: its best checkpoint if it keeps one, else its last; of a model as it is, the model."""
         if not cell.settings:
             return Path(cell.start)
+        return self._last(cell).with_name("best") if cell.settings.get("best") else self._last(cell)
+
+    def _last(self, cell: Cell) -> Path:
         return self.root / "students" / cell.id / "checkpoints" / f"step-{cell.steps:08d}"
 
     def is_trained(self, cell: Cell) -> bool:
         """Whether its last checkpoint is complete."""
-        return not cell.settings or (self.checkpoint(cell) / "MANIFEST.json").exists()
+        return not cell.settings or (self._last(cell) / "MANIFEST.json").exists()
 
     def marker(self, cell: Cell) -> dict[str, Any] | None:
         """What was noted when the cell was finished; None if it is not."""

@@ -34,8 +34,8 @@ def print_plan(study: Study, cost: Cost) -> None:
         console.print(
             f"teacher {teacher.teacher}: {teacher.cells} cells ask it. It scores {_count(teacher.shared_tokens)} "
             f"tokens of the data once instead of {_count(teacher.unshared_tokens)}, up to "
-            f"{_count(teacher.sampled_tokens)} that students write, and writes up to {_count(teacher.written_tokens)}; up to "
-            f"{teacher.hidden_bytes / 2**30:.2f} GiB of hidden states travel",
+            f"{_count(teacher.sampled_tokens)} that students write, and writes up to "
+            f"{_count(teacher.written_tokens)}; up to {teacher.hidden_bytes / 2**30:.2f} GiB of hidden states travel",
             soft_wrap=True,
         )
     hours = "unknown" if cost.hours is None else _duration(3600 * cost.hours)

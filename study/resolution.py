@@ -90,6 +90,7 @@ def resolve(study: StudyConfig) -> Study:
     base, tuned, students = base_cells(study), tuning_cells(study), student_cells(study)
     drafts = [*base, *tuned, *students]
     resolved = _settings_of(study, drafts)
+    _check_lengths(drafts, resolved)
     names: dict[int, Cell] = {}
     starts: dict[str, str] = {}
     for cell in base:
@@ -105,6 +106,18 @@ def resolve(study: StudyConfig) -> Study:
     complete = Study(study, done.base, done.tuned, tuple(names[id(cell)] for cell in students))
     _check_comparisons(complete)
     return complete
+
+
+def _check_lengths(drafts: Sequence[Cell], resolved: Mapping[int, Settings]) -> None:
+    """A finished training is known by the step of its last checkpoint."""
+    for cell in drafts:
+        settings = resolved[id(cell)]
+        if settings and (settings["epochs"] or (settings["best"] or {}).get("patience")):
+            raise ConfigurationError(
+                f"{cell.role} {cell.model} {cell.method} would end by epochs or patience; a study needs to know its last "
+                "step: give `steps`, with `epochs: null` where a preset has epochs",
+                "settings.steps",
+            )
 
 
 def _check_comparisons(study: Study) -> None:
