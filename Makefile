@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PROTOS := $(wildcard proto/tutelage/*/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long check format bench stubs lock clean
+.PHONY: help install demo study test test-long check format bench stubs lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,11 @@ $(STAMP): $(LOCKS) pyproject.toml
 
 demo: $(STAMP) ## one teacher, two students, one evaluation, one report (TEACHER= and STUDENT= take names)
 	@$(BIN)/python deploy/demo.py $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(STUDENT),--student '$(STUDENT)') $(DEMO_FLAGS)
+
+study: $(STAMP) ## the micro study: a teacher trained here, four sizes of students, a report (about half an hour)
+	@$(BIN)/python deploy/studies/micro_inputs.py build/micro
+	@$(BIN)/tutelage study run deploy/studies/micro.yaml
+	@$(BIN)/tutelage study report deploy/studies/micro.yaml
 
 test: $(STAMP) check ## style, types, boundaries, and the whole test suite
 	@$(BIN)/python -m pytest -m "not long" $(PYTEST_FLAGS)

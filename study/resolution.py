@@ -114,7 +114,7 @@ def _check_lengths(drafts: Sequence[Cell], resolved: Mapping[int, Settings]) -> 
         settings = resolved[id(cell)]
         if settings and (settings["epochs"] or (settings["best"] or {}).get("patience")):
             raise ConfigurationError(
-                f"{cell.role} {cell.model} {cell.method} would end by epochs or patience; a study needs to know its last "
+                f"{cell.role} {cell.model} {cell.method} would end by epochs or patience; a study must know its last "
                 "step: give `steps`, with `epochs: null` where a preset has epochs",
                 "settings.steps",
             )
