@@ -74,8 +74,7 @@ def _teacher_cost(study: Study, name: str, tokens: dict[str, float]) -> TeacherC
     cells = [cell for cell in study.students_of(name) if cell.asks_teacher]
     fixed, own = [], 0
     for cell in cells:
-        sequences = cell.steps * cell.settings["batch"]["sequences"]
-        fraction = cell.settings["objective"]["on_policy_fraction"]
+        sequences, fraction = _sequences(cell), _own_fraction(cell)
         own += round(sequences * fraction * _sampled_length(cell, tokens))
         fixed.append((cell.seed, round(min(sequences * (1 - fraction), _rows(study)) * _length(cell, tokens))))
     # Different seeds see different parts of the data, at most all of it.
@@ -118,8 +117,7 @@ def _hours(study: Study, folder: Folder, missing: list[Cell], tokens: dict[str, 
 def _declared_seconds(study: Study, cell: Cell, rates: RateConfig, tokens: dict[str, float]) -> float:
     parameters = study.config.models[cell.model].parameters
     training = _trained_tokens(cell, tokens) * parameters / (rates.train_tokens_per_second * rates.at_parameters)
-    fraction = cell.settings["objective"]["on_policy_fraction"]
-    own = cell.steps * cell.settings["batch"]["sequences"] * fraction * _sampled_length(cell, tokens)
+    own = _sequences(cell) * _own_fraction(cell) * _sampled_length(cell, tokens)
     return training + own / rates.write_tokens_per_second + own / rates.score_tokens_per_second + rates.seconds_per_cell
 
 
@@ -169,10 +167,20 @@ def _length(cell: Cell, tokens: dict[str, float]) -> float:
 
 def _sampled_length(cell: Cell, tokens: dict[str, float]) -> float:
     longest = float(cell.settings["batch"]["max_tokens"])
-    return min(longest, _length(cell, tokens) + cell.settings["sampling"]["max_new_tokens"])
+    return min(longest, _length(cell, tokens) + float(cell.settings["sampling"]["max_new_tokens"]))
 
 
 def _trained_tokens(cell: Cell, tokens: dict[str, float]) -> int:
     if not cell.settings:
         return 0
-    return round(cell.steps * cell.settings["batch"]["sequences"] * _length(cell, tokens))
+    return round(_sequences(cell) * _length(cell, tokens))
+
+
+def _sequences(cell: Cell) -> int:
+    """Sequences that a training sees."""
+    return cell.steps * int(cell.settings["batch"]["sequences"])
+
+
+def _own_fraction(cell: Cell) -> float:
+    """Share of them that the student writes."""
+    return float(cell.settings["objective"]["on_policy_fraction"])

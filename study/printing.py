@@ -30,12 +30,11 @@ def print_plan(study: Study, cost: Cost) -> None:
         sizes, seeds = len({cell.model for cell in cells}), len({cell.seed for cell in cells})
         counts.add_row(f"{method}, teacher {teacher}" if teacher else method, str(len(cells)), str(seeds), str(sizes))
     console.print(counts)
-    for teacher in cost.teachers:
+    for one in cost.teachers:
         console.print(
-            f"teacher {teacher.teacher}: {teacher.cells} cells ask it. It scores {_count(teacher.shared_tokens)} "
-            f"tokens of the data once instead of {_count(teacher.unshared_tokens)}, up to "
-            f"{_count(teacher.sampled_tokens)} that students write, and writes up to "
-            f"{_count(teacher.written_tokens)}; up to {teacher.hidden_bytes / 2**30:.2f} GiB of hidden states travel",
+            f"teacher {one.teacher}: {one.cells} cells ask it. It scores {_count(one.shared_tokens)} tokens of the data "
+            f"once instead of {_count(one.unshared_tokens)}, up to {_count(one.sampled_tokens)} that students write, and "
+            f"writes up to {_count(one.written_tokens)}; up to {one.hidden_bytes / 2**30:.2f} GiB of hidden states travel",
             soft_wrap=True,
         )
     hours = "unknown" if cost.hours is None else _duration(3600 * cost.hours)

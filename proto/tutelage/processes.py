@@ -72,7 +72,7 @@ def wait_for_file(path: Path, process: subprocess.Popen[bytes], *, log: Path, se
         if process.poll() is not None or time.monotonic() > deadline:
             state = "did not get ready" if process.poll() is None else f"ended with {process.returncode}"
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            raise Unreachable(f"{' '.join(process.args)} {state}; the end of {log}:\n{tail}")
+            raise Unreachable(f"{log.stem} {state}; the end of {log}:\n{tail}")
         time.sleep(0.2)
     return path.read_text().strip()
 
