@@ -32,9 +32,10 @@ def print_plan(study: Study, cost: Cost) -> None:
     console.print(counts)
     for one in cost.teachers:
         console.print(
-            f"teacher {one.teacher}: {one.cells} cells ask it. It scores {_count(one.shared_tokens)} tokens of the data "
-            f"once instead of {_count(one.unshared_tokens)}, up to {_count(one.sampled_tokens)} that students write, and "
-            f"writes up to {_count(one.written_tokens)}; up to {one.hidden_bytes / 2**30:.2f} GiB of hidden states travel",
+            f"teacher {one.teacher}: {one.cells} cells ask it. It scores {_count(one.shared_tokens)} tokens of the "
+            f"data once instead of {_count(one.unshared_tokens)}, up to {_count(one.sampled_tokens)} that students "
+            f"write, and writes up to {_count(one.written_tokens)}; up to {one.hidden_bytes / 2**30:.2f} GiB of "
+            "hidden states travel",
             soft_wrap=True,
         )
     hours = "unknown" if cost.hours is None else _duration(3600 * cost.hours)
