@@ -4,7 +4,8 @@
 
 writes `base.jsonl` (what base models learn: sums, differences and products of small numbers, and to read numbers
 off a sentence), `train.jsonl` (word problems with a worked answer), `tasks/<task>.yaml` with `tasks/<task>.jsonl`
-(test problems of four kinds, whose operands no training problem has), and `models/<size>/`. Nothing is downloaded.
+(test problems: of four kinds with operands that training problems have, too, and `new-operands`, of all kinds with
+operands that none has), and `models/<size>/`. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import random
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from prepare_models import make_once
 
 SIZES = {"t": (96, 4), "l": (80, 3), "m": (64, 2), "s": (48, 2), "xs": (32, 2)}
 """Hidden width and layers by name, the teacher first."""
-TRAIN_PROBLEMS, TEST_PROBLEMS, FACT_ROWS, READING_ROWS = 1200, 100, 40_000, 40_000
+TRAIN_PROBLEMS, TEST_PROBLEMS, FACT_ROWS, READING_ROWS = 4000, 100, 40_000, 40_000
+_TOKENIZER_PROBLEMS = 300  # of each kind
 _HEAD_SIZE, _VOCABULARY, _CONTEXT_TOKENS = 16, 448, 128
-_TEST_SHARE = 4  # one set of operands in four
+_NEW_SHARE = 4  # one set of operands in four is in no training problem
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _CHAT_TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}\n{% endfor %}"
 _NAMES = ("Ann", "Ben", "Dev", "Eva", "Ida", "Jon", "Kim", "Lea", "Max", "Noa", "Sam", "Tom")
@@ -109,24 +111,34 @@ KINDS = {
 }
 
 
-def _is_test(operands: tuple[int, ...]) -> bool:
-    return zlib.crc32(repr(tuple(sorted(operands))).encode()) % _TEST_SHARE == 0
+def _is_new(operands: tuple[int, ...]) -> bool:
+    return zlib.crc32(repr(tuple(sorted(operands))).encode()) % _NEW_SHARE == 0
 
 
-def problems(kind: str, *, test: bool, count: int, seed: int) -> list[dict[str, str]]:
-    """Different problems of one kind: `question`, `answer` (worked, ends in the number) and `number`."""
-    rng, own = random.Random(f"{kind} {test} {seed}"), KINDS[kind]
+def problems(kind: str, *, new: bool, count: int, seed: int, besides: Container[str] = ()) -> list[dict[str, str]]:
+    """Different problems of one kind: `question`, `answer` (worked, ends in the number) and `number`.
+
+    Args:
+        kind: of `KINDS`.
+        new: whether operands are those that no training problem has.
+        count: how many; a longer list begins with the shorter one.
+        seed: of the draw.
+        besides: questions to leave out.
+
+    """
+    rng, own = random.Random(f"{kind} {new} {seed}"), KINDS[kind]
     found: dict[str, dict[str, str]] = {}
     while len(found) < count:
         operands = own.draw(rng)
-        if _is_test(operands) != test:
+        if _is_new(operands) != new:
             continue
         name, other = rng.sample(_NAMES, 2)
         words = {"name": name, "other": other, "things": rng.choice(_THINGS), "containers": rng.choice(_CONTAINERS)}
         question = rng.choice(own.questions).format(**dict(zip("abc", operands, strict=False)), **words)
         steps = own.steps(*operands)
         number = steps[-1].rstrip(".").split()[-1]
-        found[question] = {"question": question, "answer": f"{' '.join(steps)} Answer: {number}", "number": number}
+        if question not in besides:
+            found[question] = {"question": question, "answer": f"{' '.join(steps)} Answer: {number}", "number": number}
     return list(found.values())
 
 
@@ -150,15 +162,15 @@ def readings(rng: random.Random) -> Iterator[tuple[str, str]]:
 
 def write_data(out: Path) -> None:
     """Training rows, test tasks, what base models learn."""
-    train = [row for kind in KINDS for row in problems(kind, test=False, count=TRAIN_PROBLEMS // len(KINDS), seed=0)]
+    train = [row for kind in KINDS for row in problems(kind, new=False, count=TRAIN_PROBLEMS // len(KINDS), seed=0)]
     random.Random(0).shuffle(train)
     _write_lines(out / "train.jsonl", [{"question": row["question"], "answer": row["answer"]} for row in train])
+    asked = {row["question"] for row in train}
     (out / "tasks").mkdir()
     for kind in KINDS:
-        _write_lines(out / "tasks" / f"{kind}.jsonl", problems(kind, test=True, count=TEST_PROBLEMS, seed=1))
-        task = {"name": kind, "data": f"{kind}.jsonl", "question": "{question}", "answer": "{number}"}
-        task |= {"extraction": "number", "max_new_tokens": 40}
-        (out / "tasks" / f"{kind}.yaml").write_text(json.dumps(task) + "\n")
+        _write_task(out / "tasks", kind, problems(kind, new=False, count=TEST_PROBLEMS, seed=1, besides=asked))
+    new = [row for kind in KINDS for row in problems(kind, new=True, count=TEST_PROBLEMS // len(KINDS), seed=1)]
+    _write_task(out / "tasks", "new-operands", new)
     stream = facts(random.Random(2))
     rng = random.Random(3)  # a fact stands at the start of an answer or after another one
     rows = [(rng.choice(("", " ")), *next(stream).split("= ")) for _ in range(FACT_ROWS)]
@@ -169,17 +181,24 @@ def write_data(out: Path) -> None:
     _write_lines(out / "base.jsonl", lines)
 
 
+def _write_task(folder: Path, name: str, rows: list[dict[str, str]]) -> None:
+    _write_lines(folder / f"{name}.jsonl", rows)
+    task = {"name": name, "data": f"{name}.jsonl", "question": "{question}", "answer": "{number}"}
+    task |= {"extraction": "number", "max_new_tokens": 40}
+    (folder / f"{name}.yaml").write_text(json.dumps(task) + "\n")
+
+
 def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_models(data: Path, out: Path) -> None:
+def write_models(out: Path) -> None:
     """One tokenizer, in which a digit is a token, and a Llama of each size with random weights."""
     import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    rows = [row for kind in KINDS for row in problems(kind, new=False, count=_TOKENIZER_PROBLEMS, seed=0)]
     tokenizer = Tokenizer(models.BPE())
     words = pre_tokenizers.Split(Regex(r" ?\d| ?[^\s\d]+|\s+"), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -217,7 +236,7 @@ def write_models(data: Path, out: Path) -> None:
 def write(out: Path) -> None:
     """Everything, into a folder that is there."""
     write_data(out)
-    write_models(out, out / "models")
+    write_models(out / "models")
 
 
 if __name__ == "__main__":
