@@ -96,22 +96,40 @@ def _teacher_cost(study: Study, name: str, tokens: dict[str, float]) -> TeacherC
 
 
 def _hours(study: Study, folder: Folder, missing: list[Cell], tokens: dict[str, float]) -> tuple[float | None, str]:
-    seconds = measured_seconds(study, folder)
-    if seconds:
-        mean = sum(seconds.values()) / len(seconds)
-        like: dict[tuple[str, str], list[float]] = {}
+    """Hours of the missing cells, each from finished ones that are most like it, else from the declared rates."""
+    measured, rates = _Measured(study, measured_seconds(study, folder)), study.config.rates
+    total = 0.0
+    for cell in missing:
+        seconds = measured.like(cell)
+        if seconds is None and rates is None:
+            return None, f"nothing like {cell.id} has run, and the file declares no rates"
+        total += _declared_seconds(study, cell, rates, tokens) if seconds is None and rates else seconds or 0.0
+    sources = [f"measured on {len(measured.seconds)} cells of this study"] if measured.seconds else []
+    sources += [f"declared, {rates.source}"] if rates and any(measured.like(cell) is None for cell in missing) else []
+    return total / (3600 * study.config.concurrency), "; ".join(sources)
+
+
+class _Measured:
+    """Seconds of the cells that are trained, by what they are."""
+
+    def __init__(self, study: Study, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self._by_kind: dict[tuple[str, ...], list[float]] = {}
         for cell in study.cells:
             if cell.id in seconds:
-                like.setdefault((cell.model, cell.method), []).append(seconds[cell.id])
-        each = [like.get((cell.model, cell.method), [mean]) for cell in missing]
-        total = sum(sum(one) / len(one) for one in each) / study.config.concurrency
-        return total / 3600, f"measured: {len(seconds)} cells of this study"
-    rates = study.config.rates
-    if rates is None:
-        return None, "nothing has run and the file declares no rates"
-    return sum(_declared_seconds(study, cell, rates, tokens) for cell in missing) / (
-        3600 * study.config.concurrency
-    ), f"declared: {rates.source}"
+                for kind in _kinds(cell):
+                    self._by_kind.setdefault(kind, []).append(seconds[cell.id])
+
+    def like(self, cell: Cell) -> float | None:
+        """Mean of the same model and method, else of the same method, else of the same role; None if there is none."""
+        for kind in _kinds(cell):
+            if kind in self._by_kind:
+                return sum(self._by_kind[kind]) / len(self._by_kind[kind])
+        return None
+
+
+def _kinds(cell: Cell) -> tuple[tuple[str, ...], ...]:
+    return (cell.role, cell.method, cell.model), (cell.role, cell.method), (cell.role,)
 
 
 def _declared_seconds(study: Study, cell: Cell, rates: RateConfig, tokens: dict[str, float]) -> float:
