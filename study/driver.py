@@ -66,10 +66,13 @@ class Driver:
             stack.callback(self._evaluator.close)
             self._train("base", self._study.base, None)
             self._train("teachers", self._study.tuned, None)
-            teachers = {name: self._serve(name, stack) for name in self._config.teachers if self._needed(name)}
+            teachers = [name for name in self._config.teachers if self._needed(name)]
+            # The first loads while others train; one more at a time would only slow them all down.
+            ahead = self._serve(teachers[0], stack) if teachers else None
             self._train("no-teacher", self._study.students_of(""), None)
-            for name, service in teachers.items():
-                self._teach(name, service)
+            for name in teachers:
+                self._teach(name, ahead or self._serve(name, stack))
+                ahead = None
             self._wait_for_scores()
 
     def _needed(self, teacher: str) -> bool:

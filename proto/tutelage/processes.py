@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,13 +15,15 @@ import psutil
 
 from tutelage.errors import Unreachable
 
-PR_SET_PDEATHSIG = 1
+# Run in the child before the program itself: SIGTERM as soon as the parent is gone, even by SIGKILL. Not as a
+# `preexec_fn`, which needs a real fork, and gRPC does not survive one.
+_ENDS_WITH_PARENT = (
+    "import ctypes, os, signal, sys\n"
+    "ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"  # PR_SET_PDEATHSIG
+    "os.getppid() == int(sys.argv[1]) or sys.exit(1)\n"
+    "os.execvp(sys.argv[2], sys.argv[2:])"
+)
 STOP_SECONDS = 30.0
-
-
-def _end_with_parent() -> None:
-    """Runs in the child: SIGTERM as soon as the parent is gone, even by SIGKILL."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def start(command: Sequence[str], *, log: Path | None, environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -29,13 +31,12 @@ def start(command: Sequence[str], *, log: Path | None, environment: dict[str, st
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(log.open("ab")) if log else None
         return subprocess.Popen(
-            command,
+            [sys.executable, "-c", _ENDS_WITH_PARENT, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
             env={**os.environ, **environment},
             start_new_session=True,
-            preexec_fn=_end_with_parent,
         )
 
 

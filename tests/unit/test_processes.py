@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 from tutelage.errors import Unreachable
@@ -72,3 +74,15 @@ def _wait_until(condition, seconds=10.0):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_programs_start_while_grpc_is_at_work(tmp_path):
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        grpc.channel_ready_future(channel).result(timeout=10)
+        programs = [start(["true"], log=tmp_path / "log", environment={}) for _ in range(8)]
+        assert [program.wait(20) for program in programs] == [0] * 8
+    server.stop(None)
+    assert (tmp_path / "log").read_text() == ""
