@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -109,7 +110,8 @@ def _sections(material: StudyMaterial, found: _Results) -> list[Section | None]:
 def _claims(material: StudyMaterial, found: _Results) -> Section | None:
     if not material.claims:
         return None
-    frame = declared.verdicts(material.claims, found.averages, found.trends)
+    families = Counter(comparison.family for comparison in material.comparisons)
+    frame = declared.verdicts(material.claims, found.averages, found.trends, families)
     rows = [[row["claim"], row["verdict"], row["found"], row["test"]] for row in frame.to_dicts()]
     caption = (
         "Rules fixed before the run. A family shows if every member, on the average of the tasks, falls on the "

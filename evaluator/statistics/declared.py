@@ -64,7 +64,10 @@ def trends(measures: pl.DataFrame, generator: np.random.Generator) -> dict[str, 
 
 
 def verdicts(
-    claims: Sequence[Mapping[str, Any]], averages: pl.DataFrame, found: Mapping[str, Correlation]
+    claims: Sequence[Mapping[str, Any]],
+    averages: pl.DataFrame,
+    found: Mapping[str, Correlation],
+    families: Mapping[str, int],
 ) -> pl.DataFrame:
     """A row a claim.
 
@@ -72,22 +75,25 @@ def verdicts(
         claims: `text`, `family` or `trend`, `expects`.
         averages: from `directions`.
         found: from `trends`.
+        families: declared comparisons of each family; a claim is undecided until all of them are scored.
 
     """
     rows = [
-        _of_family(claim, averages.filter(family=claim["family"])) if claim["family"] else _of_trend(claim, found)
+        _of_family(claim, averages.filter(family=claim["family"]), families[claim["family"]])
+        if claim["family"]
+        else _of_trend(claim, found)
         for claim in claims
     ]
     return pl.DataFrame(rows, schema=VERDICTS)
 
 
-def _of_family(claim: Mapping[str, Any], members: pl.DataFrame) -> dict[str, str]:
+def _of_family(claim: Mapping[str, Any], members: pl.DataFrame, count: int) -> dict[str, str]:
     expected, holds = claim["expects"], members["holds"].to_list()
     hits = sum(one == expected for one in holds)
     reverse = {"first higher": "second higher", "second higher": "first higher"}.get(expected)
     against = sum(one == reverse for one in holds)
-    if not holds:
-        verdict = UNDECIDED
+    if len(holds) < count:
+        verdict = f"{UNDECIDED}: {len(holds)} of {count} comparisons are scored"
     elif hits == len(holds):
         verdict = SHOWS
     elif against == len(holds):
@@ -96,7 +102,7 @@ def _of_family(claim: Mapping[str, Any], members: pl.DataFrame) -> dict[str, str
         verdict = f"{PARTLY}, {hits} of {len(holds)}"
     else:
         verdict = UNDECIDED if all(one == "undecided" for one in holds) else NOT
-    return _row(claim, "; ".join(_found(row) for row in members.to_dicts()) or "not scored yet", _FAMILY_TEST, verdict)
+    return _row(claim, "; ".join(_found(row) for row in members.to_dicts()) or "–", _FAMILY_TEST, verdict)
 
 
 _FAMILY_TEST = "paired items, cluster-robust t, Holm in the family; interval over items and runs"

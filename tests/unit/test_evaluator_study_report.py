@@ -138,7 +138,7 @@ def test_each_claim_gets_the_verdict_that_the_truth_deserves(report):
     assert verdicts(report) == {
         "KD helps": "shows",
         "noise helps": "the opposite shows",
-        "not there yet": "undecided",
+        "not there yet": "undecided: 0 of 1 comparisons are scored",
         "smaller students gain more": "shows",
     }
 
