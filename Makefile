@@ -26,7 +26,7 @@ $(STAMP): $(LOCKS) pyproject.toml
 demo: $(STAMP) ## one teacher, two students, one evaluation, one report (TEACHER= and STUDENT= take names)
 	@$(BIN)/python deploy/demo.py $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(STUDENT),--student '$(STUDENT)') $(DEMO_FLAGS)
 
-study: $(STAMP) ## the micro study: a teacher trained here, four sizes of students, a report (about half an hour)
+study: $(STAMP) ## the micro study: a teacher trained here, four sizes of students, a report
 	@$(BIN)/python deploy/studies/micro_inputs.py build/micro
 	@$(BIN)/tutelage study run deploy/studies/micro.yaml
 	@$(BIN)/tutelage study report deploy/studies/micro.yaml
