@@ -38,6 +38,8 @@ def print_plan(study: Study, cost: Cost) -> None:
             "hidden states travel",
             soft_wrap=True,
         )
+    if not study.config.data.is_file():
+        console.print(f"{study.config.data} is not here, so what of it is scored and written is not counted above")
     hours = "unknown" if cost.hours is None else _duration(3600 * cost.hours)
     console.print(
         f"{cost.done} cells are done, {cost.missing} are missing: up to {_count(cost.trained_tokens)} tokens to train "
