@@ -31,7 +31,10 @@ def study_values(folder: Path, model: Path, **changes: Any) -> dict[str, Any]:
         },
         "methods": {"sft": {"objective": {"name": "sft"}}, "kd": {"objective": {"name": "forward_kl"}}},
         "grid": [{"methods": ["sft"]}],
-        "evaluation": {"tasks": [{"task": str(folder / "sums.yaml")}], "serve": {"prompt": "chat"}},
+        "evaluation": {
+            "tasks": [{"task": str(folder / "sums.yaml")}],
+            "serve": {"prompt": "chat", "engine": "transformers"},
+        },
     }
     return values | changes
 
