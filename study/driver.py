@@ -22,7 +22,7 @@ from tutelage.processes import start, stop
 
 from study.cells import Cell
 from study.folder import Folder, write_durably
-from study.merging import served_model, whole_model
+from study.merging import whole_model
 from study.models import local_folder
 from study.programs import environment, flags, tutelage
 from study.resolution import Study, cohort
@@ -80,7 +80,7 @@ class Driver:
 
     def _serve(self, name: str, stack: ExitStack) -> Service:
         teacher = self._config.teachers[name]
-        model = served_model(local_folder(str(self._folder.checkpoint(self._study.teacher_cell(name)))))
+        model = whole_model(local_folder(str(self._folder.checkpoint(self._study.teacher_cell(name)))))
         self._say(
             f"starting the teacher {name}" if not teacher.address else f"the teacher {name} is at {teacher.address}"
         )

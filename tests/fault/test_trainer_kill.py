@@ -52,7 +52,7 @@ def test_killed_trainers_go_on_from_their_checkpoints(tiny_model, tmp_path):
             assert train.wait(120) == 0, log.read_text()[-3000:]
     assert_finished(tmp_path, steps)
     print(f"back after {seconds:.1f} s")
-    assert seconds < 10
+    assert seconds < 30  # on two cores that others may use; what a quiet machine shows is in docs/ray.md
 
 
 @pytest.mark.long

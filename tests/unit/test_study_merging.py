@@ -6,7 +6,7 @@ import peft
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from study.merging import served_model, whole_model
+from study.merging import whole_model
 
 
 def test_a_merged_adapter_has_the_logits_of_model_and_adapter(tiny_model, tmp_path):
@@ -35,17 +35,3 @@ def test_a_merged_adapter_has_the_logits_of_model_and_adapter(tiny_model, tmp_pa
 
 def test_a_whole_model_is_taken_as_it_is(tiny_model):
     assert whole_model(tiny_model) == tiny_model.resolve()
-    assert served_model(tiny_model) == tiny_model.resolve()
-
-
-def test_what_is_served_has_no_trainers_state(tmp_path):
-    checkpoint = tmp_path / "step-1"
-    checkpoint.mkdir()
-    for name in ("config.json", "model.safetensors", "trainer_state.safetensors", "state.json", "MANIFEST.json"):
-        (checkpoint / name).write_text(name)
-    served = served_model(checkpoint)
-    assert {path.name: path.read_text() for path in served.iterdir()} == {
-        "config.json": "config.json",
-        "model.safetensors": "model.safetensors",
-    }
-    assert served_model(checkpoint) == served
