@@ -86,7 +86,10 @@ class TeacherServer:
         """Serves a teacher that has been checked, and says so where others wait for it."""
         for each in teacher.all:
             if each.scoring is not None:
-                each.scoring.states.describe(each.info, each.scoring.head.unembedding)
+                try:
+                    each.scoring.states.describe(each.info, each.scoring.head.unembedding)
+                except OSError as error:  # a full disk costs those who read the store alone, not answers
+                    logger.warning("the store cannot say whose states it holds: %s", error)
         self.servicer.open(teacher)
         await self._set_health(_SERVING)
         if self._config.address_file is not None:
