@@ -281,14 +281,19 @@ class VllmEngine:
         _prepare_vllm()
         from vllm import LLM
 
-        # Compiling costs minutes at the first start and is paid back by no evaluation of this size.
-        return LLM(
-            str(self._checkpoint),
-            dtype=self.dtype,
-            enforce_eager=True,
-            max_num_seqs=self.batch_items,
-            block_size=_BLOCK_TOKENS,
-        )
+        try:
+            # Compiling costs minutes at the first start and is paid back by no evaluation of this size.
+            return LLM(
+                str(self._checkpoint),
+                dtype=self.dtype,
+                enforce_eager=True,
+                max_num_seqs=self.batch_items,
+                block_size=_BLOCK_TOKENS,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"vLLM does not start with {self._checkpoint}: {error}; use the engine transformers", "engine"
+            ) from error
 
     @cached_property
     def _scorer(self) -> TransformersEngine:
