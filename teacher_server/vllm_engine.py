@@ -41,21 +41,31 @@ def prepare_environment(config: TeacherConfig) -> None:
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
 
 
-def cores_of(role: Role, config: TeacherConfig, cores: Sequence[int]) -> str:
-    """The cores that an engine's threads are bound to, as vLLM reads them ("0,1").
+def cores_of(role: Role, config: TeacherConfig, cores: Sequence[int]) -> list[int]:
+    """The cores that an engine computes on, of those that this process may use.
 
-    vLLM's own "auto" gives two engines the same cores. Here each of two gets half; one alone gets all but
-    the last, which the front end and the signal head need.
+    Each of two engines gets half; one alone gets all but the last, which the front end and the signal head need.
+
+    Raises:
+        ConfigurationError: the configuration names a core that this process may not use.
+
     """
     wanted = config.score_cores if role == "score" else config.write_cores
     if wanted != "auto":
-        return wanted
+        named = _numbers(wanted)
+        if not set(named) <= set(cores):
+            raise ConfigurationError(f"given {wanted}, allowed: of {list(cores)}", f"{role}_cores")
+        return named
     if len(config.roles) == 1:
-        own = cores[:-1] or cores
-    else:
-        half = max(1, len(cores) // 2)
-        own = cores[:half] if role == config.roles[0] else cores[half:] or cores
-    return ",".join(map(str, own))
+        return list(cores[:-1] or cores)
+    half = max(1, len(cores) // 2)
+    return list(cores[:half] if role == config.roles[0] else cores[half:] or cores)
+
+
+def _numbers(ranges: str) -> list[int]:
+    """The numbers of "0-2,5": 0, 1, 2, 5."""
+    bounds = [part.split("-") for part in ranges.split(",")]
+    return [number for bound in bounds for number in range(int(bound[0]), int(bound[-1]) + 1)]
 
 
 def start_engines(
@@ -67,24 +77,28 @@ def start_engines(
         ConfigurationError: vLLM does not start with this configuration.
 
     """
+    cores = {role: cores_of(role, config, sorted(os.sched_getaffinity(0))) for role in config.roles}
     with ThreadPoolExecutor(len(config.roles), thread_name_prefix="start-engine") as threads:
         starting = {}
         for role in config.roles:
-            # An engine's process inherits its cores through the environment, so one is spawned after the other.
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_of(role, config, sorted(os.sched_getaffinity(0)))
             spawned = len(multiprocessing.active_children())
-            starting[role] = threads.submit(_start, role, checkpoint, config, max_sequence_tokens)
+            starting[role] = threads.submit(_start, role, checkpoint, config, max_sequence_tokens, cores[role])
+            # vLLM configures itself through globals and the environment: one process is spawned after the other.
             while not starting[role].done() and len(multiprocessing.active_children()) == spawned:
                 time.sleep(_SPAWN_CHECK_SECONDS)
         return {role: engine.result() for role, engine in starting.items()}
 
 
 def _start(
-    role: Role, checkpoint: Path, config: TeacherConfig, max_sequence_tokens: int
+    role: Role, checkpoint: Path, config: TeacherConfig, max_sequence_tokens: int, cores: Sequence[int]
 ) -> VllmScoringEngine | VllmWritingEngine:
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+    if current_platform.is_cpu():
+        os.sched_setaffinity(0, cores)  # of this thread, and so of the process that it spawns for the engine
     try:
         llm = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
@@ -97,6 +111,8 @@ def _start(
                 enforce_eager=not config.compile,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
+                # On a CPU vLLM would add a worker's process, and spin on a core of the others while it waits for it.
+                distributed_executor_backend=UniProcExecutor,
                 **(_scoring_arguments() if role == "score" else {}),
                 **_adapter_arguments(config),
             )

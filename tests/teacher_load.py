@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
@@ -40,6 +40,7 @@ class Load:
     seconds: float = 0.0
     served: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
+    answer_seconds: list[float] = field(default_factory=list)
     refusal_seconds: list[float] = field(default_factory=list)
     retry_milliseconds: list[int] = field(default_factory=list)
     health_seconds: list[float] = field(default_factory=list)
@@ -135,23 +136,39 @@ class Students:
             self.load.retry_milliseconds.append(response.refusal.retry_after_milliseconds)
             return
         self.load.served[student_id] += 1
+        self.load.answer_seconds.append(time.monotonic() - started)
         self.load.wrong += response.frame != self._expected[int(response.request_id) % SEQUENCES]
 
 
-async def for_seconds(students: Students, seconds: float, *work: object, warm_up: float = 0.5) -> Load:
+async def for_seconds(
+    students: Students, seconds: float, *work: Coroutine[object, object, None], warm_up: float = 0.5
+) -> Load:
     """What students saw in a time, after a warm-up, while all this goes on."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    await asyncio.sleep(warm_up)
-    students.load = Load()
-    started = time.monotonic()
-    done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    students.load.seconds = time.monotonic() - started
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()  # none ends by itself, but for an error
-    return students.load
+    async with asyncio.timeout(warm_up + seconds + 60), _going_on(work):
+        await asyncio.sleep(warm_up)
+        students.load = Load()
+        started = time.monotonic()
+        await asyncio.sleep(seconds)
+        students.load.seconds = time.monotonic() - started
+        return students.load
+
+
+async def until(students: Students, enough: Callable[[Load], bool], *work: Coroutine[object, object, None]) -> Load:
+    """What students saw until it was enough, while all this goes on; however slow the machine is."""
+    async with asyncio.timeout(120), _going_on(work):
+        while not enough(students.load):
+            await asyncio.sleep(0.02)
+        return students.load
+
+
+@asynccontextmanager
+async def _going_on(work: tuple[Coroutine[object, object, None], ...]) -> AsyncIterator[None]:
+    """Ends with the block; work that ends earlier has failed, and fails it."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(each) for each in work]
+        yield
+        for task in tasks:
+            task.cancel()
 
 
 def _request(number: int) -> pb.ScoreSequencesRequest:

@@ -1,47 +1,48 @@
-"""Many students at once, in short forms of benchmarks/bench_teacher_load.py: nothing wrong, nobody pushed aside.
+"""Many students at once: nothing wrong, nobody pushed aside.
 
-The shortest forms run always: the teacher is in this process, its engine is slow enough to be what everybody waits
-for, and speeds are compared with speeds of the same test, so that a busy machine does not decide.
+The forms that run always count and compare answers; nothing in them depends on how fast the machine is. How many
+a second is asked by the long ones and by benchmarks/bench_teacher_load.py.
 """
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from fake_teacher import serving
-from teacher_load import WINDOW, Students, fixed_latency_teacher, for_seconds, percentile, server_process
+from teacher_load import WINDOW, Students, fixed_latency_teacher, for_seconds, percentile, server_process, until
 
 SECONDS = 3.0
 
 
-async def test_sixteen_students_get_what_eight_get_in_equal_shares():
-    rates: dict[int, list[float]] = {8: [], 16: []}
-    async with serving(fixed_latency_teacher(0.02)) as server:
-        for count in (8, 16, 8, 16):
-            students = Students(server.address)
-            names = [f"of-{count}-{number}" for number in range(count)]
-            load = await for_seconds(students, 1.5, *map(students.closed_loop, names), warm_up=0.3)
-            assert load.wrong == 0
-            rates[count].append(load.a_second)
-        sent = [usage.sequences for usage in server.servicer.usage().students if usage.student_id.startswith("of-16-")]
-    assert max(rates[16]) >= 0.9 * max(rates[8]), rates
-    assert len(sent) == 16
-    assert max(sent) <= 1.5 * min(sent), sent
-
-
-async def test_overload_is_refused_at_once_and_costs_nobody_anything():
-    async with serving(fixed_latency_teacher(0.04, max_waiting=32)) as server:
-        alone = Students(server.address)
-        capacity = (await for_seconds(alone, 1.5, alone.closed_loop("alone"))).a_second
+async def test_sixteen_students_are_served_in_equal_shares():
+    async with serving(fixed_latency_teacher(0.01)) as server:
         students = Students(server.address)
-        load = await for_seconds(students, 2.5, students.open_loop(8, 75), students.watch_health(), warm_up=1.5)
-        recovered_seconds = await students.recovered_after()
+        names = [f"student-{number}" for number in range(16)]
+        load = await until(
+            students,
+            lambda load: len(load.served) == 16 and load.served.total() >= 160,
+            *map(students.closed_loop, names),
+        )
     assert load.wrong == 0
-    assert load.a_second >= 0.9 * capacity
-    assert len(load.refusal_seconds) >= load.served.total()
+    assert max(load.served.values()) <= 1.5 * min(load.served.values()) + WINDOW, load.served
+
+
+async def test_overload_is_refused_long_before_others_are_answered_and_costs_nobody_anything():
+    async with serving(fixed_latency_teacher(0.04, max_waiting=32)) as server:
+        students = Students(server.address)
+        load = await until(
+            students,
+            lambda load: len(load.refusal_seconds) >= 100 and load.served.total() >= 50,
+            students.open_loop(8, 75),
+            students.watch_health(),
+        )
+        async with asyncio.timeout(60):
+            await students.recovered_after()
+    assert load.wrong == 0
     assert all(50 <= milliseconds <= 5000 for milliseconds in load.retry_milliseconds)
-    assert percentile(load.refusal_seconds, 50) <= 0.05
-    assert percentile(load.health_seconds, 50) <= 0.2
-    assert recovered_seconds <= 2.0
+    assert percentile(load.refusal_seconds, 50) <= 0.25 * percentile(load.answer_seconds, 50)
+    assert load.health_seconds
 
 
 @pytest.fixture

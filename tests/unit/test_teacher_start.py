@@ -44,12 +44,12 @@ def test_configurations_that_are_refused(values):
 @pytest.mark.parametrize(
     ("roles", "cores", "expected"),
     [
-        (["score"], [0], {"score": "0"}),
-        (["score"], [0, 1], {"score": "0"}),
-        (["score"], [4, 5, 6], {"score": "4,5"}),
-        (["score", "write"], [0], {"score": "0", "write": "0"}),
-        (["score", "write"], [0, 1], {"score": "0", "write": "1"}),
-        (["write", "score"], [0, 1, 2, 3], {"write": "0,1", "score": "2,3"}),
+        (["score"], [0], {"score": [0]}),
+        (["score"], [0, 1], {"score": [0]}),
+        (["score"], [4, 5, 6], {"score": [4, 5]}),
+        (["score", "write"], [0], {"score": [0], "write": [0]}),
+        (["score", "write"], [0, 1], {"score": [0], "write": [1]}),
+        (["write", "score"], [0, 1, 2, 3], {"write": [0, 1], "score": [2, 3]}),
     ],
 )
 def test_cores_of_the_engines(roles, cores, expected):
@@ -57,7 +57,14 @@ def test_cores_of_the_engines(roles, cores, expected):
 
 
 def test_cores_that_were_given():
-    assert cores_of("score", config(score_cores="3-5"), [0, 1]) == "3-5"
+    assert cores_of("score", config(score_cores="0-2,5"), range(8)) == [0, 1, 2, 5]
+
+
+def test_cores_that_are_none():
+    with pytest.raises(ConfigurationError, match="score_cores"):
+        config(score_cores="0;1")
+    with pytest.raises(ConfigurationError, match=r"score_cores: given 1-2, allowed: of \[0, 1\]"):
+        cores_of("score", config(score_cores="1-2"), [0, 1])
 
 
 def test_a_model_that_is_nowhere():
