@@ -10,7 +10,7 @@ Taken in this order, the first that holds is the kind:
 5. `wrong_operation`: the answer is a ∘ b of two numbers of the question whose target is another operation on the
    same two.
 6. `wrong_operand`: the answer is a ∘ b of two numbers of the question, while the target is the same operation on
-   another pair of them, or the answer is a number of the question itself.
+   another pair of them, or is an operation at all and the answer is a number of the question itself.
 7. `other`.
 
 ∘ is one of + - * /. Numbers are equal within 0.001, as the score has it. Only the rules that a rationale states are

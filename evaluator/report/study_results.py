@@ -10,6 +10,7 @@ from evaluator.agreement import agreement, fidelity, pair
 from evaluator.report.study_material import StudyMaterial
 from evaluator.report.tables import Table, p_value
 from evaluator.statistics.scores import AVERAGE
+from evaluator.statistics.strict import compare_methods, method_model
 
 _LIKENESS_KEYS = ["cell", "student", "method", "training_seed"]
 
@@ -79,6 +80,55 @@ def comparisons(averages: pl.DataFrame, compared: pl.DataFrame) -> Table:
     ]
     heads = ["comparison", "family", "first / second", "difference", "95 %, items", "95 %, items and runs"]
     return Table("comparisons", [*heads, "p (Holm)", "detectable", "reads"], rows, compared)
+
+
+def methods_alike(cells: pl.DataFrame) -> tuple[Table, str]:
+    """Friedman and Kruskal-Wallis over the distillation methods, by task and over all; with its caption."""
+    frame = compare_methods(cells)
+    tests = frame.unique(["task", "test"], maintain_order=True)
+    rows = [
+        [one["task"], one["test"], str(one["blocks"]), f"{one['statistic']:.2f}", p_value(one["p_value"]),
+         f"{one['effect']:.2f}"]
+        for one in tests.to_dicts()
+    ]  # fmt: skip
+    caption = (
+        "Do the distillation methods differ at all? Friedman's test over blocks of student, seed and task (effect: "
+        "Kendall's W), Kruskal-Wallis over unpaired cells (effect: epsilon squared). A large p is no proof of likeness."
+    )
+    return Table("methods", ["task", "test", "blocks", "statistic", "p", "effect"], rows, frame), caption
+
+
+def methods_apart(cells: pl.DataFrame) -> tuple[Table, str]:
+    """Which pairs of methods differ, over all tasks; with its caption."""
+    frame = compare_methods(cells).filter(task=AVERAGE)
+    rows = [
+        [f"{one['first']} and {one['second']}", one["test"], p_value(one["p_pairwise"])] for one in frame.to_dicts()
+    ]
+    caption = "After Friedman's test Nemenyi's, after Kruskal-Wallis Dunn's with Holm's adjustment; all tasks."
+    return Table("methods_apart", ["methods", "after", "p"], rows, frame), caption
+
+
+def added_by_methods(cells: pl.DataFrame, reference: str) -> tuple[Table, str]:
+    """What each method adds to the reference by the mixed-effects model; with its caption."""
+    model = method_model(cells, reference)
+    frame = pl.DataFrame([vars(effect) for effect in model.effects])
+    rows = [
+        [
+            reference if one["name"] == "Intercept" else one["name"],
+            points(one["estimate"]) if one["name"] == "Intercept" else signed(one["estimate"]),
+            f"{signed(one['low'])} to {signed(one['high'])}",
+            p_value(one["p_value"]),
+        ]
+        for one in frame.to_dicts()
+    ]
+    spread = ", ".join(f"{name} {variance**0.5:.1f}" for name, variance in model.variances.items())
+    doubts = "" if model.converged and not model.remarks else f" The fit is doubtful: {'; '.join(model.remarks)}."
+    caption = (
+        f"Linear mixed model of {model.observations} scores (percent): points over {reference}, whose own mean is the "
+        f"first line; Wald intervals. Standard deviations of the random intercepts: {spread}; residual "
+        f"{model.residual_variance**0.5:.1f}. Few levels make intervals too narrow.{doubts}"
+    )
+    return Table("methods_model", ["method", "estimate", "95 %", "p"], rows, frame), caption
 
 
 def likeness(material: StudyMaterial) -> pl.DataFrame:

@@ -20,7 +20,7 @@ from evaluator.report.tables import Table, p_value
 from evaluator.statistics import declared
 from evaluator.statistics.pairs import Correlation
 from evaluator.statistics.scores import AVERAGE
-from evaluator.statistics.strict import COMPARED, cells_of_items, compare, compare_methods
+from evaluator.statistics.strict import COMPARED, cells_of_items, compare
 
 _SEED = 0  # of the bootstrap, so that the report is the same every time
 _RESAMPLES = 2000
@@ -181,26 +181,28 @@ def _comparisons(found: _Results) -> Section | None:
 
 
 def _methods(material: StudyMaterial) -> Section | None:
-    distilled = material.main.filter(pl.col("teacher") != "")["cell"].to_list()
-    rows = material.rows.filter(pl.col("cell").is_in(distilled))
-    if rows["method"].n_unique() < 2:
-        return None
-    items = rows.select(
-        "teacher", "student", "temperature", "noise", "task", "item_id", "score",
-        objective="method", seed=pl.col("training_seed").cast(pl.Int64), cluster="item_hash",
-    )  # fmt: skip
-    tests = compare_methods(cells_of_items(items)).unique(["task", "test"], maintain_order=True)
-    listed = [
-        [row["task"], row["test"], str(row["blocks"]), f"{row['statistic']:.2f}", p_value(row["p_value"]),
-         f"{row['effect']:.2f}"]
-        for row in tests.to_dicts()
-    ]  # fmt: skip
-    table = Table("methods", ["task", "test", "blocks", "statistic", "p", "effect"], listed, tests)
-    caption = (
-        "Do the distillation methods differ at all? Friedman's test over blocks of student, seed and task (effect: "
-        "Kendall's W), Kruskal-Wallis over unpaired cells (effect: epsilon squared). A large p is no proof of likeness."
+    main = material.rows.filter(pl.col("cell").is_in(material.main["cell"].to_list()))
+    cells = cells_of_items(
+        main.select(
+            "student",
+            "temperature",
+            "noise",
+            "task",
+            "item_id",
+            "score",
+            teacher=pl.when(pl.col("teacher") != "").then("teacher"),
+            objective="method",
+            seed=pl.col("training_seed").cast(pl.Int64),
+            cluster="item_hash",
+        )
     )
-    return Section("Methods alike?", "The distillation methods at T = 1 without noise.", tables=[(table, caption)])
+    distilled = cells.filter(pl.col("teacher").is_not_null())
+    if distilled["objective"].n_unique() < 2:
+        return None
+    tables = [results.methods_alike(distilled), results.methods_apart(distilled)]
+    alone = cells.filter(pl.col("teacher").is_null())["objective"].unique(maintain_order=True).to_list()
+    tables += [results.added_by_methods(cells, alone[0])] if alone else []
+    return Section("Methods alike?", "All trainings at T = 1 without noise.", tables=tables)
 
 
 def _responses(material: StudyMaterial) -> Section | None:

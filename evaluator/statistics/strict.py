@@ -289,9 +289,9 @@ def compare_methods(cells: pl.DataFrame) -> pl.DataFrame:
 
 
 def method_model(cells: pl.DataFrame, reference: str) -> MixedModel:
-    """What each objective adds to `reference`, with random intercepts for task, seed and pair.
+    """What each objective adds to `reference`, with random intercepts for task, seed, student, and teacher's pair.
 
-    Factors that have one level only are left out.
+    Factors that have one level only are left out, and pairs where there is one teacher: then a pair is a student.
 
     Args:
         cells: from `cells_of_items`.
@@ -299,5 +299,7 @@ def method_model(cells: pl.DataFrame, reference: str) -> MixedModel:
 
     """
     with_pair = cells.with_columns(pair=pl.concat_str("teacher", "student", separator=" → ", ignore_nulls=True))
-    random = [column for column in ("task", "seed", "pair") if with_pair[column].n_unique() > 1]
+    several = cells["teacher"].drop_nulls().n_unique() > 1
+    factors = ("task", "seed", "student", *(["pair"] if several else []))
+    random = [column for column in factors if with_pair[column].n_unique() > 1]
     return mixed_model(with_pair, "score", "objective", reference, random)

@@ -38,7 +38,7 @@ def chance(described: dict[str, object]) -> float:
     own = CHANCE.get(str(described["model"]), 0.1)
     if described["noise"]:
         return 0.05
-    return own if described["method"] == "sft" else own + GAIN[str(described["model"])]
+    return own if described["method"] in ("sft", "seq_kd") else own + GAIN[str(described["model"])]
 
 
 def declared(cells: list[dict[str, object]]) -> dict[str, object]:
@@ -72,12 +72,13 @@ def declared(cells: list[dict[str, object]]) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
-    """Three sizes, SFT and one method with three seeds, one noise, and one declared cell that never ran."""
+    """Three sizes and seeds, SFT and two methods (one without effect), one noise, and one cell that never ran."""
     folder = tmp_path_factory.mktemp("study")
     cells = [cell("tuned", "big")]
     for model in SIZES:
         for seed in SEEDS:
-            cells += [cell("student", model, "sft", seed), cell("student", model, "kd", seed, teacher="big")]
+            cells += [cell("student", model, "sft", seed)]
+            cells += [cell("student", model, method, seed, teacher="big") for method in ("kd", "seq_kd")]
     cells += [cell("student", "small", "kd", seed, teacher="big", noise=5.0) for seed in SEEDS]
     generator = np.random.default_rng(0)
     for described in cells:
@@ -155,8 +156,20 @@ def test_the_pooled_difference_is_the_mean_of_the_students_differences(report, s
     assert compared["seeds_low"].item() < compared["low"].item()
 
 
+def test_the_mixed_model_tells_the_method_that_helps_from_the_one_that_does_not(report):
+    effects = {one["name"]: one for one in pl.read_csv(report.parent / "tables" / "methods_model.csv").to_dicts()}
+    true_gain = 100 * sum(GAIN.values()) / len(GAIN)
+    assert set(effects) == {"Intercept", "kd", "seq_kd"}
+    assert effects["kd"]["low"] < true_gain < effects["kd"]["high"]
+    assert effects["kd"]["p_value"] < 0.001
+    assert effects["seq_kd"]["low"] < 0 < effects["seq_kd"]["high"]
+    apart = pl.read_csv(report.parent / "tables" / "methods_apart.csv").filter(test="kruskal")
+    assert "kd and seq_kd" in report.with_name("report.md").read_text()
+    assert apart.height == 1
+
+
 def test_it_says_how_many_cells_are_missing(report):
-    assert "22 of 23 scored" in report.read_text()
+    assert "31 of 32 scored" in report.read_text()
 
 
 def test_markdown_and_files_hold_the_same_and_nothing_is_fetched(report):

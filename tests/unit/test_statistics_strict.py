@@ -135,6 +135,19 @@ def test_the_mixed_model_reports_each_objective_against_sft() -> None:
     assert effects["gkd"].low < 15 < effects["gkd"].high
     assert effects["seq_kd"].low < 0 < effects["seq_kd"].high
     assert model.observations == cells.height
+    assert set(model.variances) == {"task", "seed", "student"}
+
+
+def test_a_student_that_is_bad_under_every_objective_says_nothing_about_objectives() -> None:
+    items = study()
+    weak = pl.col("student") == "small"
+    weaker = items.with_columns(
+        score=pl.when(weak).then(pl.col("score") * (pl.col("item_id").hash() % 3 == 0)).otherwise("score")
+    )
+    plain, shifted = (method_model(cells_of_items(one), "sft") for one in (items, weaker))
+    errors = [{effect.name: effect.standard_error for effect in model.effects}["seq_kd"] for model in (plain, shifted)]
+    assert shifted.variances["student"] > 20 * plain.residual_variance
+    assert errors[1] < 3 * errors[0]
 
 
 def test_published_tests_run_on_our_own_frames() -> None:
