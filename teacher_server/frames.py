@@ -28,11 +28,6 @@ def row_bytes(scoring: Scoring, head: SignalHead) -> int:
     return (4 + int(_id_dtype(head).itemsize)) * signal.k + others + ragged
 
 
-def head_cost(scoring: Scoring, head: SignalHead, rows: int) -> int:
-    """Numbers that the head computes for so many rows: logits, or as many hidden numbers as it copies."""
-    return rows * (head.hidden_size if scoring.signal.kind == pb.SIGNAL_KIND_HIDDEN else head.vocabulary_size)
-
-
 def ranges(scoring: Scoring, head: SignalHead, frame_bytes: int) -> Iterator[tuple[int, int]]:
     """Position ranges [start, end) of the frames, in order."""
     rows = max(1, frame_bytes // row_bytes(scoring, head))

@@ -19,8 +19,8 @@ from teacher_server.unembedding import Unembedding
 CHUNK_LOGITS_BYTES = 24 * 2**20
 # A chunk's logits, the same at another temperature, and their exponentials inside log-sum-exp.
 COPIES_OF_LOGITS = 3
-# On a CPU, rows whose logits are reduced at once: few enough to stay in the nearest caches between the passes.
-_CACHED_ROWS = 4
+# On a CPU, logits that are reduced at once: few enough to stay in the nearest caches between the passes.
+_CACHED_BYTES = 768 * 2**10
 # Columns a group in `largest`: the cost is flat from 32 to 128.
 _GROUP = 64
 
@@ -72,7 +72,8 @@ class SignalHead:
         self._weight_VD = unembedding.weight_VD.to(self._device, self._dtype)
         self._bias_V = None if unembedding.bias_V is None else unembedding.bias_V.to(self._device)
         self._chunk_rows = max(1, chunk_bytes // (4 * self.vocabulary_size))
-        self._reduced_rows = _CACHED_ROWS if self._device.type == "cpu" else self._chunk_rows
+        cached_rows = max(1, _CACHED_BYTES // (4 * self.vocabulary_size))
+        self._reduced_rows = cached_rows if self._device.type == "cpu" else self._chunk_rows
 
     @torch.inference_mode()
     def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import psutil
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 240  # most of it is imports, on cores that other tests share
@@ -71,6 +73,22 @@ def running(folder: Path, model: Path, *options: str) -> Iterator[TeacherProcess
         assert gone(engines, seconds=10)
     finally:
         end(teacher.process)
+
+
+def assert_it_ends_with_its_engine(teacher: TeacherProcess) -> None:
+    """Kills an engine: health is red within two seconds, and the server ends with an error and the cause in its log."""
+    with grpc.insecure_channel(teacher.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=""), timeout=60)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        engines = teacher.engines
+        engines[0].kill()
+        killed = time.monotonic()
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert time.monotonic() - killed < 2
+        assert teacher.process.wait(30) not in (0, None)
+    assert gone(engines, seconds=10)
+    assert "an engine died" in teacher.log.read_text(errors="replace")
 
 
 def gone(processes: list[psutil.Process], *, seconds: float) -> bool:

@@ -122,7 +122,8 @@ def added_by_methods(cells: pl.DataFrame, reference: str) -> tuple[Table, str]:
         for one in frame.to_dicts()
     ]
     spread = ", ".join(f"{name} {variance**0.5:.1f}" for name, variance in model.variances.items())
-    doubts = "" if model.converged and not model.remarks else f" The fit is doubtful: {'; '.join(model.remarks)}."
+    remarks = [*([] if model.converged else ["the fit did not converge"]), *model.remarks]
+    doubts = f" The optimiser remarks: {'; '.join(remarks)}" if remarks else ""
     caption = (
         f"Linear mixed model of {model.observations} scores (percent): points over {reference}, whose own mean is the "
         f"first line; Wald intervals. Standard deviations of the random intercepts: {spread}; residual "

@@ -64,7 +64,8 @@ def mixed_model(
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit = model.fit(reml=True)
+        # Without gradients, which mislead where a variance is zero: there the others stop early.
+        fit = model.fit(reml=True, method="powell")
     bounds = fit.conf_int(alpha=1 - confidence)
     effects = tuple(
         FixedEffect(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
+import pytest
 from study_cases import write_study
 from tutelage.processes import left_behind
 
@@ -48,6 +49,7 @@ def steps(path: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_a_killed_driver_costs_at_most_the_steps_since_a_checkpoint(tiny_model, tmp_path):
     # One after the other: the first is finished, the second under way when the driver dies.
     file = write_study(tmp_path, tiny_model, concurrency=1, settings=SLOW)

@@ -1,7 +1,7 @@
-"""Kill -9 of a teacher that students learn from, at either end; one test, because a start of vLLM takes half a minute.
+"""Kill -9 of a real teacher that students learn from: its streams break at once, no engine outlives it, and when it is
+back its students finish as if nothing had been. Then its engine is killed.
 
-The server is killed: its streams break at once, no engine outlives it, and when it is back its students finish as if
-nothing had been. Then an engine is killed: health goes red and the server ends.
+The forms that run always: test_teacher_kill_mid_stream.py with a double of the engine, and test_teacher_server.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import time
 import grpc
 import numpy as np
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from teacher_process import TeacherProcess, end, gone, start
+from teacher_process import TeacherProcess, assert_it_ends_with_its_engine, end, gone, start
 from trainer_cohorts import assert_finished, free_port, running, steps_done, wait_until, write_cohort
 from tutelage.codec import encode
 from tutelage.teacher.v1 import teacher_pb2 as pb
@@ -51,20 +50,8 @@ def _kill_server(teacher: TeacherProcess) -> None:
     assert gone(engines, seconds=10)
 
 
-def _kill_engine(teacher: TeacherProcess) -> None:
-    with grpc.insecure_channel(teacher.address) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
-        watch = health.Watch(health_pb2.HealthCheckRequest(service=""), timeout=60)
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        (engine,) = teacher.engines
-        engine.kill()
-        killed = time.monotonic()
-        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert time.monotonic() - killed < 2
-        assert teacher.process.wait(30) not in (0, None)
-    assert "an engine died" in teacher.log.read_text(errors="replace")
-
-
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_killed_teacher_that_comes_back_costs_only_time_and_a_killed_engine_ends_it(tiny_model, tmp_path):
     log, address = tmp_path / "log", f"127.0.0.1:{free_port()}"
     folders = [tmp_path / "run/students" / student for student in ("ann", "bob")]
@@ -87,7 +74,7 @@ def test_a_killed_teacher_that_comes_back_costs_only_time_and_a_killed_engine_en
             for folder in folders
         ]
         assert min(waited) > 1
-        _kill_engine(teachers[1])
+        assert_it_ends_with_its_engine(teachers[1])
     finally:
         for teacher in teachers:
             end(teacher.process)

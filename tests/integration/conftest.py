@@ -6,7 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from teacher_process import TeacherProcess, running
+from teacher_process import TeacherProcess, end, start
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts last what ends something that other tests share."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
 @pytest.fixture(scope="session")
@@ -15,5 +20,6 @@ def teacher_server(
 ) -> Iterator[TeacherProcess]:
     """The packaged SmolLM2 teacher, which scores and writes, in its own process."""
     folder = tmp_path_factory.mktemp("teacher")
-    with running(folder, packaged_models[0], "--roles", "score,write", "--max-sequence-tokens", "1024") as teacher:
-        yield teacher
+    teacher = start(folder, packaged_models[0], "--roles", "score,write", "--max-sequence-tokens", "1024")
+    yield teacher
+    end(teacher.process)

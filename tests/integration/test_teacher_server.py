@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from teacher_process import TeacherProcess
+from teacher_process import TeacherProcess, assert_it_ends_with_its_engine
 from tutelage import identity
 from tutelage.codec import decode, encode, frame_checksum
 from tutelage.teacher.v1 import teacher_pb2 as pb
@@ -260,3 +260,8 @@ def test_the_command_prints_it(teacher_server, capsys):
 
     assert main(["teacher", "info", "--address", teacher_server.address, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["roles"] == ["TEACHER_ROLE_SCORE", "TEACHER_ROLE_WRITE"]
+
+
+@pytest.mark.last
+def test_it_ends_with_an_engine_that_is_killed(teacher_server):
+    assert_it_ends_with_its_engine(teacher_server)
