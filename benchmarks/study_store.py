@@ -2,6 +2,8 @@
 
     python benchmarks/study_store.py [--model DIR] [--student DIR] [--data FILE] [--steps 30]
 
+By default the packaged teacher and its 8-layer student on generated arithmetic problems.
+
 Runs the same study twice through every real service; prints the wall-clock of the teacher's wave, the sequences that
 its students asked for and the engine passes that they cost, by the teacher's own counters.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +22,12 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "proto"), str(ROOT / "deploy")]
+
+from prepare_models import prepare  # noqa: E402
+
+from evaluator.arithmetic import generate  # noqa: E402
+
 STUDY = "import sys; from study.command import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -54,6 +63,12 @@ def study(options: argparse.Namespace, folder: Path, *, store: bool) -> dict[str
     }
 
 
+def write_problems(path: Path) -> Path:
+    """Word problems with worked answers."""
+    path.write_text(json.dumps(generate("train", 400, 0)))
+    return path
+
+
 def run(options: argparse.Namespace, folder: Path, *, store: bool) -> dict[str, float]:
     """Runs the study and reads what its trainers and its teacher noted."""
     folder.mkdir()
@@ -75,15 +90,16 @@ def run(options: argparse.Namespace, folder: Path, *, store: bool) -> dict[str, 
 
 def main() -> None:
     """Prints both runs."""
-    build = ROOT / "build"
+    teacher, student = prepare(Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build")) / "models")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=build / "models" / "teacher")
-    parser.add_argument("--student", type=Path, default=build / "models" / "student-8-layers")
-    parser.add_argument("--data", type=Path, default=build / "data" / "train-400-0" / "train.jsonl")
+    parser.add_argument("--model", type=Path, default=teacher)
+    parser.add_argument("--student", type=Path, default=student)
+    parser.add_argument("--data", type=Path, help="rows to learn from; by default 400 generated problems")
     parser.add_argument("--template", default="chat")
     parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
+        options.data = options.data or write_problems(Path(scratch) / "problems.json")
         for name, store in (("without the store", False), ("with the store", True)):
             found = run(options, Path(scratch) / name.replace(" ", "-"), store=store)
             print(

@@ -25,7 +25,7 @@ def _zero() -> alt.Chart:
 def improvement_by_size(measures: pl.DataFrame, methods: Sequence[str]) -> Chart:
     """Points gained over fine-tuning against the student's size: a dot a training, a line the mean of the seeds."""
     x = alt.X("size:Q", title="parameters of the student", scale=alt.Scale(type="log", nice=False, padding=16))
-    x.axis = alt.Axis(values=measures["size"].unique().sort().to_list(), format="~s", grid=False)
+    x.axis = alt.Axis(values=measures["size"].unique().sort().to_list(), format=".2~s", grid=False)
     y = alt.Y("improvement:Q", title="points over fine-tuning")
     base = alt.Chart(measures).encode(x=x, color=_colour(methods))
     dots = base.mark_point(filled=True, size=22, opacity=0.45).encode(y=y)
@@ -36,7 +36,7 @@ def improvement_by_size(measures: pl.DataFrame, methods: Sequence[str]) -> Chart
 def forest(averages: pl.DataFrame) -> Chart:
     """Paired differences with their 95 % intervals: thick over items, thin over items and training runs."""
     base = alt.Chart(averages).encode(
-        y=alt.Y("comparison:N", sort=averages["comparison"].to_list(), title=None, axis=alt.Axis(labelLimit=220)),
+        y=alt.Y("comparison:N", sort=averages["comparison"].to_list(), title=None, axis=alt.Axis(labelLimit=280)),
         color=_colour(averages["family"].unique(maintain_order=True).to_list(), "family"),
     )
     x = alt.X("difference:Q", title="points, first minus second")
