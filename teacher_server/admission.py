@@ -2,8 +2,8 @@
 
 Every job has a cost: tokens for an engine, rows × vocabulary for the head. A student that always has a job
 waiting is served in proportion to its weight, however many it has; what idle students leave goes to the
-others. The queue is bounded: when it is full, a student that has far more waiting jobs than the one who asks loses its
-latest one; else who asks is refused, at once.
+others. The queue is bounded: when it is full, who asks is refused, at once, unless it has less than its share of the
+places; so nobody who waits is sent away, and nobody finds all places taken by others.
 
 Start-time fair queueing: P. Goyal, H. Vin, H. Cheng, SIGCOMM 1996.
 """
@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from tutelage.errors import Overloaded
 
 _SHORTEST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 0.05, 5.0
-# Pushing out a job that has waited for somebody who has one fewer would only change who has one fewer.
-_UNFAIR_LEAD = 2
 
 
 @dataclass(eq=False)
@@ -45,7 +43,8 @@ class FairQueue:
 
     Args:
         capacity: size of the jobs that are admitted at once; a larger job is admitted alone.
-        max_waiting: jobs that wait at most; None if something else bounds them.
+        max_waiting: jobs that wait before any is refused; with those of students below their share at most twice as
+            many, or one a student. None if something else bounds them.
         weights: share of a student relative to the others, > 0; 1 for who is not named.
 
     """
@@ -80,7 +79,7 @@ class FairQueue:
             Seconds waited.
 
         Raises:
-            Overloaded: the queue is full, and this student is who fills it.
+            Overloaded: the queue is full, and this student has its share of it.
 
         """
         arrived = asyncio.get_running_loop().time()
@@ -99,8 +98,8 @@ class FairQueue:
         student.waiting.append(job)
         self.waiting += 1
         self._admit()
-        if self._max_waiting is not None and self.waiting > self._max_waiting:
-            self._refuse_one(self._max_waiting, student)
+        if self._max_waiting is not None and self.waiting > self._max_waiting and not job.admitted.done():
+            self._refuse_beyond_share(self._max_waiting, student, job)
         try:
             await job.admitted
         except asyncio.CancelledError:
@@ -141,16 +140,14 @@ class FairQueue:
             self._students.clear()
             self._virtual_time = 0.0
 
-    def _refuse_one(self, max_waiting: int, asking: _Student) -> None:
-        student = max(self._students.values(), key=lambda each: len(each.waiting))
-        if len(student.waiting) < len(asking.waiting) + _UNFAIR_LEAD:
-            student = asking
-        job = student.waiting[-1]
+    def _refuse_beyond_share(self, max_waiting: int, student: _Student, job: _Job) -> None:
+        competing = sum(bool(each.waiting) for each in self._students.values())
+        if len(student.waiting) <= max(1, max_waiting // competing):
+            return
         self._drop(student, job)
         seconds = min(max(self._last_wait_seconds, _SHORTEST_RETRY_SECONDS), _LONGEST_RETRY_SECONDS)
-        if not job.admitted.cancelled():
-            message = f"{max_waiting} requests wait already, and no student has far more of them; ask again later"
-            job.admitted.set_exception(Overloaded(message, retry_after_milliseconds=round(1000 * seconds)))
+        message = f"{self.waiting} requests wait already, this student's share among them; ask again later"
+        raise Overloaded(message, retry_after_milliseconds=round(1000 * seconds))
 
     def _take_back(self, student: _Student, job: _Job) -> None:
         """Undoes a job whose caller was cancelled while it waited, or just when it was admitted."""

@@ -111,7 +111,7 @@ class TeacherConfig(Config):
     """Requests worked on at once for one stream; further ones wait unread."""
 
     max_waiting_requests: Annotated[int, Field(ge=1)] = 1024
-    """Requests that wait for an engine, at most; beyond that the students who wait with most are refused."""
+    """Requests that wait for an engine; beyond that, students that have their share of the places are refused."""
 
     max_streams: Annotated[int, Field(ge=1)] = 256
     """Calls open at once, at most."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
 import random
 from collections import Counter
@@ -66,7 +67,7 @@ async def test_no_more_than_the_capacity_is_admitted_and_a_larger_job_alone():
     assert (queue.admitted_size, queue.waiting) == (0, 0)
 
 
-async def test_when_it_is_full_whoever_fills_it_is_refused():
+async def test_when_it_is_full_whoever_fills_it_is_refused_and_others_are_not():
     queue = FairQueue(capacity=1, max_waiting=6)
     release = asyncio.Event()
 
@@ -75,16 +76,33 @@ async def test_when_it_is_full_whoever_fills_it_is_refused():
             await release.wait()
         return student
 
-    tasks = [asyncio.create_task(job(student)) for student in ["greedy"] * 7 + ["polite"] * 2]
+    tasks = [asyncio.create_task(job(student)) for student in ["greedy"] * 8 + ["polite"] * 4 + ["greedy"]]
     await asyncio.sleep(0.01)
     refused = [task for task in tasks if task.done()]
-    assert refused == tasks[5:7]  # the greedy one's latest
+    # One is admitted, six wait; then half of the places are the polite one's.
+    assert refused == [tasks[7], tasks[11], tasks[12]]
     with pytest.raises(Overloaded) as refusal:
         refused[0].result()
     assert 50 <= refusal.value.retry_after_milliseconds <= 5000
-    assert refused[1].exception() is not None
+    assert all(task.exception() is not None for task in refused)
     release.set()
-    assert await asyncio.gather(*(task for task in tasks if task not in refused)) == ["greedy"] * 5 + ["polite"] * 2
+    assert await asyncio.gather(*(task for task in tasks if task not in refused)) == ["greedy"] * 7 + ["polite"] * 3
+
+
+async def test_however_many_students_come_it_stays_bounded():
+    queue, release = FairQueue(capacity=1, max_waiting=6), asyncio.Event()
+
+    async def job(student: str) -> None:
+        with contextlib.suppress(Overloaded):
+            async with queue.admitted(student, cost=1, size=1):
+                await release.wait()
+
+    tasks = [asyncio.create_task(job(f"student-{number % 20}")) for number in [0] * 10 + list(range(100))]
+    await asyncio.sleep(0.01)
+    assert 6 < queue.waiting <= 6 + 20
+    release.set()
+    await asyncio.gather(*tasks)
+    assert queue.waiting == 0
 
 
 async def test_students_that_ask_alike_are_refused_when_they_ask_and_not_later():
