@@ -38,7 +38,6 @@ import psutil  # noqa: E402
 import torch  # noqa: E402
 
 K, VOCABULARY_SIZE, HIDDEN_SIZE = 64, 49152, 576  # SmolLM2-135M's
-CHUNK_LOGITS_BYTES = 24 * 2**20
 PROMISED_RATIO = 50
 PROMISED_BYTES = {"topk": 400, "hidden": 2 * HIDDEN_SIZE + 16}
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
@@ -193,16 +192,14 @@ def given_teacher(states_STD: torch.Tensor, signals: list[Any]) -> Any:
 
 def our_kept(logits_TV: torch.Tensor, token_ids: list[int]) -> Any:
     """What our signal head keeps of logits."""
-    from fake_teacher import fake_head
-
     from teacher_server.signal_head import SignalHead
+    from teacher_server.unembedding import Unembedding
 
     class GivenLogits(SignalHead):
-        def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
-            return hidden_RD
+        def _logits_of(self, columns: slice, hidden_RD: torch.Tensor) -> torch.Tensor:
+            return hidden_RD[:, columns]
 
-    head = GivenLogits(fake_head().unembedding, device="cpu")
-    head._chunk_rows = CHUNK_LOGITS_BYTES // (4 * VOCABULARY_SIZE)
+    head = GivenLogits(Unembedding(torch.zeros(VOCABULARY_SIZE, 1), None, scale=1.0, softcap=0.0), device="cpu")
     return head.topk(logits_TV, token_ids[1:], k=K, temperatures=(1.0,))
 
 

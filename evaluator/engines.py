@@ -315,7 +315,11 @@ class VllmEngine:
         ]
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
         try:
-            outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
+            # It begins when it has them all: what a batch holds moves roundings, and so must not be a matter of time.
+            self._llm.sleep(level=0, mode="keep")
+            self._llm.enqueue(inputs, parameters, use_tqdm=False)
+            self._llm.wake_up(tags=["scheduling"])
+            outputs = self._llm.wait_for_completion(use_tqdm=False)
         except EngineDeadError as error:
             raise Unreachable(
                 "vLLM's process ended while it wrote (its log says why, often memory); evaluate again", "engine"

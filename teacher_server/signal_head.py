@@ -8,6 +8,7 @@ Rounding logits to bfloat16, as a bfloat16 matrix product would, moves logits of
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,12 +16,12 @@ import torch
 
 from teacher_server.unembedding import Unembedding
 
-# Logits computed at once, by default. More rows make the product faster until they fall out of the caches.
-CHUNK_LOGITS_BYTES = 24 * 2**20
-# A chunk's logits, the same at another temperature, and their exponentials inside log-sum-exp.
-COPIES_OF_LOGITS = 3
-# On a CPU, logits that are reduced at once: few enough to stay in the nearest caches between the passes.
-_CACHED_BYTES = 768 * 2**10
+# Logits computed for one pass over the matrix, by default: its 256 rows of 49,152 make the pass cheap for each row.
+CHUNK_LOGITS_BYTES = 48 * 2**20
+# A chunk's logits, and at most as much for what is computed of them.
+COPIES_OF_LOGITS = 2
+# Logits computed and reduced at once: on a CPU, few enough to stay in a core's own cache meanwhile.
+_TILE_BYTES = {"cpu": 2**20, "cuda": 16 * 2**20}
 # Columns a group in `largest`: the cost is flat from 32 to 128.
 _GROUP = 64
 
@@ -40,6 +41,16 @@ class Signals:
 
     logsumexp_RN: torch.Tensor
     """float32: ln Σ_v exp(z_v / T)."""
+
+
+@dataclass(frozen=True)
+class _Reduced:
+    """Logits of a few rows, and what was computed of them while they were at hand."""
+
+    logits_RV: torch.Tensor
+    maxima_RG: torch.Tensor
+    """Of each whole group of `_GROUP` columns."""
+    logsumexp_RN: torch.Tensor
 
 
 def use_bfloat16_products() -> None:
@@ -72,24 +83,12 @@ class SignalHead:
         self._weight_VD = unembedding.weight_VD.to(self._device, self._dtype)
         self._bias_V = None if unembedding.bias_V is None else unembedding.bias_V.to(self._device)
         self._chunk_rows = max(1, chunk_bytes // (4 * self.vocabulary_size))
-        cached_rows = max(1, _CACHED_BYTES // (4 * self.vocabulary_size))
-        self._reduced_rows = cached_rows if self._device.type == "cpu" else self._chunk_rows
+        self._of_thread = threading.local()
 
     @torch.inference_mode()
     def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
         """float32 [R, V]: raw logits, after the model's own scale and softcap."""
-        hidden_RD = hidden_RD.to(self._device, self._dtype)
-        if self._device.type == "cpu":
-            logits_RV = hidden_RD @ self._weight_VD.T
-        else:
-            logits_RV = torch.mm(hidden_RD, self._weight_VD.T, out_dtype=torch.float32)
-        if self._bias_V is not None:
-            logits_RV += self._bias_V
-        if self.unembedding.scale != 1.0:
-            logits_RV *= self.unembedding.scale
-        if self.unembedding.softcap > 0:
-            logits_RV.div_(self.unembedding.softcap).tanh_().mul_(self.unembedding.softcap)
-        return logits_RV
+        return self._logits_of(slice(None), hidden_RD.to(self._device, self._dtype))
 
     def topk(
         self, hidden_RD: torch.Tensor, realized_ids: Sequence[int], *, k: int, temperatures: Sequence[float]
@@ -104,9 +103,9 @@ class SignalHead:
 
         """
         parts = []
-        for rows, logits_RV in self._chunks(hidden_RD):
-            logits_RK, ids_RK = largest(logits_RV, k)
-            parts.append(self._signals(ids_RK, logits_RK, logits_RV, realized_ids[rows], temperatures))
+        for rows, reduced in self._chunks(hidden_RD, temperatures):
+            logits_RK, ids_RK = largest(reduced.logits_RV, reduced.maxima_RG, k)
+            parts.append(self._signals(ids_RK, logits_RK, reduced, realized_ids[rows]))
         return _joined(parts)
 
     def candidates(
@@ -119,36 +118,67 @@ class SignalHead:
     ) -> Signals:
         """Logits at given ids, int64 [R, C] padded with -1; the rest as in `topk`."""
         parts = []
-        for rows, logits_RV in self._chunks(hidden_RD):
+        for rows, reduced in self._chunks(hidden_RD, temperatures):
             ids_RC = candidate_ids_RC[rows].to(self._device)
-            logits_RC = logits_RV.gather(1, ids_RC.clamp(min=0)).masked_fill_(ids_RC < 0, -torch.inf)
-            parts.append(self._signals(None, logits_RC, logits_RV, realized_ids[rows], temperatures))
+            logits_RC = reduced.logits_RV.gather(1, ids_RC.clamp(min=0)).masked_fill_(ids_RC < 0, -torch.inf)
+            parts.append(self._signals(None, logits_RC, reduced, realized_ids[rows]))
         return _joined(parts)
 
-    def _chunks(self, hidden_RD: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Rows and their logits, a few rows at a time; the product is of many rows, which makes it cheaper."""
+    def _chunks(self, hidden_RD: torch.Tensor, temperatures: Sequence[float]) -> Iterator[tuple[slice, _Reduced]]:
+        """Rows and what they come to, as many at a time as the memory allows."""
         for start in range(0, len(hidden_RD), self._chunk_rows):
-            logits_RV = self.logits(hidden_RD[start : start + self._chunk_rows])
-            for first in range(0, len(logits_RV), self._reduced_rows):
-                few_RV = logits_RV[first : first + self._reduced_rows]
-                yield slice(start + first, start + first + len(few_RV)), few_RV
+            rows = slice(start, start + self._chunk_rows)
+            yield rows, self._reduce(hidden_RD[rows], temperatures)
 
     @torch.inference_mode()
+    def _reduce(self, hidden_RD: torch.Tensor, temperatures: Sequence[float]) -> _Reduced:
+        """Computes logits tile by tile, and at once what takes a look at all of them."""
+        rows = len(hidden_RD)
+        hidden_RD = hidden_RD.to(self._device, self._dtype)
+        logits_RV = self._buffer()[:rows]
+        maxima, logsumexp = [], []
+        tile = self._tile_columns(rows)
+        for start in range(0, self.vocabulary_size, tile):
+            tile_RC = self._logits_of(slice(start, start + tile), hidden_RD)
+            logits_RV[:, start : start + tile] = tile_RC
+            maxima.append(group_maxima(tile_RC))
+            logsumexp.append(torch.stack([_logsumexp(tile_RC, T) for T in temperatures], dim=1))
+        return _Reduced(logits_RV, torch.cat(maxima, dim=1), torch.stack(logsumexp).logsumexp(0))
+
+    def _buffer(self) -> torch.Tensor:
+        """This thread's, for the logits of one chunk: fresh memory would cost as much as their product."""
+        if not hasattr(self._of_thread, "buffer_RV"):
+            self._of_thread.buffer_RV = torch.empty(self._chunk_rows, self.vocabulary_size, device=self._device)
+        buffer_RV: torch.Tensor = self._of_thread.buffer_RV
+        return buffer_RV
+
+    def _logits_of(self, columns: slice, hidden_RD: torch.Tensor) -> torch.Tensor:
+        weight_DC = self._weight_VD[columns].T
+        if self._device.type == "cpu":
+            logits_RC = hidden_RD @ weight_DC
+        else:
+            logits_RC = torch.mm(hidden_RD, weight_DC, out_dtype=torch.float32)
+        if self._bias_V is not None:
+            logits_RC += self._bias_V[columns]
+        if self.unembedding.scale != 1.0:
+            logits_RC *= self.unembedding.scale
+        if self.unembedding.softcap > 0:
+            logits_RC.div_(self.unembedding.softcap).tanh_().mul_(self.unembedding.softcap)
+        return logits_RC
+
+    def _tile_columns(self, rows: int) -> int:
+        """Whole groups."""
+        return max(1, _TILE_BYTES[self._device.type] // (4 * _GROUP * rows)) * _GROUP
+
     def _signals(
-        self,
-        ids_RK: torch.Tensor | None,
-        logits_RK: torch.Tensor,
-        logits_RV: torch.Tensor,
-        realized_ids: Sequence[int],
-        temperatures: Sequence[float],
+        self, ids_RK: torch.Tensor | None, logits_RK: torch.Tensor, reduced: _Reduced, realized_ids: Sequence[int]
     ) -> Signals:
         realized = torch.tensor(realized_ids, dtype=torch.int64, device=self._device)
-        logsumexp = [torch.logsumexp(logits_RV if T == 1 else logits_RV / T, dim=1) for T in temperatures]
         return Signals(
             None if ids_RK is None else ids_RK.cpu(),
             logits_RK.cpu(),
-            logits_RV[: len(realized)].gather(1, realized[:, None]).squeeze(1).cpu(),
-            torch.stack(logsumexp, dim=1).cpu(),
+            reduced.logits_RV[: len(realized)].gather(1, realized[:, None]).squeeze(1).cpu(),
+            reduced.logsumexp_RN.cpu(),
         )
 
 
@@ -168,20 +198,36 @@ def row_lengths(
     return ((mass_RK < min_mass).sum(dim=1, dtype=torch.int32) + 1).clamp(max=logits_RK.shape[1])
 
 
+def _logsumexp(logits_RV: torch.Tensor, temperature: float) -> torch.Tensor:
+    return torch.logsumexp(logits_RV if temperature == 1 else logits_RV / temperature, dim=1)
+
+
+def group_maxima(logits_RV: torch.Tensor) -> torch.Tensor:
+    """The largest of each whole group of columns: [R, V // group]."""
+    rows, columns = logits_RV.shape
+    groups = columns // _GROUP
+    return logits_RV[:, : groups * _GROUP].view(rows, groups, _GROUP).amax(dim=2)
+
+
 @torch.inference_mode()
-def largest(logits_RV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def largest(logits_RV: torch.Tensor, maxima_RG: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """As `torch.topk(logits_RV, k)`, twice as fast for small k.
 
     The k largest values lie in the k groups of columns with the largest maxima (or in the remainder):
     were one outside, each of those k groups would hold a value at least as large.
+
+    Args:
+        logits_RV: of a few rows.
+        maxima_RG: their `group_maxima`.
+        k: 1 … V.
+
     """
-    rows, columns = logits_RV.shape
-    groups = columns // _GROUP
+    rows, groups = maxima_RG.shape
     if k * 2 > groups:
         values, ids = logits_RV.topk(k)
         return values, ids
     grouped = logits_RV[:, : groups * _GROUP].view(rows, groups, _GROUP)
-    chosen = grouped.amax(dim=2).topk(k, sorted=False).indices
+    chosen = maxima_RG.topk(k, sorted=False).indices
     inside = grouped[torch.arange(rows, device=chosen.device)[:, None], chosen].flatten(1)
     values, places = torch.cat([inside, logits_RV[:, groups * _GROUP :]], dim=1).topk(k)
     group = chosen.gather(1, (places // _GROUP).clamp(max=k - 1))

@@ -16,6 +16,9 @@ from evaluator.evaluation import evaluate
 from evaluator.requests import Evaluation, Labels, TaskRequest
 
 
+CALLS = ["sleep", "enqueue", "wake_up", "wait_for_completion"]
+
+
 class EngineDeadError(Exception):
     """As vLLM's."""
 
@@ -53,7 +56,8 @@ def test_one_that_does_not_start(failing: Callable[..., TutelageError]) -> None:
     assert len(starts) == 1
 
 
-def test_one_that_ends_in_the_middle(failing: Callable[..., TutelageError]) -> None:
+@pytest.mark.parametrize("place", CALLS)
+def test_one_that_ends_in_the_middle(failing: Callable[..., TutelageError], place: str) -> None:
     calls = []
 
     class Dead:
@@ -62,9 +66,15 @@ def test_one_that_ends_in_the_middle(failing: Callable[..., TutelageError]) -> N
         def __init__(self, *_arguments: object, **_settings: object) -> None:
             pass
 
-        def generate(self, *_arguments: object, **_settings: object) -> None:
-            calls.append(1)
-            raise EngineDeadError("EngineCore encountered an issue")
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            assert name in CALLS
+
+            def call(*_arguments: object, **_settings: object) -> None:
+                if name == place:
+                    calls.append(1)
+                    raise EngineDeadError("EngineCore encountered an issue")
+
+            return call
 
     assert isinstance(failing(Dead), Unreachable)
     assert len(calls) == 1

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_server.signal_head import SignalHead, largest
+from teacher_server import signal_head
+from teacher_server.signal_head import SignalHead, group_maxima, largest
 from teacher_server.unembedding import Unembedding
 
 VOCABULARY, HIDDEN, ROWS = 1000, 24, 37
@@ -40,9 +41,10 @@ def reference_logsumexp(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 @pytest.fixture(params=HEADS)
-def case(request):
+def case(request, monkeypatch):
     parts = HEADS[request.param]
-    # Products of 14 rows, in which 37 end with one that is not full; reduced by 4, with 2 left over.
+    # Chunks of 14 rows, in which 37 end with one that is not full; tiles of 320 columns, the last of which has 40.
+    monkeypatch.setattr(signal_head, "_TILE_BYTES", {"cpu": 14 * 4 * 320})
     head = SignalHead(Unembedding(WEIGHT, **parts), device="cpu", chunk_bytes=14 * 4 * VOCABULARY)
     return head, reference_logits(**parts)
 
@@ -116,7 +118,7 @@ def test_largest_is_topk(columns, k, ties, seed):
     logits = torch.randn(3, columns, generator=generator)
     if ties:
         logits = logits.round()
-    values, ids = largest(logits, k)
+    values, ids = largest(logits, group_maxima(logits), k)
     assert torch.equal(values, logits.topk(k).values)
     assert torch.equal(values, logits.gather(1, ids))
     assert all(len(set(row)) == k for row in ids.tolist())
