@@ -146,7 +146,7 @@ class SignalHead:
         return _Reduced(logits_RV, torch.cat(maxima, dim=1), torch.stack(logsumexp).logsumexp(0))
 
     def _buffer(self) -> torch.Tensor:
-        """This thread's, for the logits of one chunk: fresh memory would cost as much as their product."""
+        """The calling thread's, for the logits of a chunk: fresh memory would cost as much as their product."""
         if not hasattr(self._of_thread, "buffer_RV"):
             self._of_thread.buffer_RV = torch.empty(self._chunk_rows, self.vocabulary_size, device=self._device)
         buffer_RV: torch.Tensor = self._of_thread.buffer_RV

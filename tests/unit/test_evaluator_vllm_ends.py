@@ -15,7 +15,6 @@ from evaluator.configuration import EvaluationSettings
 from evaluator.evaluation import evaluate
 from evaluator.requests import Evaluation, Labels, TaskRequest
 
-
 CALLS = ["sleep", "enqueue", "wake_up", "wait_for_completion"]
 
 
