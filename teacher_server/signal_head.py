@@ -21,7 +21,7 @@ CHUNK_LOGITS_BYTES = 48 * 2**20
 # A chunk's logits, and at most as much for what is computed of them.
 COPIES_OF_LOGITS = 2
 # Logits computed and reduced at once: on a CPU, few enough to stay in a core's own cache meanwhile.
-_TILE_BYTES = {"cpu": 2**20, "cuda": 16 * 2**20}
+_CPU_TILE_BYTES, _TILE_BYTES = 2**20, 16 * 2**20
 # Columns a group in `largest`: the cost is flat from 32 to 128.
 _GROUP = 64
 
@@ -168,7 +168,8 @@ class SignalHead:
 
     def _tile_columns(self, rows: int) -> int:
         """Whole groups."""
-        return max(1, _TILE_BYTES[self._device.type] // (4 * _GROUP * rows)) * _GROUP
+        size = _CPU_TILE_BYTES if self._device.type == "cpu" else _TILE_BYTES
+        return max(1, size // (4 * _GROUP * rows)) * _GROUP
 
     def _signals(
         self, ids_RK: torch.Tensor | None, logits_RK: torch.Tensor, reduced: _Reduced, realized_ids: Sequence[int]

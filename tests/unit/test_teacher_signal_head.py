@@ -44,7 +44,7 @@ def reference_logsumexp(logits: np.ndarray, temperature: float) -> np.ndarray:
 def case(request, monkeypatch):
     parts = HEADS[request.param]
     # Chunks of 14 rows, in which 37 end with one that is not full; tiles of 320 columns, the last of which has 40.
-    monkeypatch.setattr(signal_head, "_TILE_BYTES", {"cpu": 14 * 4 * 320})
+    monkeypatch.setattr(signal_head, "_CPU_TILE_BYTES", 14 * 4 * 320)
     head = SignalHead(Unembedding(WEIGHT, **parts), device="cpu", chunk_bytes=14 * 4 * VOCABULARY)
     return head, reference_logits(**parts)
 
