@@ -84,7 +84,8 @@ class TeacherConfig(Config):
     """Let vLLM compile the model: a slower start, for a faster engine where that pays."""
 
     score_cores: Cores = "auto"
-    """On the CPU: cores of the scoring engine, as "0-3"; "auto" leaves the last one to the front end."""
+    """On the CPU: cores of the scoring engine, as "0-3"; "auto" leaves the last `head_threads` to the signal head, and
+    one at least to the engine. Where cores are left, the server's own threads stay off the engine's."""
 
     write_cores: Cores = "auto"
     """On the CPU: cores of the writing engine; "auto" gives each of two engines half of the cores."""

@@ -103,6 +103,7 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
         DataError: files of the checkpoint are missing.
 
     """
+    vllm_engine.prepare_environment(config)
     import torch
 
     read_adapters(config)  # to refuse them before the minute that an engine takes
@@ -114,7 +115,6 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
     torch.set_num_threads(1)  # each head thread computes alone; more would fight the engine for its cores
     use_bfloat16_products()
     logger.info("starting vLLM to %s, in %s", " and to ".join(config.roles), config.dtype)
-    vllm_engine.prepare_environment(config)
     engines = vllm_engine.start_engines(checkpoint.folder, config, checkpoint.max_sequence_tokens)
     info = describe(checkpoint, config, head)
     info.instance_id, info.started_at_seconds, info.engine = instance_id, started_at_seconds, vllm_engine.version()

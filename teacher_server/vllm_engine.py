@@ -13,10 +13,11 @@ import os
 import time
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from tutelage.errors import ConfigurationError, Unreachable
 
 from teacher_server.adapters import Adapter, lora_rank, read_adapters
@@ -33,7 +34,8 @@ _DEAD = "the teacher's engine is dead; the server is exiting"
 
 
 def prepare_environment(config: TeacherConfig) -> None:
-    """Sets what vLLM and its children read from the environment; to be called before vLLM is imported."""
+    """Sets what torch, vLLM and its children read from the environment; to be called before either is used."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # matrices in pages of 2 MiB, which Linux gives to who asks
     os.environ["VLLM_LOGGING_LEVEL"] = config.engine_log_level
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if config.engine_log_level == "ERROR":
@@ -44,7 +46,7 @@ def prepare_environment(config: TeacherConfig) -> None:
 def cores_of(role: Role, config: TeacherConfig, cores: Sequence[int]) -> list[int]:
     """The cores that an engine computes on, of those that this process may use.
 
-    Each of two engines gets half; one alone gets all but the last, which the front end and the signal head need.
+    Each of two engines gets half. One alone leaves the last to the front end, or as many as the head has threads.
 
     Raises:
         ConfigurationError: the configuration names a core that this process may not use.
@@ -57,7 +59,8 @@ def cores_of(role: Role, config: TeacherConfig, cores: Sequence[int]) -> list[in
             raise ConfigurationError(f"given {wanted}, allowed: of {list(cores)}", f"{role}_cores")
         return named
     if len(config.roles) == 1:
-        return list(cores[:-1] or cores)
+        spare = config.head_threads if role == "score" else 1
+        return list(cores[:-spare] or cores[:1])
     half = max(1, len(cores) // 2)
     return list(cores[:half] if role == config.roles[0] else cores[half:] or cores)
 
@@ -77,6 +80,8 @@ def start_engines(
         ConfigurationError: vLLM does not start with this configuration.
 
     """
+    from vllm.platforms import current_platform
+
     cores = {role: cores_of(role, config, sorted(os.sched_getaffinity(0))) for role in config.roles}
     with ThreadPoolExecutor(len(config.roles), thread_name_prefix="start-engine") as threads:
         starting = {}
@@ -86,7 +91,23 @@ def start_engines(
             # vLLM configures itself through globals and the environment: one process is spawned after the other.
             while not starting[role].done() and len(multiprocessing.active_children()) == spawned:
                 time.sleep(_SPAWN_CHECK_SECONDS)
-        return {role: engine.result() for role, engine in starting.items()}
+        engines = {role: engine.result() for role, engine in starting.items()}
+    if current_platform.is_cpu():
+        keep_off({core for of_role in cores.values() for core in of_role})
+    return engines
+
+
+def keep_off(engines: set[int]) -> None:
+    """Moves this process's threads, and all that they will start, to the cores that no engine computes on, if any.
+
+    An engine on a CPU waits at every layer for its slowest core, so work beside it on one costs all of them.
+    """
+    free = os.sched_getaffinity(0) - engines
+    if not free:
+        return
+    for thread in psutil.Process().threads():
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(thread.id, free)
 
 
 def _start(

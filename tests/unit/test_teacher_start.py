@@ -56,8 +56,37 @@ def test_cores_of_the_engines(roles, cores, expected):
     assert {role: cores_of(role, config(roles=roles), cores) for role in roles} == expected
 
 
+@pytest.mark.parametrize(("head_threads", "expected"), [(1, [0, 1, 2]), (2, [0, 1]), (4, [0]), (9, [0])])
+def test_an_engine_leaves_the_head_a_core_a_thread(head_threads, expected):
+    assert cores_of("score", config(head_threads=head_threads), range(4)) == expected
+
+
 def test_cores_that_were_given():
     assert cores_of("score", config(score_cores="0-2,5"), range(8)) == [0, 1, 2, 5]
+
+
+def test_the_servers_threads_stay_off_the_engines_cores():
+    code = """
+import os, threading
+from teacher_server.vllm_engine import keep_off
+
+first, *others = cores = sorted(os.sched_getaffinity(0))
+old, stop = [], threading.Event()
+thread = threading.Thread(target=lambda: (stop.wait(), old.append(os.sched_getaffinity(0))))
+thread.start()
+keep_off(set(cores))
+assert os.sched_getaffinity(0) == set(cores), "no core is left, so nothing moves"
+keep_off({first})
+stop.set()
+thread.join()
+new = []
+thread = threading.Thread(target=lambda: new.append(os.sched_getaffinity(0)))
+thread.start()
+thread.join()
+assert old == new == [set(others or cores)], (old, new)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
 
 
 def test_cores_that_are_none():
