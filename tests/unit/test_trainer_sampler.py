@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,20 +89,43 @@ def test_padded_rows_of_the_head_are_no_choice(tiny_model):
     assert settings["allowed_token_ids"] == list(range(500))
 
 
-class WrongEngine:
-    """Takes weights and finds others likeliest than the model does, as one that lacks a tensor."""
+class Weights:
+    """An engine that only takes weights."""
 
     def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
         assert method == "reload_weights"
-        self.names = [name for name, _ in kwargs["weights_iterator"]]
+        self.taken = dict(kwargs["weights_iterator"])
 
 
-def test_the_engine_is_given_tied_weights_under_each_name(student, tiny_model, monkeypatch):
-    engine = WrongEngine()
+@pytest.fixture
+def engine(monkeypatch) -> Weights:
+    engine = Weights()
     monkeypatch.setattr(vllm_sampler, "_start", lambda *_: engine)
-    monkeypatch.setattr(VllmSampler, "_require_same", lambda *_: None)
+    return engine
+
+
+def finding(monkeypatch, student: Student, token: int, error_nats: float) -> None:
+    """Lets the engine find a token as likely as the student does, but for an error."""
+    logp = float(vllm_sampler._probe(student)[0][token]) + error_nats
+    output = SimpleNamespace(logprobs=[{token: SimpleNamespace(logprob=logp)}])
+    monkeypatch.setattr(VllmSampler, "_generate", lambda *_: [output])
+
+
+def test_the_engine_is_given_the_present_weights_by_reference_and_tied_ones_under_each_name(
+    student, tiny_model, engine, monkeypatch
+):
+    finding(monkeypatch, student, token=7, error_nats=0.1)
     open_sampler(config_of(tiny_model, sampling=VLLM), student)
-    assert {"lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"} <= set(engine.names)
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert engine.taken[name].data_ptr() == student.model.lm_head.weight.data_ptr()
+    assert {name for name, _ in student.model.named_parameters()} <= set(engine.taken)
+
+
+@pytest.mark.usefixtures("engine")
+def test_an_engine_that_computes_something_else_is_refused_at_start(student, tiny_model, monkeypatch):
+    finding(monkeypatch, student, token=7, error_nats=-0.8)
+    with pytest.raises(ConfigurationError, match=r"are 0\.80 from the student's.*use transformers"):
+        open_sampler(config_of(tiny_model, sampling=VLLM), student)
 
 
 def test_the_same_step_draws_the_same_and_another_step_other_samples(student, tiny_model):
