@@ -22,6 +22,8 @@ from trainer.objectives.presets import as_settings, preset_named
 from trainer.objectives.table import objective_named
 
 SinkName = Literal["tensorboard", "wandb", "trackio"]
+LOWEST_VLLM_TEMPERATURE = 0.01
+"""vLLM raises lower ones to this."""
 HeldOutMetric = Literal[
     "heldout/cross_entropy", "heldout/forward_kl", "heldout/reverse_kl", "heldout/jsd", "heldout/top1_agreement"
 ]
@@ -96,6 +98,8 @@ class DataConfig(Config):
 class SamplingConfig(Config):
     """How a student writes its own sequences."""
 
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What computes them: the trained model itself, or vLLM in the same process with its weights (docs/training.md)."""
     max_new_tokens: Positive = 128
     """Tokens to write at most; `batch.max_tokens` limits prompt and continuation together."""
     temperature: Temperature = 1.0
@@ -266,7 +270,23 @@ class StudentConfig(StudentSettings):
             )
         if self.best and not self.held_out.sequences:
             raise ConfigurationError("is a held-out metric; give held_out.sequences", "best.metric")
+        if self.sampling.engine == "vllm":
+            self._check_vllm()
         return self
+
+    def _check_vllm(self) -> None:
+        if self.lora is not None:
+            raise ConfigurationError(
+                "vllm takes whole weights, in which adapters that are still small would be rounded away; use "
+                "transformers, or leave lora out",
+                "sampling.engine",
+            )
+        if self.sampling.temperature < LOWEST_VLLM_TEMPERATURE:
+            raise ConfigurationError(
+                f"{self.sampling.temperature} is below {LOWEST_VLLM_TEMPERATURE}, which vllm would take instead; use "
+                "transformers, or a higher one",
+                "sampling.temperature",
+            )
 
 
 class CohortConfig(Config):

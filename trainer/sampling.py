@@ -1,22 +1,79 @@
 """Live sampling: the student writes continuations with the weights that it has now.
 
-Prompts are padded on the left; sequences that have ended leave the batch, so it grows cheaper as it goes. What makes a
-single token cheap is in `trainer/decoding.py`.
+Here with its own transformers model; with vLLM in `trainer/vllm_sampler.py`. Prompts are padded on the left; sequences
+that have ended leave the batch, so it grows cheaper as it goes. What makes a single token cheap is in
+`trainer/decoding.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trainer.config import StudentConfig
 from trainer.decoding import fast_decoding
+from trainer.seeds import derived_seed
+from trainer.student import Student
 
 TokenIds = npt.NDArray[np.int32]
+
+
+class Sampler(Protocol):
+    """Writes a student's own sequences."""
+
+    def write(self, step: int, prompts: Sequence[TokenIds]) -> list[TokenIds]:
+        """One continuation a prompt, as `sample`, with the weights that the student has now.
+
+        Args:
+            step: optimizer steps done; the same step draws the same.
+            prompts: token ids, none empty.
+
+        """
+        ...
+
+
+def open_sampler(config: StudentConfig, student: Student) -> Sampler:
+    """What writes the student's sequences; no vLLM is started for one that never writes any.
+
+    Raises:
+        ConfigurationError: as `VllmSampler`.
+
+    """
+    if config.sampling.engine == "vllm" and config.objective.own_fraction > 0:
+        from trainer.vllm_sampler import VllmSampler
+
+        return VllmSampler(config, student)
+    return TransformersSampler(config, student)
+
+
+class TransformersSampler:
+    """A `Sampler` that uses the very model that is trained."""
+
+    def __init__(self, config: StudentConfig, student: Student) -> None:
+        self._config, self._student = config, student
+
+    def write(self, step: int, prompts: Sequence[TokenIds]) -> list[TokenIds]:
+        """As `Sampler.write`."""
+        config, model = self._config, self._student.model
+        model.eval()
+        completions = sample(
+            model,
+            prompts,
+            generator=torch.Generator().manual_seed(derived_seed(config.seed, "sampling", config.id, step)),
+            max_new_tokens=config.sampling.max_new_tokens,
+            max_tokens=config.batch.max_tokens,
+            temperature=config.sampling.temperature,
+            top_p=config.sampling.top_p,
+            end_ids=self._student.end_ids,
+            vocabulary_size=self._student.vocabulary_size,
+        )
+        model.train()
+        return completions
 
 
 @torch.inference_mode()

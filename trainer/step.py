@@ -23,7 +23,7 @@ from trainer.objectives.loss import token_cross_entropy, token_divergence, token
 from trainer.objectives.reductions import reduce_micro_batch_token_mean, reduce_sequence_mean, reduce_token_mean
 from trainer.objectives.table import objective_named, resolve_parameters
 from trainer.rows import Scored, row_counts, scored, signal_spec, smoothing_of, targets_of, teacher_rows
-from trainer.sampling import sample
+from trainer.sampling import open_sampler
 from trainer.seeds import derived_seed, numpy_generator
 from trainer.signals import TeacherRows, Unembedding
 from trainer.student import Student, learning_rate_at
@@ -65,6 +65,9 @@ class Stepper:
         teacher: asked for signals if the objective needs them.
         unembedding: the teacher's, for the signal `hidden`.
 
+    Raises:
+        ConfigurationError: as `open_sampler`.
+
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Stepper:
     ) -> None:
         self._config, self._student, self._unembedding = config, student, unembedding
         self._entry = objective_named(config.objective.name)
+        self._sampler = open_sampler(config, student)
         self._teacher = teacher if self._entry.needs_teacher else None
         self._smoothing = smoothing_of(config.objective, derived_seed(config.seed, "noise"))
 
@@ -91,7 +95,7 @@ class Stepper:
             TutelageError: as the teacher's `score`.
 
         """
-        # Dropout, where a model has it, is all that draws from the global generator.
+        # Dropout, where a model has it, is all that depends on the global generator.
         torch.manual_seed(derived_seed(self._config.seed, "dropout", self._config.id, step))
         clock = _Clock(self._teacher)
         report("sampling")
@@ -113,32 +117,12 @@ class Stepper:
         own = [place for place in range(len(examples)) if draws[place // unit] < config.objective.own_fraction]
         completions = {place: example.completion_ids for place, example in enumerate(examples)}
         versions = dict.fromkeys(own, step)
-        for place, ids in zip(own, self._write(step, [examples[place] for place in own]), strict=True):
-            completions[place] = ids
+        prompts = [examples[place].prompt_ids for place in own]
+        if own:
+            completions |= dict(zip(own, self._sampler.write(step, prompts), strict=True))
         return [
             self._scored(example, completions[place], versions.get(place)) for place, example in enumerate(examples)
         ]
-
-    def _write(self, step: int, examples: Sequence[Example]) -> list[TokenIds]:
-        """The student's own completions of these examples' prompts, written with its present weights."""
-        if not examples:
-            return []
-        config = self._config
-        generator = torch.Generator().manual_seed(derived_seed(config.seed, "sampling", config.id, step))
-        self._student.model.eval()
-        completions = sample(
-            self._student.model,
-            [example.prompt_ids for example in examples],
-            generator=generator,
-            max_new_tokens=config.sampling.max_new_tokens,
-            max_tokens=config.batch.max_tokens,
-            temperature=config.sampling.temperature,
-            top_p=config.sampling.top_p,
-            end_ids=self._student.end_ids,
-            vocabulary_size=self._student.vocabulary_size,
-        )
-        self._student.model.train()
-        return completions
 
     def _score(self, sequences: Sequence[Scored]) -> list[MicroBatch]:
         """Micro-batches of sequences of like length, unless the loss depends on them, with the teacher's rows."""
