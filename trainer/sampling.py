@@ -24,7 +24,7 @@ def sample(
     model: Any,
     prompts: Sequence[TokenIds],
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
     max_new_tokens: int,
     max_tokens: int,
     temperature: float,
@@ -37,7 +37,8 @@ def sample(
     Args:
         model: a transformers causal language model.
         prompts: token ids, none empty.
-        generator: on the CPU; the only source of randomness.
+        generator: on the CPU; the only source of randomness. Of one for each prompt, what a sequence draws does not
+            depend on the others.
         max_new_tokens: tokens to write at most.
         max_tokens: prompt and continuation together at most.
         temperature: of the sampling; > 0.
@@ -48,9 +49,10 @@ def sample(
     """
     room = [min(max_new_tokens, max_tokens - len(prompt)) for prompt in prompts]
 
-    def next_ids(ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
+    def next_ids(ids_BT: Tensor, mask_BT: Tensor, cache: Any, active: Sequence[int]) -> Tensor:
         logits_BV = _next_logits(model, ids_BT, mask_BT, cache)[:, :vocabulary_size]
-        return choose(logits_BV, generator, temperature=temperature, top_p=top_p)
+        own = generator if isinstance(generator, torch.Generator) else [generator[place] for place in active]
+        return choose(logits_BV, own, temperature=temperature, top_p=top_p)
 
     with fast_decoding(model):
         return _write(model, prompts, room, end_ids, next_ids)
@@ -61,9 +63,9 @@ def _write(
     prompts: Sequence[TokenIds],
     room: Sequence[int],
     end_ids: frozenset[int],
-    next_ids: Callable[[Tensor, Tensor, Any], Tensor],
+    next_ids: Callable[[Tensor, Tensor, Any, Sequence[int]], Tensor],
 ) -> list[TokenIds]:
-    """Writes token by token; `room` bounds the tokens of each sequence."""
+    """Writes token by token; `room` bounds the tokens of each sequence, `next_ids` is told which still go on."""
     from transformers import DynamicCache
 
     written: list[list[int]] = [[] for _ in prompts]
@@ -71,7 +73,7 @@ def _write(
     ids_BT, mask_BT = (tensor.to(model.device) for tensor in _left_padded(prompts))
     cache = DynamicCache(config=model.config)
     while active:
-        chosen_B = next_ids(ids_BT, mask_BT, cache)
+        chosen_B = next_ids(ids_BT, mask_BT, cache, active)
         for row, token in zip(active, chosen_B.tolist(), strict=True):
             written[row].append(token)
         going = [
@@ -88,7 +90,9 @@ def _write(
     return [np.asarray(tokens, np.int32) for tokens in written]
 
 
-def choose(logits_BV: Tensor, generator: torch.Generator, *, temperature: float, top_p: float) -> Tensor:
+def choose(
+    logits_BV: Tensor, generator: torch.Generator | Sequence[torch.Generator], *, temperature: float, top_p: float
+) -> Tensor:
     """One id a row, int64 [B], drawn from softmax(logits / temperature) within its nucleus.
 
     Inverts the cumulative distribution with one uniform number a row; `torch.multinomial` draws one per
@@ -100,10 +104,17 @@ def choose(logits_BV: Tensor, generator: torch.Generator, *, temperature: float,
         outside_BV = sorted_BV.cumsum(-1) - sorted_BV >= top_p
         probabilities_BV = probabilities_BV.scatter(-1, order_BV, sorted_BV.masked_fill(outside_BV, 0.0))
     cumulative_BV = probabilities_BV.cumsum(-1)
-    uniform_B1 = torch.rand(len(logits_BV), 1, generator=generator).to(logits_BV.device)
+    uniform_B1 = _uniform(generator, len(logits_BV)).to(logits_BV.device)
     # right=True steps over ids of probability 0, whose cumulative value equals their left neighbour's.
     index_B1 = torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True)
     return index_B1[:, 0].clamp(max=logits_BV.shape[1] - 1)
+
+
+def _uniform(generator: torch.Generator | Sequence[torch.Generator], rows: int) -> Tensor:
+    """A number in [0, 1) for each row, [rows, 1], from one generator or from each row's own."""
+    if isinstance(generator, torch.Generator):
+        return torch.rand(rows, 1, generator=generator)
+    return torch.cat([torch.rand(1, 1, generator=own) for own in generator])
 
 
 def _left_padded(prompts: Sequence[TokenIds]) -> tuple[Tensor, Tensor]:

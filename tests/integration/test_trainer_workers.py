@@ -1,0 +1,75 @@
+"""Several workers train one student as one does: the same losses, the same weights, checkpoints for either."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from trainer_cases import metric_rows, student_config, write_rows
+from trainer_doubles import InProcessTeacher
+from trainer_workers import Case, sequences_scored, start
+from tutelage.errors import ConfigurationError
+
+from trainer.carve import carve
+
+STEPS, SEQUENCES, WORKERS = 3, 5, 2
+SETTINGS = {
+    "forward_kl": {"objective": {"name": "forward_kl"}},
+    "sequence_mean": {
+        "objective": {"name": "reverse_kl", "signal": "candidates", "k": 8},
+        "reduction": "sequence_mean",
+    },
+    "micro_batches": {"objective": {"name": "sft"}, "reduction": "micro_batch_token_mean"},
+    "adapters": {"objective": {"name": "forward_kl"}, "lora": {"rank": 2}},
+    "bfloat16": {"objective": {"name": "forward_kl"}, "dtype": "bfloat16"},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """What one worker made of each case, and what two did."""
+    base = tmp_path_factory.mktemp("workers")
+    carve(tiny_model, base / "init", layers=2)
+    data = write_rows(base / "rows.jsonl")
+
+    def case(name: str, **changes) -> Case:
+        common = {"dtype": "float32", "steps": STEPS, "batch": {"sequences": SEQUENCES}, "save_every_steps": 1}
+        return Case(student_config(base / "init", data, **(common | changes)), Path(name))
+
+    cases = [case(name, **settings) for name, settings in SETTINGS.items()]
+    own = case("own", objective={"name": "gkd", "on_policy_fraction": 1.0})
+    stopped = replace(case("two, then one"), stop_after=2)
+    resumed = case("one, then two")
+
+    def below(folder: Path, *some: Case) -> list[Case]:
+        return [replace(one, folder=folder / one.folder) for one in some]
+
+    teacher = InProcessTeacher(tiny_model)
+    (half,) = below(base / "many", replace(resumed, stop_after=2))
+    half.train(teacher)
+    many = start(below(base / "many", *cases, resumed, stopped, own), WORKERS, tiny_model, base)
+    for one in below(base / "one", *cases, resumed):
+        one.train(teacher)
+    while not many.join():
+        pass
+    (rest,) = below(base / "many", replace(stopped, stop_after=STEPS))
+    rest.train(teacher)
+    return base / "one", base / "many"
+
+
+def assert_same_training(one: Path, many: Path, tolerance: float = 1e-5) -> None:
+    for left, right in zip(metric_rows(one), metric_rows(many), strict=True):
+        assert left == pytest.approx(right, rel=tolerance, abs=tolerance)
+    checkpoints = [folder / f"checkpoints/step-{STEPS:08d}" for folder in (one, many)]
+    for file in ("trainer_state.st", "model.safetensors", "adapter_model.safetensors"):
+        if (checkpoints[0] / file).exists():
+            assert_close(*(load_file(folder / file) for folder in checkpoints), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "bfloat16"])
+def test_two_workers_train_what_one_trains(name, folders):
+    one, many = folders
+    assert_same_training(one / name, many / name)
