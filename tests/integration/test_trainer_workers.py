@@ -73,3 +73,41 @@ def assert_same_training(one: Path, many: Path, tolerance: float = 1e-5) -> None
 def test_two_workers_train_what_one_trains(name, folders):
     one, many = folders
     assert_same_training(one / name, many / name)
+
+
+def test_in_bfloat16_the_losses_agree_as_far_as_it_resolves(folders):
+    one, many = (metric_rows(folder / "bfloat16") for folder in folders)
+    for left, right in zip(one[1:], many[1:], strict=True):
+        assert left["train/loss"] == pytest.approx(right["train/loss"], rel=0.02)
+        assert left["train/tokens"] == right["train/tokens"]
+
+
+@pytest.mark.parametrize("name", ["one, then two", "two, then one"])
+def test_a_checkpoint_goes_on_with_another_number_of_workers(name, folders):
+    one, many = folders
+    assert_same_training(one / "forward_kl", many / name)
+
+
+def test_each_worker_writes_its_share_of_the_students_own_sequences(folders):
+    rows = metric_rows(folders[1] / "own")
+    assert [row["train/own_sequences"] for row in rows[1:]] == [SEQUENCES] * STEPS
+    assert all(1 <= row["train/sample_length"] <= 12 for row in rows[1:])
+
+
+def test_each_worker_asks_the_teacher_for_its_own_share_only(folders):
+    """Of five sequences the first worker has three; it alone asks for the held-out ones."""
+    scratch = folders[0].parent
+    trainings = ["forward_kl", "sequence_mean", "adapters", "bfloat16", "own"]
+    steps = STEPS * len(trainings) + 2 + 1  # Of the stopped training two, of the resumed one the last.
+    held_out = 4 * (len(SETTINGS) + 2)  # The resumed training found them on disk.
+    assert sequences_scored(scratch, 1) == 2 * steps
+    assert sequences_scored(scratch, 0) == 3 * steps + held_out
+
+
+def test_more_workers_than_there_are_shares_are_refused(tmp_path):
+    batch = {"sequences": 4, "micro_batch_sequences": 2}
+    assert student_config(tmp_path, tmp_path, batch=batch, workers=4).workers == 4
+    with pytest.raises(ConfigurationError, match="5 workers, but a batch has 4 parts"):
+        student_config(tmp_path, tmp_path, batch=batch, workers=5)
+    with pytest.raises(ConfigurationError, match="3 workers, but a batch has 2 parts"):
+        student_config(tmp_path, tmp_path, batch=batch, workers=3, reduction="micro_batch_token_mean")

@@ -68,6 +68,17 @@ def test_the_same_generator_gives_the_same_samples_and_another_gives_others(mode
     assert any(not np.array_equal(left, right) for left, right in zip(one, other, strict=True))
 
 
+def test_with_a_generator_each_it_does_not_matter_who_writes_a_sequence(model):
+    def generators(*places: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(place) for place in places]
+
+    together = write(model, generator=generators(0, 1, 2))
+    shares = write(model, PROMPTS[::2], generator=generators(0, 2)) + write(
+        model, PROMPTS[1:2], generator=generators(1)
+    )
+    assert [item.tolist() for item in together] == [shares[place].tolist() for place in (0, 2, 1)]
+
+
 def test_padded_rows_of_the_head_are_never_written(model):
     assert max(int(item.max()) for item in write(model, vocabulary_size=45, max_new_tokens=40)) < 45
 
