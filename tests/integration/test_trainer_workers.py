@@ -36,7 +36,7 @@ def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     data = write_rows(base / "rows.jsonl")
 
     def case(name: str, **changes) -> Case:
-        common = {"dtype": "float32", "steps": STEPS, "batch": {"sequences": SEQUENCES}, "save_every_steps": 1}
+        common = {"dtype": "float32", "steps": STEPS, "batch": {"sequences": SEQUENCES}, "save_every_steps": STEPS}
         return Case(student_config(base / "init", data, **(common | changes)), Path(name))
 
     cases = [case(name, **settings) for name, settings in SETTINGS.items()]
