@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from tutelage.errors import ConfigurationError
 from trainer.carve import carve
 
 STEPS, SEQUENCES, WORKERS = 3, 5, 2
+EXACT = {"train/loss", "train/gradient_norm", "train/learning_rate", "train/tokens", "train/sample_length"}
 SETTINGS = {
     "forward_kl": {"objective": {"name": "forward_kl"}},
     "sequence_mean": {
@@ -60,9 +62,14 @@ def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return base / "one", base / "many"
 
 
+def exact(row: dict[str, Any]) -> dict[str, float]:
+    """What must agree; the divergences of a step are those of some of its rows, other ones for each worker."""
+    return {name: value for name, value in row.items() if name in EXACT or name.startswith("heldout/")}
+
+
 def assert_same_training(one: Path, many: Path, tolerance: float = 1e-5) -> None:
     for left, right in zip(metric_rows(one), metric_rows(many), strict=True):
-        assert left == pytest.approx(right, rel=tolerance, abs=tolerance)
+        assert exact(left) == pytest.approx(exact(right), rel=tolerance, abs=tolerance)
     checkpoints = [folder / f"checkpoints/step-{STEPS:08d}" for folder in (one, many)]
     for file in ("trainer_state.st", "model.safetensors", "adapter_model.safetensors"):
         if (checkpoints[0] / file).exists():
