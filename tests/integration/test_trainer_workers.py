@@ -25,7 +25,6 @@ SETTINGS = {
         "reduction": "sequence_mean",
     },
     "micro_batches": {"objective": {"name": "sft"}, "reduction": "micro_batch_token_mean"},
-    "adapters": {"objective": {"name": "forward_kl"}, "lora": {"rank": 2}},
     "bfloat16": {"objective": {"name": "forward_kl"}, "dtype": "bfloat16"},
 }
 
@@ -52,7 +51,13 @@ def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     teacher = InProcessTeacher(tiny_model)
     (half,) = below(base / "many", replace(resumed, stop_after=2))
     half.train(teacher)
-    many = start(below(base / "many", *cases, resumed, stopped, own), WORKERS, tiny_model, base)
+    parts = case("parts")
+    many = start(
+        below(base / "many", *cases, resumed, stopped, own, replace(parts, stop_after=2), parts),
+        WORKERS,
+        tiny_model,
+        base,
+    )
     for one in below(base / "one", *cases, resumed):
         one.train(teacher)
     while not many.join():
@@ -71,9 +76,8 @@ def assert_same_training(one: Path, many: Path, tolerance: float = 1e-5) -> None
     for left, right in zip(metric_rows(one), metric_rows(many), strict=True):
         assert exact(left) == pytest.approx(exact(right), rel=tolerance, abs=tolerance)
     checkpoints = [folder / f"checkpoints/step-{STEPS:08d}" for folder in (one, many)]
-    for file in ("trainer_state.st", "model.safetensors", "adapter_model.safetensors"):
-        if (checkpoints[0] / file).exists():
-            assert_close(*(load_file(folder / file) for folder in checkpoints), rtol=tolerance, atol=tolerance)
+    for file in ("trainer_state.st", "model.safetensors"):
+        assert_close(*(load_file(folder / file) for folder in checkpoints), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name != "bfloat16"])
@@ -95,6 +99,12 @@ def test_a_checkpoint_goes_on_with_another_number_of_workers(name, folders):
     assert_same_training(one / "forward_kl", many / name)
 
 
+def test_resumed_with_the_same_number_of_workers_it_is_the_undisturbed_training_bit_for_bit(folders):
+    many = folders[1]
+    assert metric_rows(many / "parts") == metric_rows(many / "forward_kl")
+    assert_same_training(many / "parts", many / "forward_kl", tolerance=0.0)
+
+
 def test_each_worker_writes_its_share_of_the_students_own_sequences(folders):
     rows = metric_rows(folders[1] / "own")
     assert [row["train/own_sequences"] for row in rows[1:]] == [SEQUENCES] * STEPS
@@ -104,9 +114,9 @@ def test_each_worker_writes_its_share_of_the_students_own_sequences(folders):
 def test_each_worker_asks_the_teacher_for_its_own_share_only(folders):
     """Of five sequences the first worker has three; it alone asks for the held-out ones."""
     scratch = folders[0].parent
-    trainings = ["forward_kl", "sequence_mean", "adapters", "bfloat16", "own"]
-    steps = STEPS * len(trainings) + 2 + 1  # Of the stopped training two, of the resumed one the last.
-    held_out = 4 * (len(SETTINGS) + 2)  # The resumed training found them on disk.
+    whole = ["forward_kl", "sequence_mean", "bfloat16", "own", "parts"]
+    steps = STEPS * len(whole) + 2 + 1  # Of the stopped training two, of the resumed one the last.
+    held_out = 4 * len([*whole, "micro_batches", "two, then one"])  # A resumed training finds them on disk.
     assert sequences_scored(scratch, 1) == 2 * steps
     assert sequences_scored(scratch, 0) == 3 * steps + held_out
 
