@@ -19,13 +19,13 @@ from trainer.carve import carve
 STEPS, SEQUENCES, WORKERS = 3, 5, 2
 EXACT = {"train/loss", "train/gradient_norm", "train/learning_rate", "train/tokens", "train/sample_length"}
 SETTINGS = {
-    "forward_kl": {"objective": {"name": "forward_kl"}},
+    "forward_kl": {},
     "sequence_mean": {
         "objective": {"name": "reverse_kl", "signal": "candidates", "k": 8},
         "reduction": "sequence_mean",
     },
     "micro_batches": {"objective": {"name": "sft"}, "reduction": "micro_batch_token_mean"},
-    "bfloat16": {"objective": {"name": "forward_kl"}, "dtype": "bfloat16"},
+    "bfloat16": {"dtype": "bfloat16"},
 }
 
 
@@ -37,7 +37,13 @@ def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     data = write_rows(base / "rows.jsonl")
 
     def case(name: str, **changes) -> Case:
-        common = {"dtype": "float32", "steps": STEPS, "batch": {"sequences": SEQUENCES}, "save_every_steps": STEPS}
+        common = {
+            "dtype": "float32",
+            "steps": STEPS,
+            "batch": {"sequences": SEQUENCES},
+            "save_every_steps": STEPS,
+            "objective": {"name": "forward_kl"},
+        }
         return Case(student_config(base / "init", data, **(common | changes)), Path(name))
 
     cases = [case(name, **settings) for name, settings in SETTINGS.items()]
@@ -58,7 +64,7 @@ def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         tiny_model,
         base,
     )
-    for one in below(base / "one", *cases, resumed):
+    for one in below(base / "one", *cases):
         one.train(teacher)
     while not many.join():
         pass
