@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from trainer_cases import metric_rows, student_config, write_rows
 from trainer_doubles import InProcessTeacher
 from trainer_workers import Case, sequences_scored, start
-from tutelage.errors import ConfigurationError
 
 from trainer.carve import carve
 
@@ -130,7 +130,7 @@ def test_each_worker_asks_the_teacher_for_its_own_share_only(folders):
 def test_more_workers_than_there_are_shares_are_refused(tmp_path):
     batch = {"sequences": 4, "micro_batch_sequences": 2}
     assert student_config(tmp_path, tmp_path, batch=batch, workers=4).workers == 4
-    with pytest.raises(ConfigurationError, match="5 workers, but a batch has 4 parts"):
+    with pytest.raises(ValidationError, match="5 workers, but a batch has 4 parts"):
         student_config(tmp_path, tmp_path, batch=batch, workers=5)
-    with pytest.raises(ConfigurationError, match="3 workers, but a batch has 2 parts"):
+    with pytest.raises(ValidationError, match="3 workers, but a batch has 2 parts"):
         student_config(tmp_path, tmp_path, batch=batch, workers=3, reduction="micro_batch_token_mean")
