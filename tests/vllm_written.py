@@ -22,6 +22,7 @@ from trainer.vllm_sampler import VllmSampler
 
 VOCABULARY_SIZE = 500  # Of 512 rows.
 PROMPTS = [np.arange(start, start + 5 + start % 7, dtype=np.int32) for start in (30, 64, 101, 250)]
+PLACES = range(len(PROMPTS))
 
 
 class EndingStudent(Student):
@@ -53,9 +54,9 @@ def main(model: Path, output: Path) -> None:
     found = []
     for step in range(3):
         student.ends = frozenset()
-        written = {name: sampler.write(step, PROMPTS) for name, sampler in samplers.items()}
+        written = {name: sampler.write(step, PLACES, PROMPTS) for name, sampler in samplers.items()}
         student.ends = frozenset({int(written["vllm"][0][2])})
-        written["ended"] = samplers["vllm"].write(step, PROMPTS)
+        written["ended"] = samplers["vllm"].write(step, PLACES, PROMPTS)
         lists = {name: [ids.tolist() for ids in completions] for name, completions in written.items()}
         found.append(lists | {"end": sorted(student.ends)})
         take_a_large_step(student)

@@ -61,12 +61,12 @@ class VllmSampler:
             ) from error
         self._require_same(logp_V)
 
-    def write(self, step: int, prompts: Sequence[TokenIds]) -> list[TokenIds]:
+    def write(self, step: int, places: Sequence[int], prompts: Sequence[TokenIds]) -> list[TokenIds]:
         """As `Sampler.write`."""
         self.refresh()
         settings = [
             request_settings(self._config, self._student, step=step, place=place, prompt_tokens=len(prompt))
-            for place, prompt in enumerate(prompts)
+            for place, prompt in zip(places, prompts, strict=True)
         ]
         outputs = self._generate([prompt.tolist() for prompt in prompts], settings)
         return [np.asarray(output.token_ids, np.int32) for output in outputs]

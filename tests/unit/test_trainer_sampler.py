@@ -130,7 +130,7 @@ def test_an_engine_that_computes_something_else_is_refused_at_start(student, tin
 
 def test_the_same_step_draws_the_same_and_another_step_other_samples(student, tiny_model):
     sampler = TransformersSampler(config_of(tiny_model), student)
-    one, two, other = (sampler.write(step, PROMPTS) for step in (3, 3, 4))
+    one, two, other = (sampler.write(step, range(3), PROMPTS) for step in (3, 3, 4))
     assert all(np.array_equal(left, right) for left, right in zip(one, two, strict=True))
     assert any(not np.array_equal(left, right) for left, right in zip(one, other, strict=True))
     assert student.model.training
