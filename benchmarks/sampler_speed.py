@@ -91,7 +91,10 @@ def compare(options: argparse.Namespace, model: Path, folder: Path) -> None:
         prompts = [example.prompt_ids for example in examples[:batch]]
         seconds: dict[str, list[float]] = {"transformers": [], "vllm": [], "refresh": []}
         for number in range(WARM_UP_ROUNDS + options.rounds):
-            taken = {name: seconds_of(lambda: one.write(number, prompts)) for name, one in samplers.items()}  # noqa: B023
+            taken = {
+                name: seconds_of(lambda: one.write(number, range(len(prompts)), prompts))
+                for name, one in samplers.items()
+            }  # noqa: B023
             taken["refresh"] = seconds_of(vllm.refresh)
             print(f"batch {batch}: " + ", ".join(f"{name} {value:.2f} s" for name, value in taken.items()), flush=True)
             if number >= WARM_UP_ROUNDS:

@@ -25,6 +25,7 @@ SETTINGS = {
         "reduction": "sequence_mean",
     },
     "micro_batches": {"objective": {"name": "sft"}, "reduction": "micro_batch_token_mean"},
+    "own": {"objective": {"name": "gkd", "on_policy_fraction": 1.0}},
     "bfloat16": {"dtype": "bfloat16"},
 }
 
@@ -47,7 +48,6 @@ def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         return Case(student_config(base / "init", data, **(common | changes)), Path(name))
 
     cases = [case(name, **settings) for name, settings in SETTINGS.items()]
-    own = case("own", objective={"name": "gkd", "on_policy_fraction": 1.0})
     stopped = replace(case("two, then one"), stop_after=2)
     resumed = case("one, then two")
 
@@ -59,7 +59,7 @@ def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     half.train(teacher)
     parts = case("parts")
     many = start(
-        below(base / "many", *cases, resumed, stopped, own, replace(parts, stop_after=2), parts),
+        below(base / "many", *cases, resumed, stopped, replace(parts, stop_after=2), parts),
         WORKERS,
         tiny_model,
         base,
