@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,10 +92,8 @@ def compare(options: argparse.Namespace, model: Path, folder: Path) -> None:
         prompts = [example.prompt_ids for example in examples[:batch]]
         seconds: dict[str, list[float]] = {"transformers": [], "vllm": [], "refresh": []}
         for number in range(WARM_UP_ROUNDS + options.rounds):
-            taken = {
-                name: seconds_of(lambda: one.write(number, range(len(prompts)), prompts))
-                for name, one in samplers.items()
-            }  # noqa: B023
+            places = range(len(prompts))
+            taken = {name: seconds_of(partial(one.write, number, places, prompts)) for name, one in samplers.items()}
             taken["refresh"] = seconds_of(vllm.refresh)
             print(f"batch {batch}: " + ", ".join(f"{name} {value:.2f} s" for name, value in taken.items()), flush=True)
             if number >= WARM_UP_ROUNDS:
