@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
+from ray_cluster import RAY, cluster, environment, job_status, wait_until
 from trainer_cases import metric_rows, write_rows
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
 from tutelage.errors import NotFound
@@ -23,49 +19,7 @@ from trainer.board import Command, ask, read_board
 from trainer.carve import carve
 
 TUTELAGE = (sys.executable, "-c", "import sys; from tutelage.command import main; sys.exit(main())")
-RAY = str(Path(sys.executable).with_name("ray"))
 GAUGES = ("step", "loss", "forward_kl", "tokens_per_second", "phase_seconds")
-
-
-def environment(temporary: Path) -> dict[str, str]:
-    own = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-    return os.environ | own | {"RAY_TMPDIR": str(temporary), "RAY_USAGE_STATS_ENABLED": "0"}
-
-
-@contextmanager
-def cluster(temporary: Path, *, port: int, dashboard_port: int) -> Iterator[str]:
-    """A head node on loopback, which is gone afterwards; gives the dashboard's address."""
-    command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4"]
-    command += [f"--dashboard-port={dashboard_port}", "--include-dashboard=true", "--object-store-memory=80000000"]
-    with (temporary / "ray.log").open("wb") as log:
-        head = subprocess.Popen(
-            command, env=environment(temporary), stdout=log, stderr=log, start_new_session=True, cwd=temporary
-        )
-    try:
-        address = f"http://127.0.0.1:{dashboard_port}"
-        wait_until(lambda: answers(f"{address}/api/version"), 90)
-        yield address
-    finally:
-        head.send_signal(signal.SIGTERM)
-        try:
-            head.wait(30)
-        finally:
-            os.killpg(head.pid, signal.SIGKILL)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.2)
 
 
 def write_cohort(folder: Path, tiny_model: Path, address: str, steps: int) -> Path:
@@ -99,11 +53,6 @@ def submit(dashboard: str, cohort: Path, temporary: Path) -> None:
     subprocess.run(command, env=environment(temporary), check=True, stdout=subprocess.DEVNULL, timeout=60)
 
 
-def job_status(dashboard: str) -> str:
-    with urllib.request.urlopen(f"{dashboard}/api/jobs/distil", timeout=10) as response:
-        return str(json.load(response)["status"])
-
-
 def steps_done(output: Path) -> int:
     """Of the student that is least far."""
     try:
@@ -126,7 +75,7 @@ def test_a_run_is_submitted_steered_measured_and_finished_as_a_ray_job(tiny_mode
     folder = tmp_path_factory.mktemp("job")
     with (
         serving(FaultyServicer(InProcessTeacher(tiny_model), tiny_model)) as teacher,
-        cluster(folder, port=16379, dashboard_port=18265) as dashboard,
+        cluster(folder) as dashboard,
     ):
         submit(dashboard, write_cohort(folder, tiny_model, teacher, steps=300), folder)
         wait_until(lambda: steps_done(folder / "run") >= 3, 120)
@@ -135,7 +84,7 @@ def test_a_run_is_submitted_steered_measured_and_finished_as_a_ray_job(tiny_mode
         wait_until(lambda: all(f"tutelage_student_{name}" in exported(folder) for name in GAUGES), 60)
         assert 'student="gkd"' in exported(folder)
         ask(folder / "run", Command("resume", "rev-kd"))
-        wait_until(lambda: job_status(dashboard) not in ("PENDING", "RUNNING"), 200)
-        assert job_status(dashboard) == "SUCCEEDED"
+        wait_until(lambda: job_status(dashboard, "distil") not in ("PENDING", "RUNNING"), 200)
+        assert job_status(dashboard, "distil") == "SUCCEEDED"
     for student in ("gkd", "rev-kd"):
         assert metric_rows(folder / "run" / "students" / student)[-1]["step"] == 300
