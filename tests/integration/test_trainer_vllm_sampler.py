@@ -23,10 +23,13 @@ def written(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.long
-def test_after_each_optimizer_step_both_samplers_write_the_same(written):
+def test_after_each_optimizer_step_vllm_writes_with_the_weights_of_that_step(written):
     for state in written:
-        assert state["vllm"] == state["transformers"]
-    assert len({json.dumps(state["vllm"]) for state in written}) == 3
+        # At a temperature of 0.01 a token that is 0.3 nats less likely is drawn once in 10¹³ times.
+        assert max(state["gaps"].values()) < 0.3
+    assert min(state["stale_gap"] for state in written[1:]) > 1
+    firsts = [[ids[0] for ids in state[name]] for name in ("vllm", "transformers") for state in written]
+    assert firsts[:3] == firsts[3:]
 
 
 @pytest.mark.long
