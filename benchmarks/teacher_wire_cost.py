@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import os
 import subprocess
 import sys
@@ -192,6 +193,12 @@ def given_teacher(states_STD: torch.Tensor, signals: list[Any]) -> Any:
 
 def our_kept(logits_TV: torch.Tensor, token_ids: list[int]) -> Any:
     """What our signal head keeps of logits."""
+    return given_logits_head().topk(logits_TV, token_ids[1:], k=K, temperatures=(1.0,))
+
+
+@functools.cache
+def given_logits_head() -> Any:
+    """A signal head that takes logits for hidden states; one for all sequences, as a server has it."""
     from teacher_server.signal_head import SignalHead
     from teacher_server.unembedding import Unembedding
 
@@ -199,8 +206,7 @@ def our_kept(logits_TV: torch.Tensor, token_ids: list[int]) -> Any:
         def _logits_of(self, columns: slice, hidden_RD: torch.Tensor) -> torch.Tensor:
             return hidden_RD[:, columns]
 
-    head = GivenLogits(Unembedding(torch.zeros(VOCABULARY_SIZE, 1), None, scale=1.0, softcap=0.0), device="cpu")
-    return head.topk(logits_TV, token_ids[1:], k=K, temperatures=(1.0,))
+    return GivenLogits(Unembedding(torch.zeros(VOCABULARY_SIZE, 1), None, scale=1.0, softcap=0.0), device="cpu")
 
 
 def our_arrays(client: Any, sequences: list[list[int]], kind: str) -> Any:
