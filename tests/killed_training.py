@@ -34,7 +34,7 @@ class Failpoint:
 
 FAILPOINTS = {
     "fetch": Failpoint("trainer_doubles", "InProcessTeacher.signals"),
-    "sample": Failpoint("trainer.step", "sample"),
+    "sample": Failpoint("trainer.sampling", "sample"),
     "score": Failpoint("trainer.step", "teacher_rows"),
     "noise": Failpoint("trainer.smoothing", "counter_normal"),
     "forward": Failpoint("trainer.student", "Student.hidden"),

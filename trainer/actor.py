@@ -2,7 +2,8 @@
 
 Ray restarts it when its process dies, and calls `run` again, which goes on from the last checkpoint; the
 future that the first call returned is the one that completes. `status`, `pause`, `resume` and `stop` have
-a concurrency group of their own and answer while it trains.
+a concurrency group of their own and answer while it trains. A student with several workers (`trainer.torch_trainer`)
+trains in those; its actor speaks for them.
 """
 
 from __future__ import annotations
@@ -11,19 +12,14 @@ import os
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import ray
-from tutelage.identity import tokenizer_digests
 
 from trainer.config import CohortConfig
 from trainer.control import Control, Stopped
 from trainer.gauges import Gauges
 from trainer.progress import Outcome, Progress, Status
-
-if TYPE_CHECKING:
-    from trainer.evaluator_client import EvaluatorClient
-    from trainer.teacher_client import Teacher
 
 
 class StudentActor:
@@ -37,7 +33,6 @@ class StudentActor:
 
     def __init__(self, config: CohortConfig, student_id: str) -> None:
         self._config, self._student = config, config.student(student_id)
-        self._folder = config.folder(student_id)
         self._control = Control()
         self._gauges = Gauges(config.run, student_id)
         self._report(Progress(student_id, 0, self._student.steps, "starting"))
@@ -54,23 +49,32 @@ class StudentActor:
             TutelageError: as `trainer.loop.train` and `TeacherClient`.
 
         """
-        # The driver, which imports this module too, needs no torch.
-        from trainer.loop import train
-
         try:
-            with ExitStack() as stack:
-                teacher = self._connect(stack)
-                name = teacher.identity.model_name if teacher else ""
-                return train(
-                    self._student,
-                    folder=self._folder,
-                    teacher=teacher,
-                    report=self._report,
-                    evaluations=self._evaluations(stack, name),
-                    control=self._control,
-                )
+            return self._train_with_workers() if self._student.workers > 1 else self._train()
         except Stopped:
             return Outcome(self._student.id, self._progress.step, finished=False, checkpoint=None)
+
+    def _train(self) -> Outcome:
+        # The driver, which imports this module too, needs no torch.
+        from trainer.loop import train
+        from trainer.services import open_evaluator, open_teacher
+
+        with ExitStack() as stack:
+            teacher = open_teacher(self._config, self._student, self._waiting, stack)
+            return train(
+                self._student,
+                folder=self._config.folder(self._student.id),
+                teacher=teacher,
+                report=self._report,
+                evaluations=open_evaluator(self._config, self._student, teacher, stack),
+                control=self._control,
+            )
+
+    def _train_with_workers(self) -> Outcome:
+        from trainer.torch_trainer import Task, train_with_workers
+
+        myself = ray.get_runtime_context().current_actor
+        return train_with_workers(Task(self._config, self._student.id, myself))
 
     @ray.method(concurrency_group="control")
     def status(self) -> Status:
@@ -92,36 +96,22 @@ class StudentActor:
         """Saves and ends after the present step."""
         self._control.stop()
 
-    def _connect(self, stack: ExitStack) -> Teacher | None:
-        from trainer.stored_teacher import StoredTeacher
-        from trainer.teacher_client import TeacherClient
+    @ray.method(concurrency_group="control")
+    def asked(self) -> Literal["run", "pause", "stop"]:
+        """What its workers are to do."""
+        if self._control.stopped:
+            return "stop"
+        return "pause" if self._control.paused else "run"
 
-        if self._config.signals_from is not None:
-            return StoredTeacher(self._config.signals_from, tokenizer_digests=tokenizer_digests(self._student.init))
-        if self._config.teacher is None:
-            return None
-        return stack.enter_context(
-            TeacherClient(
-                self._config.teacher.address,
-                student_id=self._student.id,
-                wait_seconds=self._config.teacher.wait_seconds,
-                tokenizer_digests=tokenizer_digests(self._student.init),
-                adapter=self._config.teacher.adapter,
-                waiting=self._waiting,
-                tls=self._config.teacher.tls,
-                token_file=self._config.teacher.token_file,
-            )
-        )
+    @ray.method(concurrency_group="control")
+    def take_progress(self, progress: Progress) -> None:
+        """Where its workers are."""
+        self._report(progress)
 
-    def _evaluations(self, stack: ExitStack, teacher: str) -> EvaluatorClient | None:
-        from trainer.evaluator_client import EvaluatorClient
-
-        if self._config.evaluator is None:
-            return None
-        client = EvaluatorClient(
-            self._config.evaluator, run=self._config.run, student=self._student, teacher=teacher, folder=self._folder
-        )
-        return stack.enter_context(client)
+    @ray.method(concurrency_group="control")
+    def take_waiting(self, seconds: float, reason: str) -> None:
+        """How long the teacher has not answered, and why."""
+        self._report(replace(self._progress, phase=f"waiting for the teacher, {seconds:.0f} s: {reason}"))
 
     def _report(self, progress: Progress) -> None:
         self._progress, self._updated_at_seconds = progress, time.time()
@@ -129,4 +119,4 @@ class StudentActor:
 
     def _waiting(self, seconds: float, reason: str) -> None:
         self._control.check_stopped()
-        self._report(replace(self._progress, phase=f"waiting for the teacher, {seconds:.0f} s: {reason}"))
+        self.take_waiting(seconds, reason)

@@ -7,6 +7,7 @@ lies beneath what is said beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +23,8 @@ from trainer.objectives.presets import as_settings, preset_named
 from trainer.objectives.table import objective_named
 
 SinkName = Literal["tensorboard", "wandb", "trackio"]
+LOWEST_VLLM_TEMPERATURE = 0.01
+"""vLLM raises lower ones to this."""
 HeldOutMetric = Literal[
     "heldout/cross_entropy", "heldout/forward_kl", "heldout/reverse_kl", "heldout/jsd", "heldout/top1_agreement"
 ]
@@ -96,6 +99,8 @@ class DataConfig(Config):
 class SamplingConfig(Config):
     """How a student writes its own sequences."""
 
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What computes them: the trained model itself, or vLLM in the same process with its weights (docs/training.md)."""
     max_new_tokens: Positive = 128
     """Tokens to write at most; `batch.max_tokens` limits prompt and continuation together."""
     temperature: Temperature = 1.0
@@ -200,9 +205,11 @@ class StudentSettings(Config):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of forward and backward; the optimizer always keeps float32 weights."""
     threads: Positive = 1
-    """CPU threads of its process, and the CPUs that Ray reserves for it."""
+    """CPU threads of its process, and the CPUs that Ray reserves for it; of each worker, if there are several."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs that Ray reserves for it."""
+    """GPUs that Ray reserves for it; for each worker, if there are several."""
+    workers: Positive = 1
+    """Processes that train it together, each on its share of every batch. May change between a stop and going on."""
     gradient_checkpointing: bool = False
     """Whether layers are computed again in the backward pass, which takes less memory and more time."""
     loss_on_prompt: bool = False
@@ -219,6 +226,12 @@ class StudentSettings(Config):
     """Newest checkpoints to keep, besides the best one and those sent to the evaluator."""
     sinks: tuple[SinkName, ...] = ()
     """Where metrics go besides `metrics.jsonl` and `metrics.parquet`; what a sink cannot take in time it loses."""
+
+    @property
+    def shares(self) -> int:
+        """How many parts a batch can be dealt out in; no more workers would have something to do."""
+        size = self.batch.micro_batch_sequences if self.micro_batches_matter else 1
+        return math.ceil(self.batch.sequences / size)
 
     @property
     def micro_batches_matter(self) -> bool:
@@ -264,9 +277,31 @@ class StudentConfig(StudentSettings):
                 "leave this out, or compare distributions with signal: hidden",
                 "loss_on_last_token",
             )
+        if self.workers > self.shares:
+            raise ConfigurationError(
+                f"{self.workers} workers, but a batch has {self.shares} parts to deal out (sequences, or micro-batches "
+                "if the loss depends on them); have fewer workers or more batch.sequences",
+                "workers",
+            )
         if self.best and not self.held_out.sequences:
             raise ConfigurationError("is a held-out metric; give held_out.sequences", "best.metric")
+        if self.sampling.engine == "vllm":
+            self._check_vllm()
         return self
+
+    def _check_vllm(self) -> None:
+        if self.lora is not None:
+            raise ConfigurationError(
+                "vllm takes whole weights, in which adapters that are still small would be rounded away; use "
+                "transformers, or leave lora out",
+                "sampling.engine",
+            )
+        if self.sampling.temperature < LOWEST_VLLM_TEMPERATURE:
+            raise ConfigurationError(
+                f"{self.sampling.temperature} is below {LOWEST_VLLM_TEMPERATURE}, which vllm would take instead; use "
+                "transformers, or a higher one",
+                "sampling.temperature",
+            )
 
 
 class CohortConfig(Config):

@@ -5,6 +5,9 @@
 `train` is the same in a test, in a Ray actor and anywhere else: what it does depends on its arguments and
 on what it finds in `folder`, where it keeps `student.yaml`, `metrics.jsonl`, `metrics.parquet`,
 `held_out.safetensors`, `checkpoints/step-…/` and, if asked for, the link `checkpoints/best`.
+
+Several workers (`trainer.parallel`) call `train` at once with the same arguments. The first one does what one alone
+does: it measures, writes, decides when to stop. The others take their share of its steps.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from trainer.held_out import HeldOut
 from trainer.lock import student_lock
 from trainer.metrics import MetricsLog
 from trainer.objectives.table import objective_named
+from trainer.parallel import ALONE, Workers
 from trainer.progress import Outcome, Progress
 from trainer.rows import Scored, scored, unembedding_of
 from trainer.seeds import derived_seed
@@ -73,16 +77,21 @@ def train(
     report: Callable[[Progress], None] = _ignore,
     evaluations: Evaluations | None = None,
     control: Control | None = None,
+    workers: Workers = ALONE,
 ) -> Outcome:
     """Trains a student to its last step, or until it is asked to stop.
 
     Args:
         config: the student's.
-        folder: its own; one process writes it at a time.
+        folder: its own; one process writes it at a time. Several workers must all see it.
         teacher: who scores; None if the objective needs no teacher.
         report: told of every phase.
         evaluations: sent the first, the last and the best checkpoint, and some between.
         control: asked between steps whether to pause or stop.
+        workers: who train it together; `report`, `evaluations` and `control` are the first one's.
+
+    Returns:
+        How it ended; the checkpoint is known to the first worker only.
 
     Raises:
         Conflict: another process trains this student.
@@ -100,8 +109,10 @@ def train(
     if teacher is None and config.best and config.best.metric != "heldout/cross_entropy":
         raise ConfigurationError("compares with a teacher; use heldout/cross_entropy", "best.metric")
     torch.set_num_threads(config.threads)
+    if not workers.first:
+        return _Training(config, folder, teacher, _ignore, workers).follow()
     with student_lock(folder):
-        training = _Training(config, folder, teacher, report)
+        training = _Training(config, folder, teacher, report, workers)
         sinks = open_sinks(config.sinks, folder)
         with MetricsLog(folder, offset_bytes=training.metrics_bytes, sinks=sinks) as metrics:
             return training.run(metrics, control or Control(), evaluations or NoEvaluations())
@@ -116,8 +127,9 @@ class _Training:
         folder: Path,
         teacher: Teacher | None,
         report: Callable[[Progress], None],
+        workers: Workers,
     ) -> None:
-        self._config, self._report_to = config, report
+        self._config, self._report_to, self._workers = config, report, workers
         self._newest: dict[str, float] = {}
         self._step = 0
         self._report("loading the student and its data")
@@ -128,16 +140,21 @@ class _Training:
         teacher_digest = teacher.identity.weights_digest if teacher else ""
         self._state = State(0, 0, config_digest(config), dataset.fingerprint, teacher_digest)
         self._checkpoints = CheckpointStore(folder / "checkpoints", keep=config.keep_checkpoints)
-        self._checkpoint = self._checkpoints.latest()
+        self._checkpoint = self._newest_checkpoint()
         if self._checkpoint is not None:
             self._resume(self._checkpoint)
-        write_durably(folder / "student.yaml", to_yaml(config).encode())
+        if workers.first:
+            write_durably(folder / "student.yaml", to_yaml(config).encode())
         self._report("asking the teacher about held-out sequences")
         unembedding = unembedding_of(teacher.unembedding(), self._student.device) if teacher else None
         self._held_out = HeldOut(
-            held_out, folder=folder, teacher=teacher, unembedding=unembedding, batch=config.batch.micro_batch_sequences
+            held_out if workers.first else [],
+            folder=folder,
+            teacher=teacher,
+            unembedding=unembedding,
+            batch=config.batch.micro_batch_sequences,
         )
-        self._stepper = Stepper(config, self._student, teacher, unembedding)
+        self._stepper = Stepper(config, self._student, teacher, unembedding, workers)
 
     @property
     def metrics_bytes(self) -> int:
@@ -149,7 +166,7 @@ class _Training:
         if self._state.metrics_bytes == 0:
             evaluations.submit(0, self._config.init)
             self._record(metrics, self._held_out.measure(self._student))
-        while not self._finished and not control.stopped:
+        while self._all_go_on(not self._finished and not control.stopped):
             row = self._do_step()
             self._record(metrics, row)
             if self._is_best_so_far(row) or self._step % self._config.save_every_steps == 0:
@@ -163,6 +180,16 @@ class _Training:
             evaluations.submit(best_step, self._checkpoints.path(best_step))
         self._report("finished" if finished else "stopped")
         return Outcome(self._config.id, self._step, finished, checkpoint.path)
+
+    def follow(self) -> Outcome:
+        """What a worker that is not the first does: its share of each step."""
+        while self._all_go_on(False):
+            self._do_step()
+        return Outcome(self._config.id, self._step, self._step >= self._config.steps, None)
+
+    def _all_go_on(self, wanted: bool) -> bool:
+        """Whether there is another step, which the first worker says."""
+        return bool(self._workers.of_first(wanted))
 
     @property
     def _finished(self) -> bool:
@@ -215,12 +242,18 @@ class _Training:
             evaluations.submit(self._step, self._checkpoint.path)
         return self._checkpoint
 
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """The one that the first worker finds, so that all go on from the same step."""
+        newest = self._checkpoints.latest() if self._workers.first else None
+        step = self._workers.of_first(newest.step if newest else -1)
+        return None if step < 0 else Checkpoint(self._checkpoints.path(step), step)
+
     def _resume(self, checkpoint: Checkpoint) -> None:
         state = read_state(checkpoint.path)
         state.require_same_training(self._state)
         self._student.load_state(checkpoint.path, steps_done=state.step)
         self._state, self._step = state, state.step
-        if state.best.step:
+        if state.best.step and self._workers.first:
             self._checkpoints.link_best(state.best.step)
         _log.info("%s goes on from step %d", self._config.id, state.step)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +22,9 @@ from trainer.objectives.diagnostics import diagnostics
 from trainer.objectives.loss import token_cross_entropy, token_divergence, token_policy_gradient
 from trainer.objectives.reductions import reduce_micro_batch_token_mean, reduce_sequence_mean, reduce_token_mean
 from trainer.objectives.table import objective_named, resolve_parameters
+from trainer.parallel import ALONE, Workers
 from trainer.rows import Scored, row_counts, scored, signal_spec, smoothing_of, targets_of, teacher_rows
-from trainer.sampling import sample
+from trainer.sampling import open_sampler
 from trainer.seeds import derived_seed, numpy_generator
 from trainer.signals import TeacherRows, Unembedding
 from trainer.student import Student, learning_rate_at
@@ -56,6 +57,15 @@ class MicroBatch:
         return sum(sequence.rows for sequence in self.sequences)
 
 
+@dataclass(frozen=True)
+class Totals:
+    """What a step's loss is divided by: counts over all micro-batches of all workers."""
+
+    rows: int
+    sequences: int
+    micro_batches: int
+
+
 class Stepper:
     """Takes optimizer steps of one student.
 
@@ -64,14 +74,24 @@ class Stepper:
         student: its weights.
         teacher: asked for signals if the objective needs them.
         unembedding: the teacher's, for the signal `hidden`.
+        workers: who train the student together; each takes its share of a step's sequences.
+
+    Raises:
+        ConfigurationError: as `open_sampler`.
 
     """
 
     def __init__(
-        self, config: StudentConfig, student: Student, teacher: Teacher | None, unembedding: Unembedding | None
+        self,
+        config: StudentConfig,
+        student: Student,
+        teacher: Teacher | None,
+        unembedding: Unembedding | None,
+        workers: Workers = ALONE,
     ) -> None:
-        self._config, self._student, self._unembedding = config, student, unembedding
+        self._config, self._student, self._unembedding, self._workers = config, student, unembedding, workers
         self._entry = objective_named(config.objective.name)
+        self._sampler = open_sampler(config, student)
         self._teacher = teacher if self._entry.needs_teacher else None
         self._smoothing = smoothing_of(config.objective, derived_seed(config.seed, "noise"))
 
@@ -80,11 +100,11 @@ class Stepper:
 
         Args:
             step: steps done before.
-            examples: `batch.sequences` of them.
+            examples: `batch.sequences` of them, for all workers together.
             report: told the phase: sampling, scoring, stepping.
 
         Returns:
-            The step's metrics by name.
+            The step's metrics by name, of all workers together but for the seconds.
 
         Raises:
             DataError: an example has no completion to learn from.
@@ -92,7 +112,8 @@ class Stepper:
 
         """
         # Dropout, where a model has it, is all that draws from the global generator.
-        torch.manual_seed(derived_seed(self._config.seed, "dropout", self._config.id, step))
+        others = () if self._workers.first else (self._workers.rank,)
+        torch.manual_seed(derived_seed(self._config.seed, "dropout", self._config.id, step, *others))
         clock = _Clock(self._teacher)
         report("sampling")
         sequences = self._compose(step, examples)
@@ -103,42 +124,32 @@ class Stepper:
         report("stepping")
         metrics = self._update(step, batches)
         clock.lap("stepping")
-        return metrics | _lengths(sequences) | clock.metrics()
+        return metrics | self._lengths(sequences) | clock.metrics()
 
     def _compose(self, step: int, examples: Sequence[Example]) -> list[Scored]:
-        """Own samples where the draw says so, else the data's completions."""
+        """The worker's share: own samples where the draw says so, else the data's completions."""
         config = self._config
         unit = config.batch.micro_batch_sequences if config.on_policy_unit == "micro_batch" else 1
         draws = numpy_generator(config.seed, "on-policy", config.id, step).random(math.ceil(len(examples) / unit))
-        own = [place for place in range(len(examples)) if draws[place // unit] < config.objective.own_fraction]
-        completions = {place: example.completion_ids for place, example in enumerate(examples)}
+        drawn = {place for place in range(len(examples)) if draws[place // unit] < config.objective.own_fraction}
+        places = self._share(len(examples), drawn)
+        own = [place for place in places if place in drawn]
+        completions = {place: examples[place].completion_ids for place in places}
         versions = dict.fromkeys(own, step)
-        for place, ids in zip(own, self._write(step, [examples[place] for place in own]), strict=True):
-            completions[place] = ids
-        return [
-            self._scored(example, completions[place], versions.get(place)) for place, example in enumerate(examples)
-        ]
+        if own:
+            prompts = [examples[place].prompt_ids for place in own]
+            completions |= dict(zip(own, self._sampler.write(step, own, prompts), strict=True))
+        return [self._scored(examples[place], completions[place], versions.get(place)) for place in places]
 
-    def _write(self, step: int, examples: Sequence[Example]) -> list[TokenIds]:
-        """The student's own completions of these examples' prompts, written with its present weights."""
-        if not examples:
-            return []
-        config = self._config
-        generator = torch.Generator().manual_seed(derived_seed(config.seed, "sampling", config.id, step))
-        self._student.model.eval()
-        completions = sample(
-            self._student.model,
-            [example.prompt_ids for example in examples],
-            generator=generator,
-            max_new_tokens=config.sampling.max_new_tokens,
-            max_tokens=config.batch.max_tokens,
-            temperature=config.sampling.temperature,
-            top_p=config.sampling.top_p,
-            end_ids=self._student.end_ids,
-            vocabulary_size=self._student.vocabulary_size,
-        )
-        self._student.model.train()
-        return completions
+    def _share(self, count: int, own: Collection[int]) -> list[int]:
+        """The worker's places of a step's `count`: whole micro-batches if the loss depends on them.
+
+        The places in `own` are dealt first, so that the writing, which takes longest, is shared evenly.
+        """
+        size = self._config.batch.micro_batch_sequences if self._config.micro_batches_matter else 1
+        units = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        units.sort(key=lambda unit: unit[0] not in own)
+        return sorted(place for unit in self._workers.share(units) for place in unit)
 
     def _score(self, sequences: Sequence[Scored]) -> list[MicroBatch]:
         """Micro-batches of sequences of like length, unless the loss depends on them, with the teacher's rows."""
@@ -169,25 +180,32 @@ class Stepper:
 
     def _update(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
         """Forward and backward over all micro-batches, then the optimizer."""
-        total_rows = sum(batch.rows for batch in batches)
+        totals = self._totals(batches)
         loss, measured = 0.0, []
         for batch in batches:
             hidden_ND, head = self._student.hidden(batch.sequences), self._student.head()
             if batch.teacher is not None:
-                measured.append(self._measure(hidden_ND.detach(), head, batch.teacher, total_rows))
-            part = self._reduce(self._loss(hidden_ND, head, batch), batch.sequences, batches)
+                measured.append(self._measure(hidden_ND.detach(), head, batch.teacher, totals.rows))
+            part = self._reduce(self._loss(hidden_ND, head, batch), batch.sequences, totals)
             part.backward()
             self._student.collect_gradients()
             loss += float(part.detach())
         learning_rate = learning_rate_at(step, self._config.steps, self._config.optimizer)
+        self._student.sum_gradients(self._workers)
         norm = self._student.step(learning_rate)
+        (loss,) = self._workers.total([loss])
         return {
             "train/loss": loss,
-            **_means(measured),
+            **self._means(measured),
             "train/gradient_norm": norm,
             "train/learning_rate": learning_rate,
-            "train/tokens": total_rows,
+            "train/tokens": totals.rows,
         }
+
+    def _totals(self, batches: Sequence[MicroBatch]) -> Totals:
+        sequences = sum(len(batch.sequences) for batch in batches)
+        counts = self._workers.total([sum(batch.rows for batch in batches), sequences, len(batches)])
+        return Totals(*map(int, counts))
 
     def _measure(
         self, hidden_ND: Tensor, head: Unembedding, teacher: TeacherRows, total_rows: int
@@ -222,17 +240,31 @@ class Stepper:
     def _targets(self, batch: MicroBatch) -> Tensor:
         return targets_of(batch.sequences).to(self._student.device)
 
-    def _reduce(self, loss_N: Tensor, sequences: Sequence[Scored], batches: Sequence[MicroBatch]) -> Tensor:
+    def _reduce(self, loss_N: Tensor, sequences: Sequence[Scored], totals: Totals) -> Tensor:
         """The part of the step's loss that comes from one of its micro-batches."""
         match self._config.reduction:
             case "token_mean":
-                return reduce_token_mean(loss_N, sum(batch.rows for batch in batches))
+                return reduce_token_mean(loss_N, totals.rows)
             case "sequence_mean":
                 counts_B = row_counts(sequences).to(loss_N.device)
-                total = sum(len(batch.sequences) for batch in batches)
-                return reduce_sequence_mean(loss_N, counts_B.repeat_interleave(counts_B), total)
+                return reduce_sequence_mean(loss_N, counts_B.repeat_interleave(counts_B), totals.sequences)
             case "micro_batch_token_mean":
-                return reduce_micro_batch_token_mean(loss_N, len(batches))
+                return reduce_micro_batch_token_mean(loss_N, totals.micro_batches)
+
+    def _means(self, measured: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+        """Means over all measured rows of the step."""
+        if not measured:
+            return {}
+        names = [name for name in _MEASURES if name in measured[0]]
+        columns = [torch.cat([values[name] for values in measured]).double() for name in names]
+        rows, *sums = self._workers.total([len(columns[0]), *(float(column_N.sum()) for column_N in columns)])
+        return {f"train/{name}": value / rows for name, value in zip(names, sums, strict=True)}
+
+    def _lengths(self, sequences: Sequence[Scored]) -> dict[str, float]:
+        """How many sequences the student wrote, and how long they are on average (0 if none)."""
+        own = [sequence.completion_tokens for sequence in sequences if sequence.weights_version is not None]
+        count, tokens = self._workers.total([len(own), sum(own)])
+        return {"train/own_sequences": int(count), "train/sample_length": tokens / count if count else 0.0}
 
     def _scored(self, example: Example, completion_ids: TokenIds, version: int | None) -> Scored:
         if not len(completion_ids):
@@ -272,18 +304,3 @@ class _Clock:
 
     def _waited_seconds(self) -> float:
         return 0.0 if self._teacher is None else self._teacher.waited_seconds
-
-
-def _means(measured: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    """Means over all rows of the step."""
-    return {
-        f"train/{name}": float(torch.cat([values[name] for values in measured]).double().mean())
-        for name in _MEASURES
-        if measured and name in measured[0]
-    }
-
-
-def _lengths(sequences: Sequence[Scored]) -> dict[str, float]:
-    """How many sequences the student wrote, and how long they are on average (0 if none)."""
-    own = [sequence.completion_tokens for sequence in sequences if sequence.weights_version is not None]
-    return {"train/own_sequences": len(own), "train/sample_length": sum(own) / len(own) if own else 0.0}

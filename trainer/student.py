@@ -24,6 +24,7 @@ from tutelage.errors import CheckpointError
 
 from trainer.config import LoraConfig, OptimizerConfig
 from trainer.lora import add_adapters
+from trainer.parallel import Workers
 from trainer.rows import Scored
 from trainer.signals import Unembedding
 
@@ -139,6 +140,10 @@ class Student:
             else:
                 master.grad += parameter.grad
             parameter.grad = None
+
+    def sum_gradients(self, workers: Workers) -> None:
+        """Adds up what the workers collected of a step."""
+        workers.sum_gradients(list(self._masters.values()))
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> float:

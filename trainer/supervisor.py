@@ -168,7 +168,7 @@ def _row(student: Supervised) -> Row:
 
 def _cpus(config: CohortConfig) -> int:
     """What all students ask for: how many run at once is the supervisor's affair, and may grow."""
-    return sum(student.threads for student in config.students)
+    return sum(student.threads * student.workers for student in config.students)
 
 
 def _create_actor(student: StudentConfig, config: CohortConfig) -> Any:
@@ -176,13 +176,14 @@ def _create_actor(student: StudentConfig, config: CohortConfig) -> Any:
 
     from trainer.actor import StudentActor
 
+    trains = student.workers == 1  # Else its workers do, and the resources are theirs.
     remote = ray.remote(concurrency_groups={"control": _CONTROL_THREADS})(StudentActor)
     try:
         return remote.options(
             name=f"student-{student.id}",
             namespace=config.run,
-            num_cpus=student.threads,
-            num_gpus=student.gpus,
+            num_cpus=student.threads if trains else 0,
+            num_gpus=student.gpus if trains else 0,
             max_restarts=config.ray.max_restarts,
         ).remote(config, student.id)
     except ValueError as error:

@@ -121,3 +121,15 @@ def test_killed_once_it_equals_an_undisturbed_one_for_twenty_further_steps(
     assert latest.step in (4, 6)
     assert run_to_the_end_or_the_failpoint(context, config, tmp_path, tiny_model)
     assert_equal_trainings(whole, tmp_path)
+
+
+@pytest.mark.long
+def test_a_student_that_writes_with_vllm_goes_on_bit_for_bit(context, init, tiny_model, tmp_path):
+    config = config_of(init, "gkd", "full", steps=6, save_every_steps=2)
+    config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"engine": "vllm"})})
+    assert run_to_the_end_or_the_failpoint(context, config, tmp_path / "whole", tiny_model)
+    assert not run_to_the_end_or_the_failpoint(
+        context, config, tmp_path / "killed", tiny_model, "step, weights not yet copied", after_steps=3
+    )
+    assert run_to_the_end_or_the_failpoint(context, config, tmp_path / "killed", tiny_model)
+    assert_equal_trainings(tmp_path / "whole", tmp_path / "killed")

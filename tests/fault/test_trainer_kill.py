@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from trainer_cases import metric_rows
 from trainer_cohorts import assert_finished, running, steps_done, wait_until, write_cohort
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
 from tutelage.errors import Unreachable
@@ -80,6 +81,35 @@ def test_eight_students_of_which_one_is_killed_every_five_seconds_all_finish(tin
     assert_finished(tmp_path, steps, names)
     print(f"{kills} kills")
     assert kills >= 15
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_student_with_two_workers_is_steered_and_killed_and_learns_what_its_neighbour_does(tiny_model, tmp_path):
+    steps, log, output = 150, tmp_path / "log", tmp_path / "run"
+    ann, bob = (output / "students" / name for name in ("ann", "bob"))
+    with serving(FaultyServicer(InProcessTeacher(tiny_model), tiny_model)) as address:
+        cohort = write_cohort(tmp_path, tiny_model, address, steps)
+        values = yaml.safe_load(cohort.read_text()) | {"students": [{"id": "ann", "workers": 2}, {"id": "bob"}]}
+        values["defaults"] |= {"dtype": "float32", "objective": {"name": "forward_kl"}}
+        cohort.write_text(yaml.safe_dump(values))
+        with running(["train", "--config", str(cohort)], log) as train:
+            wait_until(lambda: steps_done(ann) >= 7, 150, log, train)
+            students("pause", "ann", output=output)
+            time.sleep(2.0)
+            standing = steps_done(ann)
+            time.sleep(2.0)
+            assert steps_done(ann) == standing
+            assert students("list", output=output)["ann"]["state"] == "paused"
+            students("resume", "ann", output=output)
+            wait_until(lambda: steps_done(ann) > standing, 60, log, train)
+            seconds = kill_and_time(ann, log, train)
+            assert train.wait(150) == 0, log.read_text()[-3000:]
+    assert_finished(tmp_path, steps)
+    print(f"back after {seconds:.1f} s")
+    for left, right in zip(metric_rows(ann)[1:20], metric_rows(bob)[1:20], strict=True):
+        assert left["train/loss"] == pytest.approx(right["train/loss"], rel=1e-3)
+        assert left["train/tokens"] == right["train/tokens"]
 
 
 def students(action: str, *options: str, output: Path) -> dict[str, dict[str, Any]]:

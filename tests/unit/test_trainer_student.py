@@ -24,9 +24,13 @@ def model(tiny_model: Path):
 PROMPTS = [np.array(ids, np.int32) for ids in ([40, 41, 42, 43, 44], [50], [60, 61, 62])]
 
 
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
 def write(model, prompts=PROMPTS, **changes):
     values = {
-        "generator": torch.Generator().manual_seed(0),
+        "generators": generators(*range(len(prompts))),
         "max_new_tokens": 10,
         "max_tokens": 100,
         "temperature": 1.0,
@@ -61,11 +65,19 @@ def test_a_sequence_ends_at_its_end_token_or_its_room(model):
     assert [len(item) for item in write(model, max_tokens=7)] == [2, 6, 4]
 
 
-def test_the_same_generator_gives_the_same_samples_and_another_gives_others(model):
+def test_the_same_generators_give_the_same_samples_and_others_give_others(model):
     one, two = write(model), write(model)
-    other = write(model, generator=torch.Generator().manual_seed(1))
+    other = write(model, generators=generators(3, 4, 5))
     assert all(np.array_equal(left, right) for left, right in zip(one, two, strict=True))
     assert any(not np.array_equal(left, right) for left, right in zip(one, other, strict=True))
+
+
+def test_it_does_not_matter_who_writes_a_sequence(model):
+    together = write(model)
+    shares = write(model, PROMPTS[::2], generators=generators(0, 2)) + write(
+        model, PROMPTS[1:2], generators=generators(1)
+    )
+    assert [item.tolist() for item in together] == [shares[place].tolist() for place in (0, 2, 1)]
 
 
 def test_padded_rows_of_the_head_are_never_written(model):
@@ -100,8 +112,7 @@ def test_fast_decoding_adds_the_bias_of_a_layer(model):
 def test_choices_follow_the_distribution():
     logits = torch.tensor([0.3, -1.0, 2.0, 0.0, -torch.inf])
     draws = 40_000
-    generator = torch.Generator().manual_seed(0)
-    ids = choose(logits.expand(draws, -1), generator, temperature=2.0, top_p=1.0)
+    ids = choose(logits.expand(draws, -1), generators(0) * draws, temperature=2.0, top_p=1.0)
     expected = (logits / 2.0).softmax(-1)
     frequency = torch.bincount(ids, minlength=5) / draws
     # Five standard errors of a frequency.
@@ -111,7 +122,7 @@ def test_choices_follow_the_distribution():
 
 def test_the_nucleus_keeps_the_fewest_that_have_the_mass():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, -1)
-    ids = choose(logits, torch.Generator().manual_seed(0), temperature=1.0, top_p=0.7)
+    ids = choose(logits, generators(0) * len(logits), temperature=1.0, top_p=0.7)
     assert set(ids.tolist()) == {0, 1}
 
 

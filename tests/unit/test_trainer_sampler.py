@@ -1,0 +1,136 @@
+"""Which sampler a student gets, what is refused, and what vLLM is told about each sequence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from trainer_cases import student_config
+from tutelage.errors import ConfigurationError
+
+from trainer import vllm_sampler
+from trainer.sampling import TransformersSampler, open_sampler
+from trainer.student import Student
+from trainer.vllm_sampler import VllmSampler, request_settings
+
+PROMPTS = [np.array(ids, np.int32) for ids in ([40, 41, 42, 43, 44], [50], [60, 61, 62])]
+VLLM = {"engine": "vllm", "max_new_tokens": 12}
+
+
+def config_of(model: Path, **changes: Any):
+    return student_config(model, Path("rows.jsonl"), **changes)
+
+
+@pytest.fixture(scope="module")
+def student(tiny_model: Path) -> Student:
+    config = config_of(tiny_model)
+    return Student(tiny_model, dtype=config.dtype, optimizer=config.optimizer, vocabulary_size=512)
+
+
+def test_the_trained_model_writes_unless_vllm_is_asked_for(student, tiny_model):
+    assert isinstance(open_sampler(config_of(tiny_model), student), TransformersSampler)
+
+
+def test_no_vllm_is_started_for_a_student_that_writes_nothing(student, tiny_model):
+    config = config_of(tiny_model, sampling=VLLM, objective={"name": "forward_kl"})
+    assert isinstance(open_sampler(config, student), TransformersSampler)
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"lora": {"rank": 4}}, "use transformers, or leave lora out"),
+        ({"sampling": {"temperature": 0.001}}, "use transformers, or a higher one"),
+    ],
+)
+def test_what_vllm_cannot_do_exactly_is_refused_with_advice(tiny_model, changes, advice):
+    assert config_of(tiny_model, **changes).sampling.engine == "transformers"
+    with pytest.raises((ValidationError, ConfigurationError), match=advice):
+        config_of(tiny_model, **{**changes, "sampling": {**VLLM, **changes.get("sampling", {})}})
+
+
+def test_where_vllm_is_not_installed_it_says_so(student, tiny_model, monkeypatch):
+    monkeypatch.setattr(vllm_sampler, "find_spec", lambda _name: None)
+    with pytest.raises(ConfigurationError, match=r"sampling.engine: vllm is not installed") as refused:
+        open_sampler(config_of(tiny_model, sampling=VLLM), student)
+    assert refused.value.field == "sampling.engine"
+
+
+def test_each_sequence_of_each_step_has_a_seed_of_its_own(student, tiny_model):
+    def seed(step: int, place: int, **changes: Any) -> int:
+        config = config_of(tiny_model, **changes)
+        return request_settings(config, student, step=step, place=place, prompt_tokens=5)["seed"]
+
+    places = [(step, place) for step in range(8) for place in range(8)]
+    seeds = [seed(*place) for place in places]
+    assert len(set(seeds)) == len(places)
+    assert [seed(*place) for place in places] == seeds
+    assert not set(seeds) & {seed(*place, id="bob") for place in places}
+    assert not set(seeds) & {seed(*place, seed=1) for place in places}
+
+
+def test_vllm_is_told_the_room_the_end_and_the_vocabulary(student, tiny_model):
+    config = config_of(tiny_model, sampling={"temperature": 0.7, "top_p": 0.9})
+    settings = request_settings(config, student, step=0, place=0, prompt_tokens=5)
+    assert (settings["max_tokens"], settings["temperature"], settings["top_p"]) == (12, 0.7, 0.9)
+    assert settings["stop_token_ids"] == sorted(student.end_ids)
+    assert settings["allowed_token_ids"] is None
+    assert request_settings(config, student, step=0, place=0, prompt_tokens=90)["max_tokens"] == 6
+
+
+def test_padded_rows_of_the_head_are_no_choice(tiny_model):
+    config = config_of(tiny_model)
+    padded = Student(tiny_model, dtype=config.dtype, optimizer=config.optimizer, vocabulary_size=500)
+    settings = request_settings(config, padded, step=0, place=0, prompt_tokens=5)
+    assert settings["allowed_token_ids"] == list(range(500))
+
+
+class Weights:
+    """An engine that only takes weights."""
+
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+        assert method == "reload_weights"
+        self.taken = dict(kwargs["weights_iterator"])
+
+
+@pytest.fixture
+def engine(monkeypatch) -> Weights:
+    engine = Weights()
+    monkeypatch.setattr(vllm_sampler, "_start", lambda *_: engine)
+    return engine
+
+
+def finding(monkeypatch, student: Student, token: int, error_nats: float) -> None:
+    """Lets the engine find a token as likely as the student does, but for an error."""
+    logp = float(vllm_sampler._probe(student)[0][token]) + error_nats
+    output = SimpleNamespace(logprobs=[{token: SimpleNamespace(logprob=logp)}])
+    monkeypatch.setattr(VllmSampler, "_generate", lambda *_: [output])
+
+
+def test_the_engine_is_given_the_present_weights_by_reference_and_tied_ones_under_each_name(
+    student, tiny_model, engine, monkeypatch
+):
+    finding(monkeypatch, student, token=7, error_nats=0.1)
+    open_sampler(config_of(tiny_model, sampling=VLLM), student)
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert engine.taken[name].data_ptr() == student.model.lm_head.weight.data_ptr()
+    assert {name for name, _ in student.model.named_parameters()} <= set(engine.taken)
+
+
+@pytest.mark.usefixtures("engine")
+def test_an_engine_that_computes_something_else_is_refused_at_start(student, tiny_model, monkeypatch):
+    finding(monkeypatch, student, token=7, error_nats=-0.8)
+    with pytest.raises(ConfigurationError, match=r"are 0\.80 from the student's.*use transformers"):
+        open_sampler(config_of(tiny_model, sampling=VLLM), student)
+
+
+def test_the_same_step_draws_the_same_and_another_step_other_samples(student, tiny_model):
+    sampler = TransformersSampler(config_of(tiny_model), student)
+    one, two, other = (sampler.write(step, range(3), PROMPTS) for step in (3, 3, 4))
+    assert all(np.array_equal(left, right) for left, right in zip(one, two, strict=True))
+    assert any(not np.array_equal(left, right) for left, right in zip(one, other, strict=True))
+    assert student.model.training
