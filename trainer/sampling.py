@@ -153,7 +153,8 @@ def choose(logits_BV: Tensor, generators: Sequence[torch.Generator], *, temperat
     Inverts the cumulative distribution with one uniform number a row, of the row's own generator; `torch.multinomial`
     draws one per vocabulary id, which on a CPU takes longer than the head of a small model.
     """
-    probabilities_BV = torch.softmax(logits_BV.float() / temperature, dim=-1)
+    scaled_BV = logits_BV.float() if temperature == 1.0 else logits_BV.float() / temperature
+    probabilities_BV = torch.softmax(scaled_BV, dim=-1)
     if top_p < 1.0:
         sorted_BV, order_BV = probabilities_BV.sort(dim=-1, descending=True, stable=True)
         outside_BV = sorted_BV.cumsum(-1) - sorted_BV >= top_p
