@@ -1,8 +1,7 @@
 """Live sampling: the student writes continuations with the weights that it has now.
 
 Here with its own transformers model; with vLLM in `trainer/vllm_sampler.py`. Prompts are padded on the left; sequences
-that have ended leave the batch, so it grows cheaper as it goes. What makes a single token cheap is in
-`trainer/decoding.py`.
+that have ended leave the batch, so it grows cheaper as it goes.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from trainer.config import StudentConfig
-from trainer.decoding import fast_decoding
 from trainer.seeds import derived_seed
 from trainer.student import Student
 
@@ -111,8 +109,7 @@ def sample(
         logits_BV = _next_logits(model, ids_BT, mask_BT, cache)[:, :vocabulary_size]
         return choose(logits_BV, [generators[row] for row in active], temperature=temperature, top_p=top_p)
 
-    with fast_decoding(model):
-        return _write(model, prompts, room, end_ids, next_ids)
+    return _write(model, prompts, room, end_ids, next_ids)
 
 
 def _write(

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tutelage.errors import CheckpointError
 
+from trainer.attention import use_fast_attention
 from trainer.config import LoraConfig, OptimizerConfig
 from trainer.lora import add_adapters
 from trainer.parallel import Workers
@@ -70,6 +71,7 @@ class Student:
             folder.resolve(), dtype=getattr(torch, dtype), use_safetensors=True
         )
         self.model: Any = model.to(self.device)
+        use_fast_attention(self.model)
         self._adapters = None if lora is None else add_adapters(self.model, lora, seed=adapter_seed)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -104,9 +106,11 @@ class Student:
         layer = self.model.get_output_embeddings()
         bias = getattr(layer, "bias", None)
         config = self.model.config
+        # A slice, be it of everything, costs the backward pass a matrix of zeros and a copy.
+        padded = len(layer.weight) > self.vocabulary_size
         return Unembedding(
-            layer.weight[: self.vocabulary_size],
-            None if bias is None else bias[: self.vocabulary_size],
+            layer.weight[: self.vocabulary_size] if padded else layer.weight,
+            bias[: self.vocabulary_size] if padded and bias is not None else bias,
             _logit_scale(config),
             float(getattr(config, "final_logit_softcapping", None) or 0.0),
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from trainer.attention import use_fast_attention
 from trainer.config import OptimizerConfig
-from trainer.decoding import fast_decoding
 from trainer.rows import scored
 from trainer.sampling import choose, sample
 from trainer.student import Student, learning_rate_at
@@ -84,17 +85,32 @@ def test_padded_rows_of_the_head_are_never_written(model):
     assert max(int(item.max()) for item in write(model, vocabulary_size=45, max_new_tokens=40)) < 45
 
 
-def test_fast_decoding_changes_no_number_and_leaves_nothing_behind(model):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fast_attention_changes_no_number(dtype):
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 128}
+    torch.manual_seed(0)
+    plain = LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)).to(dtype)
+    fast = copy.deepcopy(plain)
+    use_fast_attention(fast)
+    assert fast.config._attn_implementation != plain.config._attn_implementation == "sdpa"
+    # float32: to its rounding; bfloat16: as close as two of its kernels are to each other.
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.03}
     ids = torch.tensor([[40, 41, 42, 43], [50, 51, 52, 53]])
-    before = model(ids).logits
-    with torch.no_grad():
-        for rows in (ids, ids[:, :1]):  # Attention is grouped where there is one position a sequence.
-            plain = model(rows).logits
-            with fast_decoding(model):
-                assert model.config._attn_implementation != "sdpa"
-                torch.testing.assert_close(model(rows).logits, plain, rtol=1e-5, atol=1e-5)
-    assert model.config._attn_implementation == "sdpa"
-    assert torch.equal(model(ids).logits, before)
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    for rows, own_mask in ((ids, None), (ids, mask), (ids[:, :1], None)):
+        with torch.no_grad():
+            expected = plain(rows, attention_mask=own_mask).logits
+            torch.testing.assert_close(fast(rows, attention_mask=own_mask).logits, expected, **tolerance)
+    for model in (plain, fast):
+        model(ids, labels=ids).loss.backward()
+    for left, right in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(left.grad, right.grad, **tolerance)
+
+
+def test_a_saved_student_does_not_name_its_attention(tiny_model, tmp_path):
+    student = Student(tiny_model, dtype="float32", optimizer=OptimizerConfig(), vocabulary_size=512)
+    student.save(tmp_path)
+    assert "tutelage" not in (tmp_path / "config.json").read_text()
 
 
 def test_choices_follow_the_distribution():
