@@ -13,8 +13,8 @@ from trainer.best import Best
 from trainer.config import StudentConfig
 
 STATE_FILE = "state.json"
-# Other values of these change no number of a training, but that the order of sums (and what an on-policy student draws)
-# depends on the workers: a checkpoint goes on with however many there are.
+# Other values of these change no number of a training, but that the order of sums depends on the workers: a checkpoint
+# goes on with however many there are.
 _FREE_SETTINGS = {
     "gpus",
     "save_every_steps",
