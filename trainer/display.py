@@ -76,9 +76,11 @@ class Display:
 
     def _cells(self, student: Supervised) -> list[str | ProgressBar]:
         cells = self._texts(student)
-        step = student.status.progress.step if student.status else 0
+        # Its own number of steps: one that trains for epochs works it out.
+        progress = student.status.progress if student.status else None
+        step, steps = (progress.step, progress.steps) if progress else (0, student.config.steps)
         step = student.outcome.step if student.outcome else step
-        return [cells[0], ProgressBar(total=student.config.steps, completed=step, width=20), *cells[1:]]
+        return [cells[0], ProgressBar(total=steps, completed=step, width=20), *cells[1:]]
 
     def _texts(self, student: Supervised) -> list[str]:
         progress = student.status.progress if student.status else None

@@ -52,3 +52,12 @@ def test_a_terminal_shows_a_table(tiny_model):
     text = shown(tiny_model, terminal=True)
     for expected in ("held-out KL", "6/6", "2.000 → 2.000", "50", "failed: no teacher answers"):
         assert expected in text
+
+
+def test_the_bar_is_full_at_the_last_step_of_a_student_that_trains_for_epochs(tiny_model):
+    stream = io.StringIO()
+    student = Supervised(student_config(tiny_model, tiny_model / "rows.jsonl", steps=1000, epochs=2))
+    student.state, student.status = "running", Status(Progress("ann", 6, 6, "saving", METRICS), False, 1, 0.0)
+    with Display(Console(file=stream, force_terminal=True, color_system=None, width=160)) as display:
+        display.update([student])
+    assert "━" * 20 in stream.getvalue()
