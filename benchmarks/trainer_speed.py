@@ -104,10 +104,13 @@ class Ours:
     def step(self) -> dict[str, float]:
         """One optimizer step: its metrics, and `seconds` of wall clock."""
         started = time.perf_counter()
-        start = self._steps * BATCH % len(self.examples)
-        metrics = self._stepper.step(self._steps, self.examples[start : start + BATCH], lambda _phase: None)
+        metrics = self._stepper.step(self._steps, self._examples_of, lambda _phase: None)
         self._steps += 1
         return metrics | {"seconds": time.perf_counter() - started}
+
+    def _examples_of(self, step: int) -> list[Example]:
+        start = step * BATCH % len(self.examples)
+        return self.examples[start : start + BATCH]
 
 
 def best_seconds(rounds: int, work: object) -> float:

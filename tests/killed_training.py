@@ -35,7 +35,7 @@ class Failpoint:
 FAILPOINTS = {
     "fetch": Failpoint("trainer_doubles", "InProcessTeacher.signals"),
     "sample": Failpoint("trainer.sampling", "sample"),
-    "score": Failpoint("trainer.step", "teacher_rows"),
+    "score": Failpoint("trainer.batches", "teacher_rows"),
     "noise": Failpoint("trainer.smoothing", "counter_normal"),
     "forward": Failpoint("trainer.student", "Student.hidden"),
     "backward": Failpoint("torch", "Tensor.backward"),

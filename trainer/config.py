@@ -107,6 +107,9 @@ class SamplingConfig(Config):
     """Sampling temperature; has nothing to do with the objective's."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus mass; below 1 the samples are not the student's own distribution."""
+    max_staleness: NotNegative = 0
+    """Steps by which the weights that wrote a sequence may be older than those that learn from it. 0 is strictly
+    on-policy; with more, the teacher scores so many batches ahead while the student steps."""
 
 
 class OptimizerConfig(Config):
@@ -285,9 +288,26 @@ class StudentConfig(StudentSettings):
             )
         if self.best and not self.held_out.sequences:
             raise ConfigurationError("is a held-out metric; give held_out.sequences", "best.metric")
+        if self.sampling.max_staleness:
+            self._check_stale()
         if self.sampling.engine == "vllm":
             self._check_vllm()
         return self
+
+    def _check_stale(self) -> None:
+        objective, stale = self.objective, self.sampling.max_staleness
+        if objective_named(objective.name).sampled_token:
+            raise ConfigurationError(
+                f"{objective.name} is an expectation over the present student's own tokens, which {stale} steps later "
+                "they are not; use reverse_kl, which is computed with the present weights, or 0",
+                "sampling.max_staleness",
+            )
+        if objective.signal == "candidates":
+            raise ConfigurationError(
+                f"candidates are the present student's likeliest ids, not those of {stale} steps before; use signal: "
+                "hidden, or 0",
+                "sampling.max_staleness",
+            )
 
     def _check_vllm(self) -> None:
         if self.lora is not None:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -110,9 +111,9 @@ def train(
         raise ConfigurationError("compares with a teacher; use heldout/cross_entropy", "best.metric")
     torch.set_num_threads(config.threads)
     if not workers.first:
-        return _Training(config, folder, teacher, _ignore, workers).follow()
-    with student_lock(folder):
-        training = _Training(config, folder, teacher, report, workers)
+        with closing(_Training(config, folder, teacher, _ignore, workers)) as training:
+            return training.follow()
+    with student_lock(folder), closing(_Training(config, folder, teacher, report, workers)) as training:
         sinks = open_sinks(config.sinks, folder)
         with MetricsLog(folder, offset_bytes=training.metrics_bytes, sinks=sinks) as metrics:
             return training.run(metrics, control or Control(), evaluations or NoEvaluations())
@@ -154,7 +155,11 @@ class _Training:
             unembedding=unembedding,
             batch=config.batch.micro_batch_sequences,
         )
-        self._stepper = Stepper(config, self._student, teacher, unembedding, workers)
+        self._stepper = Stepper(config, self._student, teacher, unembedding, workers, self._state.written)
+
+    def close(self) -> None:
+        """Asks the teacher for nothing more."""
+        self._stepper.close()
 
     @property
     def metrics_bytes(self) -> int:
@@ -211,14 +216,16 @@ class _Training:
 
     def _do_step(self) -> dict[str, float]:
         """One step, and the held-out measures where they are due."""
-        size = self._config.batch.sequences
-        examples = [self._examples[index] for index in self._order.take(self._step * size, size)]
-        row = self._stepper.step(self._step, examples, self._report)
+        row = self._stepper.step(self._step, self._examples_of, self._report)
         self._step += 1
         if self._step % self._config.held_out.every_steps == 0 or self._step == self._config.steps:
             self._report("measuring on held-out sequences")
             row |= self._held_out.measure(self._student)
         return row
+
+    def _examples_of(self, step: int) -> Sequence[Example]:
+        size = self._config.batch.sequences
+        return [self._examples[index] for index in self._order.take(step * size, size)]
 
     def _record(self, metrics: MetricsLog, values: dict[str, float]) -> None:
         metrics.append({"step": self._step, "time_seconds": time.time(), "student": self._config.id, **values})
@@ -229,7 +236,7 @@ class _Training:
         if self._checkpoint is not None and self._checkpoint.step == self._step:
             return self._checkpoint
         self._report("saving")
-        state = replace(self._state, step=self._step, metrics_bytes=metrics.commit())
+        state = replace(self._state, step=self._step, metrics_bytes=metrics.commit(), written=self._stepper.written)
 
         def write(folder: Path) -> None:
             self._student.save(folder)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 from tutelage.errors import CheckpointError, IdentityMismatch
+from tutelage.examples import TokenIds
 
 from trainer.best import Best
 from trainer.config import StudentConfig
@@ -24,6 +27,18 @@ _FREE_SETTINGS = {
     "gradient_checkpointing",
     "workers",
 }
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a student wrote of one batch."""
+
+    step: int
+    """Which learns from it."""
+    weights_version: int
+    """Of the weights that wrote it: steps done."""
+    completions: Mapping[int, TokenIds]
+    """By place in the step's batch."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +60,13 @@ class State:
     """Weights of the teacher; empty without one."""
     best: Best = field(default_factory=Best)
     """The best measurement so far."""
+    written: tuple[Written, ...] = ()
+    """Of later batches: with `sampling.max_staleness` the weights that wrote them are gone."""
 
     def save(self, folder: Path) -> None:
         """Writes `state.json`."""
-        (folder / STATE_FILE).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        text = json.dumps(asdict(self), indent=1, default=lambda ids: ids.tolist())
+        (folder / STATE_FILE).write_text(text, encoding="utf-8")
 
     def require_same_training(self, now: State) -> None:
         """Refuses to go on with something else than was begun.
@@ -74,7 +92,15 @@ class State:
 def read_state(folder: Path) -> State:
     """The state in a checkpoint."""
     values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    return State(**{**values, "best": Best(**values["best"])})
+    written = tuple(
+        Written(
+            batch["step"],
+            batch["weights_version"],
+            {int(place): np.array(ids, np.int32) for place, ids in batch["completions"].items()},
+        )
+        for batch in values["written"]
+    )
+    return State(**{**values, "best": Best(**values["best"]), "written": written})
 
 
 def config_digest(config: StudentConfig) -> str:

@@ -1,32 +1,25 @@
-"""One optimizer step: whose sequences, what the teacher says about them, the loss, the update.
-
-Each sequence of a batch is the student's own with probability λ, drawn for that sequence alone (or for its
-micro-batch); the others come from the data. Samples and scores are of this very step: nothing is stale.
-"""
+"""One optimizer step: a batch that the teacher has scored, the loss, the update."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tutelage.errors import DataError
-from tutelage.examples import Example, TokenIds
 
+from trainer.batches import Batches, ExamplesOf, MicroBatch
 from trainer.config import StudentConfig
-from trainer.frames import SignalRequest, Signals
 from trainer.objectives.diagnostics import diagnostics
 from trainer.objectives.loss import token_cross_entropy, token_divergence, token_policy_gradient
 from trainer.objectives.reductions import reduce_micro_batch_token_mean, reduce_sequence_mean, reduce_token_mean
 from trainer.objectives.table import objective_named, resolve_parameters
 from trainer.parallel import ALONE, Workers
-from trainer.rows import Scored, row_counts, scored, signal_spec, smoothing_of, targets_of, teacher_rows
-from trainer.sampling import open_sampler
-from trainer.seeds import derived_seed, numpy_generator
+from trainer.rows import Scored, row_counts, smoothing_of, targets_of
+from trainer.seeds import derived_seed
 from trainer.signals import TeacherRows, Unembedding
+from trainer.state import Written
 from trainer.student import Student, learning_rate_at
 from trainer.teacher_client import Teacher
 
@@ -42,19 +35,6 @@ _MEASURES = (
     "student_entropy",
     "top1_agreement",
 )
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Sequences that go through the student at once, and what the teacher says about them."""
-
-    sequences: list[Scored]
-    teacher: TeacherRows | None
-
-    @property
-    def rows(self) -> int:
-        """Scored positions."""
-        return sum(sequence.rows for sequence in self.sequences)
 
 
 @dataclass(frozen=True)
@@ -75,9 +55,10 @@ class Stepper:
         teacher: asked for signals if the objective needs them.
         unembedding: the teacher's, for the signal `hidden`.
         workers: who train the student together; each takes its share of a step's sequences.
+        written: of later batches, as a checkpoint kept it.
 
     Raises:
-        ConfigurationError: as `open_sampler`.
+        ConfigurationError: as `Batches`.
 
     """
 
@@ -88,19 +69,28 @@ class Stepper:
         teacher: Teacher | None,
         unembedding: Unembedding | None,
         workers: Workers = ALONE,
+        written: Iterable[Written] = (),
     ) -> None:
-        self._config, self._student, self._unembedding, self._workers = config, student, unembedding, workers
+        self._config, self._student, self._teacher, self._workers = config, student, teacher, workers
         self._entry = objective_named(config.objective.name)
-        self._sampler = open_sampler(config, student)
-        self._teacher = teacher if self._entry.needs_teacher else None
+        self._batches = Batches(config, student, teacher, unembedding, workers, written)
         self._smoothing = smoothing_of(config.objective, derived_seed(config.seed, "noise"))
 
-    def step(self, step: int, examples: Sequence[Example], report: Callable[[str], None]) -> dict[str, float]:
-        """Does step number `step` (0, 1, …) on these examples.
+    def close(self) -> None:
+        """Asks the teacher for nothing more."""
+        self._batches.close()
+
+    @property
+    def written(self) -> tuple[Written, ...]:
+        """What the student wrote of later batches, for a checkpoint."""
+        return self._batches.written
+
+    def step(self, step: int, examples_of: ExamplesOf, report: Callable[[str], None]) -> dict[str, float]:
+        """Does step number `step` (0, 1, …).
 
         Args:
             step: steps done before.
-            examples: `batch.sequences` of them, for all workers together.
+            examples_of: asked for the examples of this step, and of later ones whose batches are begun early.
             report: told the phase: sampling, scoring, stepping.
 
         Returns:
@@ -116,67 +106,15 @@ class Stepper:
         torch.manual_seed(derived_seed(self._config.seed, "dropout", self._config.id, step, *others))
         clock = _Clock(self._teacher)
         report("sampling")
-        sequences = self._compose(step, examples)
+        self._batches.begin(step, examples_of)
         clock.lap("sampling")
         report("scoring")
-        batches = self._score(sequences)
+        batches = self._batches.take(step)
         clock.lap("scoring")
         report("stepping")
         metrics = self._update(step, batches)
         clock.lap("stepping")
-        return metrics | self._lengths(sequences) | clock.metrics()
-
-    def _compose(self, step: int, examples: Sequence[Example]) -> list[Scored]:
-        """The worker's share: own samples where the draw says so, else the data's completions."""
-        config = self._config
-        unit = config.batch.micro_batch_sequences if config.on_policy_unit == "micro_batch" else 1
-        draws = numpy_generator(config.seed, "on-policy", config.id, step).random(math.ceil(len(examples) / unit))
-        drawn = {place for place in range(len(examples)) if draws[place // unit] < config.objective.own_fraction}
-        places = self._share(len(examples), drawn)
-        own = [place for place in places if place in drawn]
-        completions = {place: examples[place].completion_ids for place in places}
-        versions = dict.fromkeys(own, step)
-        if own:
-            prompts = [examples[place].prompt_ids for place in own]
-            completions |= dict(zip(own, self._sampler.write(step, own, prompts), strict=True))
-        return [self._scored(examples[place], completions[place], versions.get(place)) for place in places]
-
-    def _share(self, count: int, own: Collection[int]) -> list[int]:
-        """The worker's places of a step's `count`: whole micro-batches if the loss depends on them.
-
-        The places in `own` are dealt first, so that the writing, which takes longest, is shared evenly.
-        """
-        size = self._config.batch.micro_batch_sequences if self._config.micro_batches_matter else 1
-        units = [range(start, min(start + size, count)) for start in range(0, count, size)]
-        units.sort(key=lambda unit: unit[0] not in own)
-        return sorted(place for unit in self._workers.share(units) for place in unit)
-
-    def _score(self, sequences: Sequence[Scored]) -> list[MicroBatch]:
-        """Micro-batches of sequences of like length, unless the loss depends on them, with the teacher's rows."""
-        size = self._config.batch.micro_batch_sequences
-        ordered = list(sequences)
-        if not self._config.micro_batches_matter:
-            ordered.sort(key=lambda sequence: -len(sequence.ids))
-        batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-        if self._teacher is None:
-            return [MicroBatch(batch, None) for batch in batches]
-        requests = [[self._request(sequence) for sequence in batch] for batch in batches]
-        spec = signal_spec(self._config.objective)
-        signals = iter(self._teacher.score([request for batch in requests for request in batch], spec))
-        return [
-            MicroBatch(batch, self._rows(batch, asked, [next(signals) for _ in batch]))
-            for batch, asked in zip(batches, requests, strict=True)
-        ]
-
-    def _rows(
-        self, batch: Sequence[Scored], asked: Sequence[SignalRequest], answered: Sequence[Signals]
-    ) -> TeacherRows:
-        return teacher_rows(batch, asked, answered, self._unembedding, self._student.device)
-
-    def _request(self, sequence: Scored) -> SignalRequest:
-        if self._config.objective.signal != "candidates":
-            return sequence.request()
-        return sequence.request(self._student.likeliest_ids(sequence, self._config.objective.k))
+        return metrics | self._own(step, batches) | clock.metrics()
 
     def _update(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
         """Forward and backward over all micro-batches, then the optimizer."""
@@ -260,30 +198,21 @@ class Stepper:
         rows, *sums = self._workers.total([len(columns[0]), *(float(column_N.sum()) for column_N in columns)])
         return {f"train/{name}": value / rows for name, value in zip(names, sums, strict=True)}
 
-    def _lengths(self, sequences: Sequence[Scored]) -> dict[str, float]:
-        """How many sequences the student wrote, and how long they are on average (0 if none)."""
-        own = [sequence.completion_tokens for sequence in sequences if sequence.weights_version is not None]
-        count, tokens = self._workers.total([len(own), sum(own)])
-        return {"train/own_sequences": int(count), "train/sample_length": tokens / count if count else 0.0}
-
-    def _scored(self, example: Example, completion_ids: TokenIds, version: int | None) -> Scored:
-        if not len(completion_ids):
-            raise DataError(
-                f"a row of {self._config.data.path} has no completion, and the student was not to write one; give "
-                "completions, or set objective.on_policy_fraction: 1",
-                "data.path",
-            )
-        return scored(
-            example.prompt_ids,
-            completion_ids,
-            loss_on_prompt=self._config.loss_on_prompt,
-            loss_on_last_token=self._config.loss_on_last_token,
-            weights_version=version,
-        )
+    def _own(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
+        """How many sequences the student wrote; on average, how long they are and how old their weights (0 if none)."""
+        own = [sequence for batch in batches for sequence in batch.sequences if sequence.weights_version is not None]
+        ages = [step - sequence.weights_version for sequence in own if sequence.weights_version is not None]
+        tokens = sum(sequence.completion_tokens for sequence in own)
+        count, length, age = self._workers.total([len(own), tokens, sum(ages)])
+        return {
+            "train/own_sequences": int(count),
+            "train/sample_length": length / count if count else 0.0,
+            "train/staleness": age / count if count else 0.0,
+        }
 
 
 class _Clock:
-    """Seconds by phase; what the teacher client spent waiting is taken out of scoring."""
+    """Seconds by phase. Scoring is what the step stood still for; what of it the teacher was away is waiting."""
 
     def __init__(self, teacher: Teacher | None) -> None:
         self._teacher = teacher
@@ -298,7 +227,7 @@ class _Clock:
 
     def metrics(self) -> dict[str, float]:
         """By name `seconds/…`."""
-        waiting = self._waited_seconds() - self._waited
+        waiting = min(self._waited_seconds() - self._waited, self._seconds["scoring"])
         seconds = self._seconds | {"scoring": self._seconds["scoring"] - waiting, "waiting": waiting}
         return {f"seconds/{phase}": value for phase, value in seconds.items()}
 

@@ -53,7 +53,7 @@ def examples() -> list[Example]:
 def one_step(config: StudentConfig, teacher: InProcessTeacher, examples: list[Example]) -> dict[str, float]:
     student = Student(config.init, dtype="float32", optimizer=config.optimizer, vocabulary_size=512)
     stepper = Stepper(config, student, teacher, unembedding_of(teacher.unembedding(), student.device))
-    return stepper.step(0, examples, lambda phase: None)
+    return stepper.step(0, lambda _step: examples, lambda phase: None)
 
 
 def padded(init: Path, teacher: InProcessTeacher, examples: list[Example]):
@@ -136,7 +136,9 @@ def test_micro_batches_are_drawn_as_a_whole(teacher, init, examples, tmp_path):
     )
     student = Student(config.init, dtype="float32", optimizer=config.optimizer, vocabulary_size=512)
     stepper = Stepper(config, student, teacher, unembedding_of(teacher.unembedding(), student.device))
-    own = [stepper.step(step, examples * 3, lambda phase: None)["train/own_sequences"] for step in range(6)]
+    own = [
+        stepper.step(step, lambda _step: examples * 3, lambda phase: None)["train/own_sequences"] for step in range(6)
+    ]
     assert {count % 4 for count in own} == {0}
     assert len(set(own)) > 1
 

@@ -26,6 +26,7 @@ SETTINGS = {
     },
     "micro_batches": {"objective": {"name": "sft"}, "reduction": "micro_batch_token_mean"},
     "own": {"objective": {"name": "gkd", "on_policy_fraction": 1.0}},
+    "stale": {"objective": {"name": "gkd", "on_policy_fraction": 0.5}, "sampling": {"max_staleness": 1}},
     "bfloat16": {"dtype": "bfloat16"},
 }
 
@@ -57,9 +58,14 @@ def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     teacher = InProcessTeacher(tiny_model)
     (half,) = below(base / "many", replace(resumed, stop_after=2))
     half.train(teacher)
-    parts = case("parts")
+    parts, stale_parts = case("parts"), case("stale parts", **SETTINGS["stale"])
     many = start(
-        below(base / "many", *cases, resumed, stopped, replace(parts, stop_after=2), parts),
+        below(
+            base / "many",
+            *(*cases, resumed, stopped),
+            *(replace(parts, stop_after=2), parts),
+            *(replace(stale_parts, stop_after=2), stale_parts),
+        ),
         WORKERS,
         tiny_model,
         base,
@@ -107,8 +113,9 @@ def test_a_checkpoint_goes_on_with_another_number_of_workers(name, folders):
 
 def test_resumed_with_the_same_number_of_workers_it_is_the_undisturbed_training_bit_for_bit(folders):
     many = folders[1]
-    assert metric_rows(many / "parts") == metric_rows(many / "forward_kl")
-    assert_same_training(many / "parts", many / "forward_kl", tolerance=0.0)
+    for parts, whole in (("parts", "forward_kl"), ("stale parts", "stale")):
+        assert metric_rows(many / parts) == metric_rows(many / whole)
+        assert_same_training(many / parts, many / whole, tolerance=0.0)
 
 
 def test_each_worker_writes_its_share_of_the_students_own_sequences(folders):
@@ -120,11 +127,12 @@ def test_each_worker_writes_its_share_of_the_students_own_sequences(folders):
 def test_each_worker_asks_the_teacher_for_its_own_share_only(folders):
     """Of five sequences the first worker has three; it alone asks for the held-out ones."""
     scratch = folders[0].parent
-    whole = ["forward_kl", "sequence_mean", "bfloat16", "own", "parts"]
+    whole = ["forward_kl", "sequence_mean", "bfloat16", "own", "parts", "stale", "stale parts"]
     steps = STEPS * len(whole) + 2 + 1  # Of the stopped training two, of the resumed one the last.
+    unused = 3  # Each training that is stopped may have begun one batch more.
     held_out = 4 * len([*whole, "micro_batches", "two, then one"])  # A resumed training finds them on disk.
-    assert sequences_scored(scratch, 1) == 2 * steps
-    assert sequences_scored(scratch, 0) == 3 * steps + held_out
+    assert 2 * steps <= sequences_scored(scratch, 1) <= 2 * (steps + unused)
+    assert 3 * steps <= sequences_scored(scratch, 0) - held_out <= 3 * (steps + unused)
 
 
 def test_more_workers_than_there_are_shares_are_refused(tmp_path):
