@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "proto"), str(ROOT / "deploy")]
@@ -74,9 +75,18 @@ def served_teacher(model: Path, folder: Path, cores: str) -> Iterator[tuple[str,
 
 
 class Ours:
-    """A student of the served teacher, one step at a time."""
+    """A student of the served teacher, one step at a time.
 
-    def __init__(self, options: argparse.Namespace, student: Path, prompts: Path, address: str) -> None:
+    Args:
+        options: of the command.
+        student: its model.
+        prompts: its data.
+        address: the teacher's.
+        changes: settings that differ.
+
+    """
+
+    def __init__(self, options: argparse.Namespace, student: Path, prompts: Path, address: str, **changes: Any) -> None:
         config = StudentConfig.model_validate(
             {
                 "id": "speed",
@@ -87,6 +97,7 @@ class Ours:
                 "batch": {"sequences": BATCH, "micro_batch_sequences": BATCH, "max_tokens": 512},
                 "optimizer": {"learning_rate": 1e-6},
                 "threads": options.student_threads,
+                **changes,
             }
         )
         torch.set_num_threads(config.threads)

@@ -91,7 +91,7 @@ class DataConfig(Config):
 
     path: Path
     """A .jsonl, .json or .parquet file of `prompt`(+`completion`), `messages`,
-    `instruction`(+`input`, `output`) or `question`(+`answer`) rows."""
+    `instruction`(+`input`, `output`) or `question`(+`answer`) rows; on the hub, `hf://datasets/OWNER/NAME[@REVISION]/FILE`."""
     template: Literal["chat", "alpaca", "plain"] = "chat"
     """The tokenizer's chat template, LLM-Adapters' prompt, or the prompt as it is."""
 

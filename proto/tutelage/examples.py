@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tutelage.errors import DataError
+from tutelage.hub import local_file
 from tutelage.prompts import (
     BadRow,
     Exchange,
@@ -55,7 +56,7 @@ def read_examples(path: Path, tokenizer: Any, *, template: Template) -> list[Exa
     """Reads a `.jsonl`, `.json` (a list of rows) or `.parquet` file.
 
     Args:
-        path: the file.
+        path: the file; or one on the hub, as `tutelage.hub.local_file`.
         tokenizer: a transformers tokenizer with an end-of-sequence token.
         template: `chat` applies the tokenizer's chat template, `alpaca` the prompt of LLM-Adapters,
             `plain` takes the last message as it is.
@@ -156,9 +157,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
     if path.suffix not in readers:
         raise DataError(f"{path} is none of {', '.join(readers)}; convert it to one of them")
-    if not path.is_file():
+    file = local_file(path)
+    if not file.is_file():
         raise DataError(f"{path} is not a file; give the path of a data set")
-    for where, row in readers[path.suffix](path):
+    for where, row in readers[path.suffix](file):
         if not isinstance(row, dict):
             raise DataError(f"{path}, {where}: holds {type(row).__name__}, expected an object with named fields")
         yield where, row
