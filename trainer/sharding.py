@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -35,13 +35,11 @@ def shard(model: Any, *, dtype: torch.dtype, device: torch.device, forward: str)
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for module in [*layers, model]:
+        _to_float32(module)
         fully_shard(module, mesh=mesh, mp_policy=policy)
         # Sums, as between workers that have the whole student; gloo knows no others.
         module.set_gradient_divide_factor(1.0)
@@ -49,6 +47,13 @@ def shard(model: Any, *, dtype: torch.dtype, device: torch.device, forward: str)
     # An expert that no token of a worker's share was sent to has no gradient there.
     model.set_reduce_scatter_unused_params(True)
     register_fsdp_forward_method(model, forward)
+
+
+def _to_float32(module: nn.Module) -> None:
+    """Of what is trained and not yet shared out; one layer at a time, so that never the whole model is there in float32."""
+    for parameter in module.parameters():
+        if parameter.requires_grad and not isinstance(parameter, DTensor):
+            parameter.data = parameter.data.float()
 
 
 @contextmanager
