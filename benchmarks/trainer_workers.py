@@ -3,8 +3,8 @@
     python benchmarks/trainer_workers.py [--steps 4]
 
 The 57M student learns targets of 128 tokens, 16 sequences a step, in bfloat16, on two cores each time: by one worker
-with two threads, by two workers with one thread each, and by two that share its weights out. No Ray, no teacher: what is
-compared is the step, and by how much the training raises each worker's largest resident set. The first worker's has
+with two threads, by two workers with one thread each, and by two that share its weights out. No Ray, no teacher: what
+is compared is the step, and by how much the training raises each worker's largest resident set. The first worker's has
 its checkpoint in it.
 """
 

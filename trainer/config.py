@@ -316,11 +316,11 @@ class StudentConfig(StudentSettings):
 
     def _check_sharding(self) -> None:
         if self.workers == 1:
-            raise ConfigurationError("one worker has nobody to share with; have more workers, or none", "sharding")
+            raise ConfigurationError("full, but there is one worker; have more workers, or sharding: none", "sharding")
         if self.sampling.engine == "vllm":
             raise ConfigurationError(
-                "vllm would keep all weights a second time with every worker; write with sampling.engine: transformers, "
-                "or none",
+                "vllm would keep all weights a second time with every worker; write with sampling.engine: "
+                "transformers, or have sharding: none",
                 "sharding",
             )
 

@@ -2,7 +2,7 @@
 
 Each worker keeps its part of every trained weight in float32, which the optimizer steps, and its part of every frozen
 one as it is. Forward and backward bring a layer's weights together in `dtype` when it is its turn, and give each worker
-the float32 sum of its part of the gradients. What is done to a model that `shard` has not seen changes nothing about it.
+the float32 sum of its part of the gradients. A model that `shard` has not seen, and its tensors, are left as they are.
 
 Bringing weights together takes all workers: they call the same of these functions, and of the model's passes, in the
 same order.
@@ -50,7 +50,7 @@ def shard(model: Any, *, dtype: torch.dtype, device: torch.device, forward: str)
 
 
 def _to_float32(module: nn.Module) -> None:
-    """Of what is trained and not yet shared out; one layer at a time, so that never the whole model is there in float32."""
+    """Of what is trained and not yet shared out. Layer by layer: the whole model in float32 may not fit."""
     for parameter in module.parameters():
         if parameter.requires_grad and not isinstance(parameter, DTensor):
             parameter.data = parameter.data.float()
@@ -80,7 +80,7 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This worker's part of a whole tensor that all workers have, dealt out as `like` is; all of it if that is whole."""
+    """What this worker keeps of a whole tensor that all workers have, dealt out as `like` is; all of it if that is."""
     tensor = tensor.to(like.device)
     if not isinstance(like, DTensor):
         return tensor

@@ -243,7 +243,10 @@ class Student:
                     if f"{moment}.{name}" in stored
                 }
                 if moments:  # A weight that never had a gradient has none.
-                    self._optimizer.state[master] = {"step": torch.tensor(float(steps_done), device=self.device), **moments}
+                    self._optimizer.state[master] = {
+                        "step": torch.tensor(float(steps_done), device=self.device),
+                        **moments,
+                    }
         self._publish()
 
     def _publish(self) -> None:

@@ -211,5 +211,5 @@ def test_sharding_between_workers_that_are_not_there_or_with_vllm_is_refused(tmp
     assert student_config(tmp_path, tmp_path, **SHARDED).sharding == "full"
     with pytest.raises(ValidationError, match="have more workers"):
         student_config(tmp_path, tmp_path, sharding="full")
-    with pytest.raises(ValidationError, match="sampling.engine: transformers"):
+    with pytest.raises(ValidationError, match="engine: transformers"):
         student_config(tmp_path, tmp_path, **SHARDED, sampling={"engine": "vllm"})
