@@ -59,12 +59,9 @@ def _to_float32(module: nn.Module) -> None:
 @contextmanager
 def whole(model: Any) -> Iterator[None]:
     """Weights are whole in here, in the dtype of the forward pass: passes without gradients concern no other worker."""
-    if not isinstance(model, FSDPModule):
-        yield
-        return
     groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    model.set_reshard_after_forward(False)
     for group in groups:
+        group.set_reshard_after_forward(False, recurse=False)
         group.unshard()
     try:
         yield
