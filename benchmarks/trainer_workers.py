@@ -1,9 +1,11 @@
-"""How much faster does a student step with two workers than with one? Both have the same cores.
+"""How much faster does a student step with two workers than with one, and what does each hold? All have the same cores.
 
     python benchmarks/trainer_workers.py [--steps 4]
 
 The 57M student learns targets of 128 tokens, 16 sequences a step, in bfloat16, on two cores each time: by one worker
-with two threads, and by two workers with one thread each. No Ray, no teacher: what is compared is the step.
+with two threads, by two workers with one thread each, and by two that share its weights out. No Ray, no teacher: what
+is compared is the step, and by how much the training raises each worker's largest resident set. The first worker's has
+its checkpoint in it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import sys
 import tempfile
@@ -39,11 +42,11 @@ def write_rows(path: Path) -> Path:
     return path
 
 
-def student(init: Path, data: Path, steps: int, workers: int) -> StudentConfig:
+def student(init: Path, data: Path, steps: int, workers: int, sharding: str) -> StudentConfig:
     """A student that takes no checkpoints but its last."""
     return StudentConfig.model_validate(
         {
-            "id": f"workers-{workers}",
+            "id": f"workers-{workers}-{sharding}",
             "init": init,
             "data": {"path": data, "template": "plain"},
             "objective": {"name": "sft"},
@@ -52,6 +55,7 @@ def student(init: Path, data: Path, steps: int, workers: int) -> StudentConfig:
             "steps": WARM_UP_STEPS + steps,
             "save_every_steps": 1000,
             "workers": workers,
+            "sharding": sharding,
             "threads": CORES // workers,
         }
     )
@@ -61,8 +65,15 @@ def work(rank: int, config: StudentConfig, folder: Path) -> None:
     """One worker's training."""
     rendezvous = f"file://{folder}-rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=config.workers)
+    before = largest_resident_mib()
     train(config, folder=folder, teacher=None, workers=workers_of_process_group())
+    Path(f"{folder}-mib-{rank}").write_text(str(largest_resident_mib() - before))
     dist.destroy_process_group()
+
+
+def largest_resident_mib() -> float:
+    """Of this process, so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def seconds_a_step(config: StudentConfig, folder: Path) -> float:
@@ -73,18 +84,21 @@ def seconds_a_step(config: StudentConfig, folder: Path) -> float:
 
 
 def main() -> None:
-    """Prints one line a number of workers."""
+    """Prints one line for each way."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=4, help="steps of which the median counts (default 4)")
     options = parser.parse_args()
     _, init = prepare(BUILD / "models")
     with tempfile.TemporaryDirectory() as temporary:
         data = write_rows(Path(temporary) / "rows.jsonl")
-        for workers in (1, 2):
-            config = student(init, data, options.steps, workers)
-            seconds = seconds_a_step(config, Path(temporary) / config.id)
+        for workers, sharding in ((1, "none"), (2, "none"), (2, "full")):
+            config = student(init, data, options.steps, workers, sharding)
+            folder = Path(temporary) / config.id
+            seconds = seconds_a_step(config, folder)
+            mib = [float(Path(f"{folder}-mib-{rank}").read_text()) for rank in range(workers)]
             print(
-                f"{workers} workers × {config.threads} threads: {seconds:.2f} s a step of {SEQUENCES}×{TOKENS} tokens"
+                f"{workers} workers × {config.threads} threads, sharding {sharding}: {seconds:.2f} s a step of "
+                f"{SEQUENCES}×{TOKENS} tokens, {', '.join(f'{value:.0f}' for value in mib)} MiB"
             )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,8 @@ class MicroBatch:
 
     sequences: list[Scored]
     teacher: TeacherRows | None
+    counts: bool = True
+    """Whether it is part of the loss; one that is not only accompanies the passes of other workers."""
 
     @property
     def rows(self) -> int:
@@ -115,9 +118,10 @@ class Batches:
 
         """
         last = min(step + self._steps_ahead, self._config.steps - 1)
-        for later in range(step, max(step, last) + 1):
-            if later not in self._begun:
-                self._begun[later] = self._begin(later, step, examples_of(later))
+        with self._student.whole() if self._asks_student else nullcontext():
+            for later in range(step, max(step, last) + 1):
+                if later not in self._begun:
+                    self._begun[later] = self._begin(later, step, examples_of(later))
 
     def take(self, step: int) -> list[MicroBatch]:
         """The batch of a step that was begun: micro-batches of sequences of like length, unless the loss depends on
@@ -135,6 +139,12 @@ class Batches:
             places.sort(key=lambda place: -len(begun.sequences[place].ids))
         parts = [places[start : start + size] for start in range(0, len(places), size)]
         return [self._micro_batch([begun.sequences[place] for place in part], answers, part) for part in parts]
+
+    @property
+    def _asks_student(self) -> bool:
+        """Whether the student writes batches, or chooses what the teacher is asked."""
+        objective = self._config.objective
+        return objective.own_fraction > 0 or objective.signal == "candidates"
 
     @property
     def _steps_ahead(self) -> int:

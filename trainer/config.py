@@ -213,6 +213,9 @@ class StudentSettings(Config):
     """GPUs that Ray reserves for it; for each worker, if there are several."""
     workers: Positive = 1
     """Processes that train it together, each on its share of every batch. May change between a stop and going on."""
+    sharding: Literal["none", "full"] = "none"
+    """Whether each of several workers has all weights, gradients and optimizer state, or its part of them
+    (docs/training.md). May change between a stop and going on."""
     gradient_checkpointing: bool = False
     """Whether layers are computed again in the backward pass, which takes less memory and more time."""
     loss_on_prompt: bool = False
@@ -286,6 +289,8 @@ class StudentConfig(StudentSettings):
                 "if the loss depends on them); have fewer workers or more batch.sequences",
                 "workers",
             )
+        if self.sharding == "full":
+            self._check_sharding()
         if self.best and not self.held_out.sequences:
             raise ConfigurationError("is a held-out metric; give held_out.sequences", "best.metric")
         if self.sampling.max_staleness:
@@ -307,6 +312,16 @@ class StudentConfig(StudentSettings):
                 f"candidates are the present student's likeliest ids, not those of {stale} steps before; use signal: "
                 "hidden, or 0",
                 "sampling.max_staleness",
+            )
+
+    def _check_sharding(self) -> None:
+        if self.workers == 1:
+            raise ConfigurationError("full, but there is one worker; have more workers, or sharding: none", "sharding")
+        if self.sampling.engine == "vllm":
+            raise ConfigurationError(
+                "vllm would keep all weights a second time with every worker; write with sampling.engine: "
+                "transformers, or have sharding: none",
+                "sharding",
             )
 
     def _check_vllm(self) -> None:

@@ -59,7 +59,14 @@ class HeldOut:
 
     @torch.no_grad()
     def measure(self, student: Student) -> dict[str, float]:
-        """Means over all scored positions, at temperature 1, by name `heldout/…`; empty without sequences."""
+        """Means over all scored positions, at temperature 1, by name `heldout/…`; empty without sequences.
+
+        All workers of a sharded student measure at once, though most of them nothing.
+        """
+        with student.whole():
+            return self._measured(student)
+
+    def _measured(self, student: Student) -> dict[str, float]:
         parts: dict[str, list[Tensor]] = {}
         head = student.head()
         student.model.eval()

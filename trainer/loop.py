@@ -7,7 +7,8 @@ on what it finds in `folder`, where it keeps `student.yaml`, `metrics.jsonl`, `m
 `held_out.safetensors`, `checkpoints/step-…/` and, if asked for, the link `checkpoints/best`.
 
 Several workers (`trainer.parallel`) call `train` at once with the same arguments. The first one does what one alone
-does: it measures, writes, decides when to stop. The others take their share of its steps.
+does: it measures, writes, decides when to save and to stop. The others take their share of its steps, and are there
+when the weights of a sharded student come together.
 """
 
 from __future__ import annotations
@@ -171,13 +172,16 @@ class _Training:
         if self._state.metrics_bytes == 0:
             evaluations.submit(0, self._config.init)
             self._record(metrics, self._held_out.measure(self._student))
-        while self._all_go_on(not self._finished and not control.stopped):
+        while self._all_do(not self._finished and not control.stopped):
             row = self._do_step()
             self._record(metrics, row)
-            if self._is_best_so_far(row) or self._step % self._config.save_every_steps == 0:
+            if self._all_do(self._is_best_so_far(row) or self._step % self._config.save_every_steps == 0):
                 self._save(metrics, evaluations)
             control.wait_while_paused()
-        checkpoint = self._save(metrics, evaluations)
+        if self._all_do(not self._is_saved):
+            self._save(metrics, evaluations)
+        checkpoint = self._checkpoint
+        assert checkpoint is not None
         finished, best_step = self._finished, self._state.best.step
         if finished:
             evaluations.submit(self._step, checkpoint.path)
@@ -187,13 +191,19 @@ class _Training:
         return Outcome(self._config.id, self._step, finished, checkpoint.path)
 
     def follow(self) -> Outcome:
-        """What a worker that is not the first does: its share of each step."""
-        while self._all_go_on(False):
+        """What a worker that is not the first does: its share of each step, of each measurement and each checkpoint."""
+        if self._state.metrics_bytes == 0:
+            self._held_out.measure(self._student)
+        while self._all_do(False):
             self._do_step()
+            if self._all_do(False):
+                self._student.save(None)
+        if self._all_do(False):
+            self._student.save(None)
         return Outcome(self._config.id, self._step, self._step >= self._config.steps, None)
 
-    def _all_go_on(self, wanted: bool) -> bool:
-        """Whether there is another step, which the first worker says."""
+    def _all_do(self, wanted: bool) -> bool:
+        """Whether to, which the first worker says: take another step, save."""
         return bool(self._workers.of_first(wanted))
 
     @property
@@ -231,10 +241,13 @@ class _Training:
         metrics.append({"step": self._step, "time_seconds": time.time(), "student": self._config.id, **values})
         self._newest |= values
 
-    def _save(self, metrics: MetricsLog, evaluations: Evaluations) -> Checkpoint:
-        """Commits this step, unless it is committed already."""
-        if self._checkpoint is not None and self._checkpoint.step == self._step:
-            return self._checkpoint
+    @property
+    def _is_saved(self) -> bool:
+        """Whether this step is committed."""
+        return self._checkpoint is not None and self._checkpoint.step == self._step
+
+    def _save(self, metrics: MetricsLog, evaluations: Evaluations) -> None:
+        """Commits this step."""
         self._report("saving")
         state = replace(self._state, step=self._step, metrics_bytes=metrics.commit(), written=self._stepper.written)
 
@@ -247,7 +260,6 @@ class _Training:
         self._checkpoint = self._checkpoints.save(self._step, write, protected=scored_steps, best=self._state.best.step)
         if self._step in scored_steps and not self._finished:
             evaluations.submit(self._step, self._checkpoint.path)
-        return self._checkpoint
 
     def _newest_checkpoint(self) -> Checkpoint | None:
         """The one that the first worker finds, so that all go on from the same step."""
@@ -278,6 +290,7 @@ def _open_student(config: StudentConfig) -> Student:
         lora=config.lora,
         adapter_seed=derived_seed(config.seed, "adapters"),
         gradient_checkpointing=config.gradient_checkpointing,
+        sharded=config.sharding == "full",
     )
 
 

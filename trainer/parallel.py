@@ -55,6 +55,14 @@ class Workers:
         dist.all_reduce(sums)
         return sums.tolist()
 
+    def largest(self, value: int) -> int:
+        """The largest of what the workers give."""
+        if self.alone:
+            return value
+        found = torch.tensor([value], device=self.device)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return int(found.item())
+
     def of_first(self, value: int) -> int:
         """What the first worker gave; the others' values do not matter."""
         if self.alone:

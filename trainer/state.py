@@ -26,6 +26,7 @@ _FREE_SETTINGS = {
     "sinks",
     "gradient_checkpointing",
     "workers",
+    "sharding",
 }
 
 

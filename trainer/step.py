@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -120,11 +120,12 @@ class Stepper:
         """Forward and backward over all micro-batches, then the optimizer."""
         totals = self._totals(batches)
         loss, measured = 0.0, []
-        for batch in batches:
-            hidden_ND, head = self._student.hidden(batch.sequences), self._student.head()
-            if batch.teacher is not None:
+        for batch in self._passes(batches):
+            hidden_ND = self._student.hidden(batch.sequences)
+            head = self._student.head()
+            if batch.teacher is not None and batch.counts:
                 measured.append(self._measure(hidden_ND.detach(), head, batch.teacher, totals.rows))
-            part = self._reduce(self._loss(hidden_ND, head, batch), batch.sequences, totals)
+            part = self._reduce(self._loss(hidden_ND, head, batch), batch.sequences, totals) * batch.counts
             part.backward()
             self._student.collect_gradients()
             loss += float(part.detach())
@@ -139,6 +140,13 @@ class Stepper:
             "train/learning_rate": learning_rate,
             "train/tokens": totals.rows,
         }
+
+    def _passes(self, batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
+        """What goes through the student: of a sharded one as often as with every other worker."""
+        if not self._student.sharded:
+            return batches
+        missing = self._workers.largest(len(batches)) - len(batches)
+        return [*batches, *[replace(batches[-1], counts=False)] * missing]
 
     def _totals(self, batches: Sequence[MicroBatch]) -> Totals:
         sequences = sum(len(batch.sequences) for batch in batches)

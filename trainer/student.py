@@ -3,7 +3,8 @@
 Forward and backward run in `dtype`; the optimizer steps float32 weights, which are copied back after each
 step (mixed precision as Micikevicius et al. 2018, arXiv 1710.03740, without loss scaling, which bfloat16
 does not need). With LoRA the trained weights are those of the adapters; all others are frozen and have
-neither gradients nor float32 copies.
+neither gradients nor float32 copies. Shared out over several workers (`trainer.sharding`), a trained weight is
+float32 only, and each worker has, steps and clears a part of it.
 
 Shape suffixes: B sequences, T positions, N scored rows, V vocabulary, D hidden width.
 """
@@ -12,13 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tutelage.errors import CheckpointError
 
@@ -27,6 +31,7 @@ from trainer.config import LoraConfig, OptimizerConfig
 from trainer.lora import add_adapters
 from trainer.parallel import Workers
 from trainer.rows import Scored
+from trainer.sharding import gathered, part_of, shard, whole
 from trainer.signals import Unembedding
 
 STATE_FILE = "trainer_state.st"
@@ -45,6 +50,7 @@ class Student:
         lora: adapters to train instead of all weights.
         adapter_seed: of the adapters' first values.
         gradient_checkpointing: compute layers again in the backward pass instead of keeping their values.
+        sharded: keep only this worker's part of it; the other workers of the process group make the same student.
 
     Raises:
         ConfigurationError: as `add_adapters`.
@@ -61,18 +67,25 @@ class Student:
         lora: LoraConfig | None = None,
         adapter_seed: int = 0,
         gradient_checkpointing: bool = False,
+        sharded: bool = False,
     ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.sharded = sharded
         # The full path, since an adapter's files name the model that it belongs to.
-        model = AutoModelForCausalLM.from_pretrained(
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
             folder.resolve(), dtype=getattr(torch, dtype), use_safetensors=True
         )
-        self.model: Any = model.to(self.device)
-        use_fast_attention(self.model)
         self._adapters = None if lora is None else add_adapters(self.model, lora, seed=adapter_seed)
+        self._saved_names = list((self._adapters or self.model).state_dict())
+        self.model.final_hidden = MethodType(_final_hidden, self.model)
+        if sharded:
+            shard(self.model, dtype=getattr(torch, dtype), device=self.device, forward="final_hidden")
+        else:
+            self.model.to(self.device)
+        use_fast_attention(self.model)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()
@@ -101,8 +114,18 @@ class Student:
         configured = [] if configured is None else configured
         return frozenset({self.tokenizer.eos_token_id, *([configured] if isinstance(configured, int) else configured)})
 
+    def whole(self) -> AbstractContextManager[None]:
+        """In here, and when training after `hidden`, its weights are all there; all workers enter it at once.
+
+        Whatever runs the model without gradients does so in here. None of that takes part in what the others do.
+        """
+        return whole(self.model)
+
     def head(self) -> Unembedding:
-        """What turns its hidden states into logits, over the tokenizer's vocabulary; gradients reach it."""
+        """What turns its hidden states into logits, over the tokenizer's vocabulary; gradients reach it.
+
+        To be asked for after `hidden`, which brings a sharded head together.
+        """
         layer = self.model.get_output_embeddings()
         bias = getattr(layer, "bias", None)
         config = self.model.config
@@ -121,15 +144,16 @@ class Student:
         for place, sequence in enumerate(sequences):
             ids_BT[place, : len(sequence.ids)] = torch.from_numpy(sequence.ids)
         # Padding is on the right, where causal attention never looks, so no mask is needed.
-        hidden_BTD = self.model.base_model(input_ids=ids_BT.to(self.device), use_cache=False).last_hidden_state
+        hidden_BTD = self.model.final_hidden(ids_BT.to(self.device))
         return torch.cat([hidden_BTD[place, item.start : item.end] for place, item in enumerate(sequences)])
 
     @torch.no_grad()
     def likeliest_ids(self, sequence: Scored, k: int) -> npt.NDArray[np.int32]:
         """The k ids that it finds likeliest at each scored position, int32 [rows, k]."""
         self.model.eval()
-        logits_NV = self.head().logits(self.hidden([sequence]))
+        hidden_ND = self.hidden([sequence])
         self.model.train()
+        logits_NV = self.head().logits(hidden_ND)
         ids_NK = logits_NV.topk(min(k, self.vocabulary_size), dim=-1).indices
         return ids_NK.to(torch.int32).cpu().numpy()
 
@@ -146,8 +170,9 @@ class Student:
             parameter.grad = None
 
     def sum_gradients(self, workers: Workers) -> None:
-        """Adds up what the workers collected of a step."""
-        workers.sum_gradients(list(self._masters.values()))
+        """Adds up what the workers collected of a step; backward passes of a sharded student have done so."""
+        if not self.sharded:
+            workers.sum_gradients(list(self._masters.values()))
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> float:
@@ -158,20 +183,45 @@ class Student:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._publish()
-        return float(norm)
+        return float(gathered(norm))
 
-    def save(self, folder: Path) -> None:
-        """Writes the Hugging Face checkpoint (with LoRA, the adapter's) and `trainer_state.st`."""
-        if self._adapters is None:
-            self.model.save_pretrained(folder)
-        else:
-            self._adapters.save_pretrained(folder, save_embedding_layers=False)
+    def save(self, folder: Path | None) -> None:
+        """Writes the Hugging Face checkpoint (with LoRA, the adapter's) and `trainer_state.st`.
+
+        All workers of a sharded student save at once: one gives a folder, the others None and write nothing.
+        """
+        state = self._gathered_state(keep=folder is not None)
+        with self.whole():
+            if folder is None:
+                return
+            if self._adapters is None:
+                self.model.save_pretrained(folder, state_dict=self._weights())
+            else:
+                self._adapters.save_pretrained(folder, state_dict=self._weights(), save_embedding_layers=False)
         self.tokenizer.save_pretrained(folder)
-        tensors = {f"master.{name}": master.detach() for name, master in self._masters.items()}
+        save_file(state, folder / STATE_FILE)
+
+    def _gathered_state(self, *, keep: bool) -> dict[str, Tensor]:
+        """The optimizer's weights and their moments, one brought together after the other; nothing unless kept."""
+        tensors = {}
         for name, master in self._masters.items():
-            state = self._optimizer.state.get(master, {})
-            tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if moment in state}
-        save_file(tensors, folder / STATE_FILE)
+            moments = self._optimizer.state.get(master, {})
+            parts = {"master": master.detach()} | {key: moments[key] for key in _MOMENTS if key in moments}
+            for key, part in parts.items():
+                tensor = gathered(part)
+                if keep:
+                    tensors[f"{key}.{name}"] = tensor
+        return tensors
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What `state_dict` would give: asked for it, a sharded model has only parts."""
+        model = self._adapters or self.model
+        tensors = {
+            name: tensor.detach()
+            for named in (model.named_parameters, model.named_buffers)
+            for name, tensor in named(remove_duplicate=False)
+        }
+        return {name: tensors[name] for name in self._saved_names}
 
     @torch.no_grad()
     def load_state(self, folder: Path, *, steps_done: int) -> None:
@@ -181,24 +231,29 @@ class Student:
             CheckpointError: its tensors are not this model's.
 
         """
-        tensors = load_file(folder / STATE_FILE)
-        if {name for name in tensors if name.startswith("master.")} != {f"master.{name}" for name in self._masters}:
-            raise CheckpointError(f"{folder / STATE_FILE} is of another model; begin a new run in another folder")
-        for name, master in self._masters.items():
-            master.copy_(tensors[f"master.{name}"])
-            moments = {
-                moment: tensors[f"{moment}.{name}"].to(self.device)
-                for moment in _MOMENTS
-                if f"{moment}.{name}" in tensors
-            }
-            if moments:  # A weight that never had a gradient has none.
-                self._optimizer.state[master] = {"step": torch.tensor(float(steps_done)), **moments}
+        with safe_open(folder / STATE_FILE, framework="pt") as tensors:
+            stored = set(tensors.keys())
+            if {name for name in stored if name.startswith("master.")} != {f"master.{name}" for name in self._masters}:
+                raise CheckpointError(f"{folder / STATE_FILE} is of another model; begin a new run in another folder")
+            for name, master in self._masters.items():
+                master.copy_(part_of(tensors.get_tensor(f"master.{name}"), master))
+                moments = {
+                    moment: part_of(tensors.get_tensor(f"{moment}.{name}"), master)
+                    for moment in _MOMENTS
+                    if f"{moment}.{name}" in stored
+                }
+                if moments:  # A weight that never had a gradient has none.
+                    self._optimizer.state[master] = {
+                        "step": torch.tensor(float(steps_done), device=self.device),
+                        **moments,
+                    }
         self._publish()
 
     def _publish(self) -> None:
         """Copies the optimizer's weights into the model."""
         for name, parameter in self._parameters.items():
-            parameter.data.copy_(self._masters[name])
+            if parameter is not self._masters[name]:
+                parameter.data.copy_(self._masters[name])
 
 
 def learning_rate_at(step: int, steps: int, settings: OptimizerConfig) -> float:
@@ -217,6 +272,12 @@ def learning_rate_at(step: int, steps: int, settings: OptimizerConfig) -> float:
             return settings.learning_rate * (1.0 - progress)
         case "cosine":
             return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _final_hidden(model: Any, ids_BT: Tensor) -> Tensor:
+    """Final hidden states [B, T, D]; a method that the model is given."""
+    hidden_BTD: Tensor = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    return hidden_BTD
 
 
 def _adamw(masters: dict[str, Tensor], settings: OptimizerConfig) -> torch.optim.AdamW:
