@@ -1,9 +1,10 @@
 """The seconds until a student whose process was killed trains again, and what its neighbours notice of it.
 
-    python benchmarks/trainer_restart.py [--students 3] [--kills 5]
+    python benchmarks/trainer_restart.py [--students 3] [--kills 5] [--pause-seconds 40]
 
 Students of 57M train on Ray beside their teacher, all in processes of their own. One of them is killed with SIGKILL,
-some steps after a checkpoint, several times. Seconds since the kill, each from what the new process leaves on disk:
+some steps after a checkpoint, several times, with pauses in which Ray's spare process (`trainer.spare`) is made ready
+again (with `--pause-seconds 0` it is not yet). Seconds since the kill, by what the new process leaves on disk:
 
 - answers: the run's board, which the supervisor writes twice a second, names the new process
 - imported: the process holds the student's lock, which `train` takes first
@@ -44,7 +45,7 @@ from trainer.board import read_board  # noqa: E402
 
 PROMISED_SECONDS = 10.0
 SAVE_EVERY_STEPS, STEPS_LOST = 5, 3
-MARKS = ("process", "answers", "imported", "resumed", "back", "a step")
+MARKS = ("answers", "imported", "resumed", "back", "a step")
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,6 @@ def kill_and_watch(victim: Path, neighbours: Sequence[Path]) -> Return:
     processor = process.cpu_times()
     first = next(row for row in rows_of(victim) if row["time_seconds"] > killed_at)
     moments = {
-        "process": process.create_time(),
         "answers": answers_at,
         "imported": (victim / "lock").stat().st_mtime,
         "resumed": (victim / "student.yaml").stat().st_mtime,
@@ -136,6 +136,7 @@ def kill_in_turn(folder: Path, address: str, student: Path, prompts: Path, optio
         stepping(folder / "run", options.students)
         victim, *neighbours = (folder / f"run/students/student-{number}" for number in range(options.students))
         for _ in range(options.kills):
+            time.sleep(options.pause_seconds)
             wait_for(lambda: to_be_killed(victim), pause_seconds=0.02)
             returns.append(kill_and_watch(victim, neighbours))
             seconds = ", ".join(f"{mark} {value:.1f}" for mark, value in returns[-1].seconds.items())
@@ -162,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--students", type=int, default=3)
     parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--pause-seconds", type=float, default=40.0, help="before each kill")
     options = parser.parse_args()
     teacher, student = prepare(BUILD / "models")
     with tempfile.TemporaryDirectory() as name:

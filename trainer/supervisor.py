@@ -129,8 +129,13 @@ class _Cohort:
         self._box.publish(Board(self._config.run, self._concurrency, time.time(), ended, rows))
 
     def _keep_spare(self) -> None:
-        """Only while everybody trains: those that start would have to wait for it."""
-        statuses = [student.status for student in self.students if student.state == "running"]
+        """Only while everybody trains: those that start would have to wait for it.
+
+        Ray gives a process that began without a GPU to nobody who has one.
+        """
+        statuses = [
+            student.status for student in self.students if student.state == "running" and not student.config.gpus
+        ]
         trains = [status for status in statuses if status is not None and status.progress.metrics]
         if trains and len(trains) == len(statuses):
             self._spare.renew([status.process_id for status in trains])
