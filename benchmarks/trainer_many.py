@@ -68,8 +68,8 @@ def write_cohort(path: Path, address: str, student: Path, prompts: Path, student
     return path
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
-    """Returns when it holds.
+def wait_for(condition: Callable[[], bool], seconds: float = 240, *, pause_seconds: float = 0.5) -> None:
+    """Returns when it holds; asks every `pause_seconds`.
 
     Raises:
         SystemExit: it does not in time.
@@ -79,7 +79,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise SystemExit("the students do not step; see the log above")
-        time.sleep(0.5)
+        time.sleep(pause_seconds)
 
 
 def stepping(output: Path, students: int) -> list[int]:

@@ -8,7 +8,9 @@ trains in those; its actor speaks for them.
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,7 +21,9 @@ import ray
 from trainer.config import CohortConfig
 from trainer.control import Control, Stopped
 from trainer.gauges import Gauges
-from trainer.progress import Outcome, Progress, Status
+from trainer.progress import Outcome, Progress, Status, in_words
+
+_log = logging.getLogger(__name__)
 
 
 class StudentActor:
@@ -32,10 +36,13 @@ class StudentActor:
     """
 
     def __init__(self, config: CohortConfig, student_id: str) -> None:
+        # Ray keeps what its process prints, and shows it on the actor's page of the dashboard.
+        logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         self._config, self._student = config, config.student(student_id)
         self._control = Control()
         self._gauges = Gauges(config.run, student_id)
-        self._report(Progress(student_id, 0, self._student.steps, "starting"))
+        self._progress = Progress(student_id, 0, self._student.steps, "starting")
+        self._report(self._progress)
 
     def __repr__(self) -> str:
         """What the dashboard and Ray's logs call it."""
@@ -76,7 +83,8 @@ class StudentActor:
         myself = ray.get_runtime_context().current_actor
         return train_with_workers(Task(self._config, self._student.id, myself))
 
-    @ray.method(concurrency_group="control")
+    # Asked for twice a second: as events these calls would bury everything else that the dashboard lists.
+    @ray.method(concurrency_group="control", enable_task_events=False)
     def status(self) -> Status:
         """Where it is."""
         return Status(self._progress, self._control.paused, os.getpid(), self._updated_at_seconds)
@@ -114,8 +122,14 @@ class StudentActor:
         self._report(replace(self._progress, phase=f"waiting for the teacher, {seconds:.0f} s: {reason}"))
 
     def _report(self, progress: Progress) -> None:
+        if self._is_news(progress):
+            _log.info(in_words(progress))
         self._progress, self._updated_at_seconds = progress, time.time()
         self._gauges.show(progress)
+
+    def _is_news(self, progress: Progress) -> bool:
+        """Phases are told one by one until there are steps, then with each step."""
+        return progress.step != self._progress.step or not progress.metrics
 
     def _waiting(self, seconds: float, reason: str) -> None:
         self._control.check_stopped()

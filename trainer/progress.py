@@ -49,3 +49,15 @@ def tokens_per_second(metrics: dict[str, float]) -> float | None:
     """Scored tokens of the newest step by its seconds; None before the first."""
     phases = [metrics.get(f"seconds/{name}", 0.0) for name in ("sampling", "scoring", "stepping", "waiting")]
     return metrics["train/tokens"] / sum(phases) if sum(phases) > 0 else None
+
+
+def in_words(progress: Progress) -> str:
+    """One line for people: the step, what is known of it, what it does now."""
+    metrics, speed = progress.metrics, tokens_per_second(progress.metrics)
+    values = {
+        "loss": f"{metrics['train/loss']:.3f}" if "train/loss" in metrics else "",
+        "held-out KL": f"{metrics['heldout/forward_kl']:.3f}" if "heldout/forward_kl" in metrics else "",
+        "tokens/s": f"{speed:,.0f}" if speed is not None else "",
+    }
+    known = [f"{name} {value}" for name, value in values.items() if value]
+    return ", ".join([f"step {progress.step}/{progress.steps}", *known, progress.phase])

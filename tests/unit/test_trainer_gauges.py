@@ -1,11 +1,11 @@
-"""What a student shows to Ray's metrics."""
+"""What a student shows to Ray: its metrics, and the lines of its log."""
 
 from __future__ import annotations
 
 import pytest
 
 from trainer import gauges
-from trainer.progress import Progress
+from trainer.progress import Progress, in_words
 
 METRICS = {"train/loss": 0.5, "train/tokens": 100, "seconds/sampling": 1.5, "seconds/scoring": 0.5}
 
@@ -41,3 +41,11 @@ def test_the_gauges_have_the_newest_values_and_nothing_that_is_not_known(monkeyp
         ("phase_seconds", "math", "ann", "sampling"): 1.5,
         ("phase_seconds", "math", "ann", "scoring"): 0.5,
     }
+
+
+def test_a_line_says_the_step_and_what_is_known():
+    assert in_words(Progress("ann", 0, 6, "loading")) == "step 0/6, loading"
+    known = METRICS | {"heldout/forward_kl": 2.0}
+    assert in_words(Progress("ann", 3, 6, "saving", known)) == (
+        "step 3/6, loss 0.500, held-out KL 2.000, tokens/s 50, saving"
+    )

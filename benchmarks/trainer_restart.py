@@ -1,0 +1,178 @@
+"""The seconds until a student whose process was killed trains again, and what its neighbours notice of it.
+
+    python benchmarks/trainer_restart.py [--students 3] [--kills 5] [--pause-seconds 40]
+
+Students of 57M train on Ray beside their teacher, all in processes of their own. One of them is killed with SIGKILL,
+some steps after a checkpoint, several times, with pauses in which Ray's spare process (`trainer.spare`) is made ready
+again (with `--pause-seconds 0` it is not yet). Seconds since the kill, by what the new process leaves on disk:
+
+- answers: the run's board, which the supervisor writes twice a second, names the new process
+- imported: the process holds the student's lock, which `train` takes first
+- resumed: weights, optimizer and data are there (`student.yaml` is written)
+- back: its first step begins, the teacher's unembedding fetched
+- a step: that step is done
+
+Exits with 1 if the median of *back* is above 10 seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "proto"), str(ROOT / "deploy")]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import psutil  # noqa: E402
+import yaml  # noqa: E402
+from prepare_models import prepare  # noqa: E402
+from trainer_many import stepping, wait_for, write_cohort  # noqa: E402
+from trainer_speed import BUILD, TUTELAGE, served_teacher, write_prompts  # noqa: E402
+from tutelage.processes import running  # noqa: E402
+
+from trainer.board import read_board  # noqa: E402
+
+PROMISED_SECONDS = 10.0
+SAVE_EVERY_STEPS, STEPS_LOST = 5, 3
+MARKS = ("answers", "imported", "resumed", "back", "a step")
+
+
+@dataclass(frozen=True)
+class Return:
+    """What one kill led to."""
+
+    seconds: dict[str, float]
+    """From the kill until each of `MARKS`."""
+    processor_seconds: float
+    """That the new process used until its first step was done."""
+    neighbours: dict[str, list[float]]
+    """Seconds of the neighbours' steps before, during and after."""
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of a student's metrics, without those at step 0."""
+    path = folder / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [row for row in rows if row["step"] > 0]
+
+
+def step_seconds(row: dict[str, Any]) -> float:
+    """Wall clock of the step that ended with this row."""
+    return float(sum(value for name, value in row.items() if name.startswith("seconds/")))
+
+
+def process_of(folder: Path) -> int:
+    """Who trains the student, as the board says; 0 while nobody answers."""
+    board = read_board(folder.parents[1])
+    return next(row.process_id or 0 for row in board.students if row.student == folder.name)
+
+
+def to_be_killed(folder: Path) -> bool:
+    """Whether a student is so many steps after a checkpoint."""
+    step = rows_of(folder)[-1]["step"]
+    return bool(step > SAVE_EVERY_STEPS and step % SAVE_EVERY_STEPS == STEPS_LOST)
+
+
+def kill_and_watch(victim: Path, neighbours: Sequence[Path]) -> Return:
+    """Kills a student's process and waits until its successor has done a step."""
+    before = {folder: (process_of(folder), rows_of(folder)) for folder in neighbours}
+    killed, killed_at = process_of(victim), time.time()
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: process_of(victim) not in (0, killed), pause_seconds=0.02)
+    answers_at, process = time.time(), psutil.Process(process_of(victim))
+    wait_for(lambda: rows_of(victim)[-1]["time_seconds"] > killed_at, pause_seconds=0.02)
+    processor = process.cpu_times()
+    first = next(row for row in rows_of(victim) if row["time_seconds"] > killed_at)
+    moments = {
+        "answers": answers_at,
+        "imported": (victim / "lock").stat().st_mtime,
+        "resumed": (victim / "student.yaml").stat().st_mtime,
+        "back": first["time_seconds"] - step_seconds(first),
+        "a step": first["time_seconds"],
+    }
+    time.sleep(first["time_seconds"] - killed_at)  # As long again, for what the neighbours do afterwards.
+    for folder, (process_id, _) in before.items():
+        if process_of(folder) != process_id:
+            raise SystemExit(f"{folder.name} has another process: it was disturbed")
+    return Return(
+        {mark: moments[mark] - killed_at for mark in MARKS},
+        processor.user + processor.system,
+        steps_around(neighbours, killed_at, moments["a step"]),
+    )
+
+
+def steps_around(neighbours: Sequence[Path], killed_at: float, back_at: float) -> dict[str, list[float]]:
+    """Seconds of the neighbours' steps by when they ended; as long before the kill as it took to come back."""
+    times: dict[str, list[float]] = {"before": [], "during": [], "after": []}
+    for row in (row for folder in neighbours for row in rows_of(folder)):
+        when = "before" if row["time_seconds"] < killed_at else "during" if row["time_seconds"] < back_at else "after"
+        if abs(row["time_seconds"] - killed_at) < 2 * (back_at - killed_at):
+            times[when].append(step_seconds(row))
+    return times
+
+
+def kill_in_turn(folder: Path, address: str, student: Path, prompts: Path, options: argparse.Namespace) -> list[Return]:
+    """All kills of one run; the victim is the first student, some steps after a checkpoint."""
+    cohort = write_cohort(folder / "cohort.yaml", address, student, prompts, options.students)
+    values = yaml.safe_load(cohort.read_text()) | {"concurrency": options.students}
+    values["defaults"]["save_every_steps"] = SAVE_EVERY_STEPS
+    values["ray"] = {"max_restarts": options.kills}
+    cohort.write_text(yaml.safe_dump(values))
+    environment = {"PYTHONPATH": f"{ROOT / 'proto'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    returns: list[Return] = []
+    with running([*TUTELAGE, "train", "--config", str(cohort)], log=folder / "train.log", environment=environment):
+        stepping(folder / "run", options.students)
+        victim, *neighbours = (folder / f"run/students/student-{number}" for number in range(options.students))
+        for _ in range(options.kills):
+            time.sleep(options.pause_seconds)
+            wait_for(lambda: to_be_killed(victim), pause_seconds=0.02)
+            returns.append(kill_and_watch(victim, neighbours))
+            seconds = ", ".join(f"{mark} {value:.1f}" for mark, value in returns[-1].seconds.items())
+            print(f"killed: {seconds}; {returns[-1].processor_seconds:.1f} processor seconds", flush=True)
+    return returns
+
+
+def report(returns: Sequence[Return]) -> float:
+    """Prints the medians, and returns that of *back*."""
+    medians = {mark: statistics.median(one.seconds[mark] for one in returns) for mark in MARKS}
+    print("\n| " + " | ".join(MARKS) + " | processor seconds |\n|" + "---|" * (len(MARKS) + 1))
+    processor = statistics.median(one.processor_seconds for one in returns)
+    print("| " + " | ".join(f"{value:.1f}" for value in medians.values()) + f" | {processor:.1f} |")
+    for when in ("before", "during", "after"):
+        steps = [seconds for one in returns for seconds in one.neighbours[when]]
+        if steps:
+            print(f"neighbours' steps {when}: median {statistics.median(steps):.2f} s, longest {max(steps):.2f} s")
+    print(f"\nback after {medians['back']:.1f} s (promised: at most {PROMISED_SECONDS:.0f})")
+    return medians["back"]
+
+
+def main() -> None:
+    """Prints each return and the medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--students", type=int, default=3)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--pause-seconds", type=float, default=40.0, help="before each kill")
+    options = parser.parse_args()
+    teacher, student = prepare(BUILD / "models")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prompts = write_prompts(folder / "prompts.jsonl", 64)
+        with served_teacher(teacher, folder, "auto") as (address, _):
+            median = report(kill_in_turn(folder, address, student, prompts, options))
+    sys.exit(median > PROMISED_SECONDS)
+
+
+if __name__ == "__main__":
+    main()
