@@ -7,7 +7,7 @@ some steps after a checkpoint, several times, with pauses in which Ray's spare p
 again (with `--pause-seconds 0` it is not yet). Seconds since the kill, by what the new process leaves on disk:
 
 - answers: the run's board, which the supervisor writes twice a second, names the new process
-- imported: the process holds the student's lock, which `train` takes first
+- imported: modules are there, the teacher has answered, and the process holds the student's lock
 - resumed: weights, optimizer and data are there (`student.yaml` is written)
 - back: its first step begins, the teacher's unembedding fetched
 - a step: that step is done
@@ -84,7 +84,7 @@ def to_be_killed(folder: Path) -> bool:
 
 def kill_and_watch(victim: Path, neighbours: Sequence[Path]) -> Return:
     """Kills a student's process and waits until its successor has done a step."""
-    before = {folder: (process_of(folder), rows_of(folder)) for folder in neighbours}
+    before = {folder: process_of(folder) for folder in neighbours}
     killed, killed_at = process_of(victim), time.time()
     os.kill(killed, signal.SIGKILL)
     wait_for(lambda: process_of(victim) not in (0, killed), pause_seconds=0.02)
@@ -99,7 +99,7 @@ def kill_and_watch(victim: Path, neighbours: Sequence[Path]) -> Return:
         "a step": first["time_seconds"],
     }
     time.sleep(first["time_seconds"] - killed_at)  # As long again, for what the neighbours do afterwards.
-    for folder, (process_id, _) in before.items():
+    for folder, process_id in before.items():
         if process_of(folder) != process_id:
             raise SystemExit(f"{folder.name} has another process: it was disturbed")
     return Return(
@@ -109,7 +109,7 @@ def kill_and_watch(victim: Path, neighbours: Sequence[Path]) -> Return:
 
 
 def steps_around(neighbours: Sequence[Path], killed_at: float, back_at: float) -> dict[str, list[float]]:
-    """Seconds of the neighbours' steps by when they ended: before the kill, while the killed one was away, and after."""
+    """Seconds of the neighbours' steps by when they ended: before the kill, until the killed one is back, later."""
     times: dict[str, list[float]] = {"before": [], "during": [], "after": []}
     for row in (row for folder in neighbours for row in rows_of(folder)):
         when = "before" if row["time_seconds"] < killed_at else "during" if row["time_seconds"] < back_at else "after"
