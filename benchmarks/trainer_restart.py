@@ -1,10 +1,9 @@
 """The seconds until a student whose process was killed trains again, and what its neighbours notice of it.
 
-    python benchmarks/trainer_restart.py [--students 3 1] [--kills 3] [--pause-seconds 30]
+    python benchmarks/trainer_restart.py [--students 3 1] [--kills 3]
 
 Students of 57M train on Ray beside their teacher, all in processes of their own. One of them is killed with SIGKILL,
-some steps after a checkpoint, several times, with pauses in which Ray's spare process (`trainer.spare`) is made ready
-again (with `--pause-seconds 0` it is not yet). Seconds since the kill, by what the new process leaves on disk:
+some steps after a checkpoint, several times. Seconds since the kill, by what the new process leaves on disk:
 
 - answers: the run's board, which the supervisor writes twice a second, names the new process
 - imported: modules are there, the teacher has answered, and the process holds the student's lock
@@ -135,7 +134,6 @@ def kill_in_turn(cohort: Path, students: int, options: argparse.Namespace) -> li
         stepping(folder / "run", students)
         victim, *neighbours = (folder / f"run/students/student-{number}" for number in range(students))
         for _ in range(options.kills):
-            time.sleep(options.pause_seconds)
             wait_for(lambda: to_be_killed(victim), pause_seconds=0.02)
             returns.append(kill_and_watch(victim, neighbours))
             seconds = ", ".join(f"{mark} {value:.1f}" for mark, value in returns[-1].seconds.items())
@@ -161,7 +159,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--students", type=int, nargs="+", default=[3, 1], help="of each run")
     parser.add_argument("--kills", type=int, default=3)
-    parser.add_argument("--pause-seconds", type=float, default=30.0, help="before each kill")
     options = parser.parse_args()
     teacher, student = prepare(BUILD / "models")
     with tempfile.TemporaryDirectory() as name:
