@@ -122,10 +122,10 @@ def main() -> None:
             wait_until(lambda: all_are_measured(folder / "runs" / RUN), 240)
             actors = fetch(f"{dashboard}/logical/actors")["data"]["actors"]
             actor = next(key for key, value in actors.items() if value["name"] == "student-gkd")
-            take(f"{dashboard}/#/jobs", out / "dashboard-jobs.png", 500)
-            take(f"{dashboard}/#/jobs/{RUN}", out / "dashboard-job.png", 1600)
-            take(f"{dashboard}/#/actors", out / "dashboard-actors.png", 900)
-            take(f"{dashboard}/#/actors/{actor}", out / "dashboard-actor.png", 1400)
+            take(f"{dashboard}/#/jobs", out / "dashboard-jobs.png", 640)
+            take(f"{dashboard}/#/jobs/{RUN}", out / "dashboard-job.png", 1160)
+            take(f"{dashboard}/#/actors", out / "dashboard-actors.png", 860)
+            take(f"{dashboard}/#/actors/{actor}", out / "dashboard-actor.png", 1120)
             print(gauges_of(folder, "gkd"))
             subprocess.run([RAY, "job", "stop", "--address", dashboard, RUN], env=environment(folder), timeout=90)
 

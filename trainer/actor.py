@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -36,8 +35,8 @@ class StudentActor:
     """
 
     def __init__(self, config: CohortConfig, student_id: str) -> None:
-        # Ray keeps what its process prints, and shows it on the actor's page of the dashboard.
-        logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        # Ray keeps what its process says on stderr, and shows that on the actor's page of the dashboard.
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         self._config, self._student = config, config.student(student_id)
         self._control = Control()
         self._gauges = Gauges(config.run, student_id)

@@ -50,7 +50,11 @@ def _train(config: CohortConfig) -> int:
     config.output.mkdir(parents=True, exist_ok=True)
     write_durably(config.output / "cohort.yaml", to_yaml(config).encode())
     console = Console()
-    console.print(f"run {config.run}: {len(config.students)} students, results in {config.output}", highlight=False)
+    console.print(
+        f"run {config.run}: {len(config.students)} students, results in {config.output}",
+        highlight=False,
+        soft_wrap=True,
+    )
     with local_or_connected_ray(config), Display(console) as display:
         students = supervise(config, display.update)
     for student in students:

@@ -77,7 +77,7 @@ class RayConfig(Config):
     address: str | None = None
     """Address of a running cluster; none starts a local one and stops it afterwards."""
     cpus: Positive | None = None
-    """CPUs of the local cluster; none means what all students ask for, and one for a spare process (docs/ray.md)."""
+    """CPUs of the local cluster; none means what the students that run at once ask for."""
     dashboard: bool = False
     """Whether the local cluster serves the Ray dashboard (on loopback)."""
     object_store_bytes: Positive = 80 * 2**20

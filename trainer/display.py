@@ -108,7 +108,8 @@ class Display:
             if (due and student.state == "running") or self._printed.get(student.config.id) != student.state:
                 names = ("", "step ", "loss ", "held-out KL ", "tokens/s ", "ends ", "")
                 texts = zip(names, self._texts(student), strict=True)
-                self._console.print(", ".join(name + text for name, text in texts if text), highlight=False)
+                line = ", ".join(name + text for name, text in texts if text)
+                self._console.print(line, highlight=False, soft_wrap=True)
                 self._printed[student.config.id] = student.state
         if due:
             self._next_line_seconds = time.time() + _LINE_EVERY_SECONDS

@@ -20,7 +20,6 @@ from tutelage.errors import Conflict, TutelageError
 from trainer.board import Board, Command, LetterBox, Row
 from trainer.config import CohortConfig, StudentConfig
 from trainer.progress import Outcome, Status
-from trainer.spare import Spare
 
 # Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -110,7 +109,6 @@ class _Cohort:
         self.students = [Supervised(student) for student in config.students]
         self._concurrency = config.concurrency or len(self.students)
         self._box = LetterBox(config.output)
-        self._spare = Spare()
 
     def turn(self) -> None:
         """Obeys, starts, collects, asks; about half a second."""
@@ -121,24 +119,11 @@ class _Cohort:
         _collect_ended(self.students)
         _ask(self.students)
         _steer(self.students)
-        self._keep_spare()
 
     def publish(self, *, ended: bool = False) -> None:
         """Shows people where everybody is."""
         rows = tuple(_row(student) for student in self.students)
         self._box.publish(Board(self._config.run, self._concurrency, time.time(), ended, rows))
-
-    def _keep_spare(self) -> None:
-        """Only while everybody trains: those that start would have to wait for it.
-
-        Ray gives a process that began without a GPU to nobody who has one.
-        """
-        statuses = [
-            student.status for student in self.students if student.state == "running" and not student.config.gpus
-        ]
-        trains = [status for status in statuses if status is not None and status.progress.metrics]
-        if trains and len(trains) == len(statuses):
-            self._spare.renew([status.process_id for status in trains])
 
     def _obey(self, command: Command) -> None:
         if command.action == "scale":
@@ -182,11 +167,8 @@ def _row(student: Supervised) -> Row:
 
 
 def _cpus(config: CohortConfig) -> int:
-    """What all students ask for: how many run at once is the supervisor's affair, and may grow; and one to spare.
-
-    Ray keeps as many idle processes as CPUs are free.
-    """
-    return sum(student.threads * student.workers for student in config.students) + 1
+    """What all students ask for: how many run at once is the supervisor's affair, and may grow."""
+    return sum(student.threads * student.workers for student in config.students)
 
 
 def _create_actor(student: StudentConfig, config: CohortConfig) -> Any:

@@ -83,27 +83,6 @@ def test_eight_students_of_which_one_is_killed_every_five_seconds_all_finish(tin
     assert kills >= 15
 
 
-def spare_processes(train: subprocess.Popen[bytes]) -> list[int]:
-    """Ray's idle processes that have torch in memory."""
-    idle = [child for child in psutil.Process(train.pid).children(recursive=True) if child.name() == "ray::IDLE"]
-    return [one.pid for one in idle if any("libtorch" in file.path for file in one.memory_maps())]
-
-
-@pytest.mark.long
-@pytest.mark.timeout(400)
-def test_a_killed_student_goes_on_in_the_spare_process_and_there_is_another_one_then(tiny_model, tmp_path):
-    steps, log = 5000, tmp_path / "log"
-    with serving(FaultyServicer(InProcessTeacher(tiny_model), tiny_model)) as address:
-        cohort = write_cohort(tmp_path, tiny_model, address, steps)
-        ann = tmp_path / "run/students/ann"
-        with running(["train", "--config", str(cohort)], log) as train:
-            for _ in range(2):
-                wait_until(lambda: bool(spare_processes(train)), 120, log, train)
-                (spare,) = spare_processes(train)
-                print(f"back after {kill_and_time(ann, log, train):.1f} s")
-                assert process_of(ann) == spare
-
-
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_student_with_two_workers_is_steered_and_killed_and_learns_what_its_neighbour_does(tiny_model, tmp_path):
