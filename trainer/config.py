@@ -16,11 +16,11 @@ from pydantic import Field, field_validator, model_validator
 from tutelage.configuration import Config
 from tutelage.errors import ConfigurationError
 from tutelage.names import check_name
-from tutelage.tls import ClientTls
 
 from trainer.objective_config import Fraction, NotNegative, ObjectiveConfig, Positive, Temperature
 from trainer.objectives.presets import as_settings, preset_named
 from trainer.objectives.table import objective_named
+from trainer.service_config import EvaluatorConfig, RayConfig, TeacherConfig
 
 SinkName = Literal["tensorboard", "wandb", "trackio"]
 LOWEST_VLLM_TEMPERATURE = 0.01
@@ -28,62 +28,6 @@ LOWEST_VLLM_TEMPERATURE = 0.01
 HeldOutMetric = Literal[
     "heldout/cross_entropy", "heldout/forward_kl", "heldout/reverse_kl", "heldout/jsd", "heldout/top1_agreement"
 ]
-
-
-class TeacherConfig(Config):
-    """Where the teacher is."""
-
-    address: str = "127.0.0.1:50051"
-    """host:port of the teacher server."""
-    adapter: str | None = None
-    """Name of the LoRA adapter to learn from; none means the base model."""
-    wait_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """How long to wait for a teacher that does not answer before giving up."""
-    tls: ClientTls | None = None
-    """How to know the teacher; none means an unencrypted connection."""
-    token_file: Path | None = None
-    """File with the bearer token that the teacher asks for."""
-
-
-class TaskConfig(Config):
-    """One task that the evaluator is asked for."""
-
-    task: str
-    """Name of the task, as the evaluator lists it."""
-    protocol: Literal["paper", "loglik", "open"] = "paper"
-    """How it is scored."""
-    limit: NotNegative = 0
-    """Items to score, the first ones; 0 means all."""
-
-
-class EvaluatorConfig(Config):
-    """Where the evaluator is and what it is asked for."""
-
-    address: str = "127.0.0.1:50052"
-    """host:port of the evaluator."""
-    tls: ClientTls | None = None
-    """How to know the evaluator; none means an unencrypted connection."""
-    token_file: Path | None = None
-    """File with the bearer token that the evaluator asks for."""
-    tasks: tuple[TaskConfig, ...]
-    """Tasks for each evaluated checkpoint."""
-    every_steps: NotNegative = 0
-    """Evaluate every so many steps besides before and after training; must be saved steps; 0 means not."""
-
-
-class RayConfig(Config):
-    """The cluster that the students run on."""
-
-    address: str | None = None
-    """Address of a running cluster; none starts a local one and stops it afterwards."""
-    cpus: Positive | None = None
-    """CPUs of the local cluster; none means what the students that run at once ask for."""
-    dashboard: bool = False
-    """Whether the local cluster serves the Ray dashboard (on loopback)."""
-    object_store_bytes: Positive = 80 * 2**20
-    """Shared memory of the local cluster; students keep nothing in it."""
-    max_restarts: NotNegative = 10
-    """How often Ray restarts a student whose process died."""
 
 
 class DataConfig(Config):

@@ -18,7 +18,8 @@ from tutelage.evaluator.v1 import evaluator_pb2 as pb
 from tutelage.evaluator.v1 import evaluator_pb2_grpc as rpc
 from tutelage.transport import STUDENT_METADATA_KEY, error_of_rpc, open_channel, token_metadata
 
-from trainer.config import EvaluatorConfig, StudentConfig
+from trainer.config import StudentConfig
+from trainer.service_config import EvaluatorConfig
 
 _ATTEMPTS, _TIMEOUT_SECONDS, _PAUSE_SECONDS = 5, 10.0, 2.0
 _log = logging.getLogger(__name__)

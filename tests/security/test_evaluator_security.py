@@ -18,8 +18,8 @@ from tutelage.transport import open_channel
 
 from evaluator.configuration import ServeConfig
 from evaluator.service import SCOPE_OF_METHOD, Service
-from trainer.config import EvaluatorConfig, TaskConfig
 from trainer.evaluator_client import EvaluatorClient
+from trainer.service_config import EvaluatorConfig, TaskConfig
 
 SPEC = importlib.util.spec_from_file_location("certificates", Path(__file__).with_name("certificates.py"))
 certificates = importlib.util.module_from_spec(SPEC)

@@ -15,8 +15,8 @@ from tutelage.evaluator.v1 import evaluator_pb2 as pb
 from tutelage.evaluator.v1 import evaluator_pb2_grpc as rpc
 
 from trainer import evaluator_client
-from trainer.config import EvaluatorConfig
 from trainer.evaluator_client import EvaluatorClient
+from trainer.service_config import EvaluatorConfig
 
 
 class Recorder(rpc.EvaluatorServiceServicer):
