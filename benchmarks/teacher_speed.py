@@ -1,13 +1,15 @@
 """Is the teacher faster than the vLLM engine that it is built on? Same model, sequences, cores and run, in turn.
 
-    python benchmarks/teacher_speed.py [--rounds 25] [--sequences 16] [--tokens 256] [--model DIR] [--head-threads 1]
+    python benchmarks/teacher_speed.py [--rounds 25] [--sequences 16] [--tokens 256] [--model DIR]
+        [--score-engines 2] [--head-threads 1] [--vllm-cores 0]
 
     ours     `topk` of k = 64 through `tutelage teacher serve`, asked for, decoded and checked by the trainer's client
     flat     the same engine's in-process `generate(prompt_logprobs=64, flat_logprobs=True)`
     prefill  the same engine's in-process `generate`, without log-probabilities
 
 Each round has new random sequences, the same for all sides, so that neither a prefix cache nor a store can help; the
-order of the sides changes from round to round. All engines compute on the same cores, as the server chooses them.
+order of the sides changes from round to round. The in-process engine computes on all cores but one, which is what vLLM
+itself leaves to its front end, unless `--vllm-cores` names others; the server has the same cores and that one.
 Speeds are medians over the rounds; a ratio is the median of the rounds' ratios, with the range that holds 95 % of such
 medians over rounds drawn anew (bootstrap): where a machine's speed changes from second to second, few rounds say
 little. The processor seconds that each process spent in the meantime say where the time goes. Exits with 1 if a promise
@@ -48,11 +50,11 @@ SPIN_SECONDS = 1.5
 Side = Callable[[list[list[int]]], None]
 
 
-def start_vllm(config: TeacherConfig) -> Any:
-    """The engine that people use in-process, with what the server gives its own."""
+def start_vllm(config: TeacherConfig, cores: str | None = None) -> Any:
+    """The engine that people use in-process, with what the server gives its own; on all cores but one by default."""
     prepare_environment(config)
-    cores = cores_of("score", config, sorted(os.sched_getaffinity(0)))
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+    default = cores_of("score", config, sorted(os.sched_getaffinity(0)))
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores or ",".join(map(str, default))
     from vllm import LLM
 
     return LLM(
@@ -160,12 +162,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--head-threads", type=int, default=1)
+    parser.add_argument("--score-engines", default="2")
+    parser.add_argument("--head-threads", default="1")
+    parser.add_argument("--vllm-cores", metavar="CORES")
     options = parser.parse_args()
     config = TeacherConfig(model=str(options.model), max_sequence_tokens=512)
-    server_options = ("--max-sequence-tokens", "512", "--head-threads", str(options.head_threads))
+    threads = ("--score-engines", options.score_engines, "--head-threads", options.head_threads)
+    server_options = ("--max-sequence-tokens", "512", *threads)
     with tempfile.TemporaryDirectory() as folder, running(Path(folder), options.model, *server_options) as server:
-        llm = start_vllm(config)
+        llm = start_vllm(config, options.vllm_cores)
         digests = tokenizer_digests(options.model)
         with TeacherClient(server.address, student_id="speed", wait_seconds=120, tokenizer_digests=digests) as client:
             sides = {"ours": our_side(client), "flat": vllm_side(llm, K), "prefill": vllm_side(llm, None)}

@@ -83,9 +83,15 @@ class TeacherConfig(Config):
     compile: bool = False
     """Let vLLM compile the model: a slower start, for a faster engine where that pays."""
 
+    score_engines: Annotated[int, Field(ge=1)] = 1
+    """On the CPU: engines that score, each with a copy of the model and its share of the cores; a sequence goes to the
+    one that has the least to do. Two or more use the cores fully, also that of the signal head, for more memory and a
+    slower start."""
+
     score_cores: Cores = "auto"
-    """On the CPU: cores of the scoring engine, as "0-3"; "auto" leaves the last `head_threads` to the signal head, and
-    one at least to the engine. Where cores are left, the server's own threads stay off the engine's."""
+    """On the CPU: cores of the scoring engines, as "0-3". "auto" leaves the last `head_threads` to the signal head, and
+    one at least to the engine; several engines get all. Where cores are left, the server's own threads stay off the
+    engines'."""
 
     write_cores: Cores = "auto"
     """On the CPU: cores of the writing engine; "auto" gives each of two engines half of the cores."""

@@ -84,8 +84,8 @@ def scoring_parts(
     store: SignalStore | None,
 ) -> ScoringParts:
     """An engine and a head with their threads, queues and store."""
-    # One batch that the engine computes and the next one: more would only take the choice from the queue.
-    tokens = max(2 * config.engine_batch_tokens, max_sequence_tokens)
+    # One batch that each engine computes and the next one: more would only take the choice from the queue.
+    tokens = config.score_engines * max(2 * config.engine_batch_tokens, max_sequence_tokens)
     queue = FairQueue(capacity=tokens, max_waiting=config.max_waiting_requests, weights=config.weights)
     return ScoringParts(
         engine,

@@ -22,7 +22,8 @@ from tutelage.errors import ConfigurationError, Unreachable
 
 from teacher_server.adapters import Adapter, lora_rank, read_adapters
 from teacher_server.config import Role, TeacherConfig
-from teacher_server.engine import Sampling, WrittenPiece
+from teacher_server.engine import Engine, Sampling, WrittenPiece
+from teacher_server.replicas import Replicas
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,8 @@ def prepare_environment(config: TeacherConfig) -> None:
 def cores_of(role: Role, config: TeacherConfig, cores: Sequence[int]) -> list[int]:
     """The cores that an engine computes on, of those that this process may use.
 
-    Each of two engines gets half. One alone leaves the last to the front end, or as many as the head has threads.
+    Each of two roles gets half. One alone leaves the last to the front end, or as many as the head has threads, unless
+    several engines share them all with the head.
 
     Raises:
         ConfigurationError: the configuration names a core that this process may not use.
@@ -59,10 +61,25 @@ def cores_of(role: Role, config: TeacherConfig, cores: Sequence[int]) -> list[in
             raise ConfigurationError(f"given {wanted}, allowed: of {list(cores)}", f"{role}_cores")
         return named
     if len(config.roles) == 1:
+        if role == "score" and config.score_engines > 1:
+            return list(cores)
         spare = config.head_threads if role == "score" else 1
         return list(cores[:-spare] or cores[:1])
     half = max(1, len(cores) // 2)
     return list(cores[:half] if role == config.roles[0] else cores[half:] or cores)
+
+
+def shares_of(cores: Sequence[int], engines: int) -> list[list[int]]:
+    """The cores of each of several engines, neighbours together, as equal as they can be.
+
+    Raises:
+        ConfigurationError: there are more engines than cores.
+
+    """
+    if engines > len(cores):
+        raise ConfigurationError(f"given {engines}, allowed: 1 to {len(cores)}, a core for each", "score_engines")
+    bounds = [number * len(cores) // engines for number in range(engines + 1)]
+    return [list(cores[start:end]) for start, end in itertools.pairwise(bounds)]
 
 
 def _numbers(ranges: str) -> list[int]:
@@ -73,7 +90,7 @@ def _numbers(ranges: str) -> list[int]:
 
 def start_engines(
     checkpoint: Path, config: TeacherConfig, max_sequence_tokens: int
-) -> dict[Role, VllmScoringEngine | VllmWritingEngine]:
+) -> dict[Role, Engine]:
     """Starts the engines of all roles side by side and waits until their models are loaded (tens of seconds).
 
     Raises:
@@ -82,19 +99,29 @@ def start_engines(
     """
     from vllm.platforms import current_platform
 
-    cores = {role: cores_of(role, config, sorted(os.sched_getaffinity(0))) for role in config.roles}
-    with ThreadPoolExecutor(len(config.roles), thread_name_prefix="start-engine") as threads:
-        starting = {}
-        for role in config.roles:
+    if config.score_engines > 1 and not current_platform.is_cpu():
+        message = f"given {config.score_engines}, allowed: 1, except on a CPU; start a teacher on each device instead"
+        raise ConfigurationError(message, "score_engines")
+    wanted: list[tuple[Role, list[int]]] = []
+    for role in config.roles:
+        cores = cores_of(role, config, sorted(os.sched_getaffinity(0)))
+        wanted += [(role, share) for share in shares_of(cores, config.score_engines if role == "score" else 1)]
+    with ThreadPoolExecutor(len(wanted), thread_name_prefix="start-engine") as threads:
+        starting = []
+        for role, share in wanted:
             spawned = len(multiprocessing.active_children())
-            starting[role] = threads.submit(_start, role, checkpoint, config, max_sequence_tokens, cores[role])
+            starting.append(threads.submit(_start, role, checkpoint, config, max_sequence_tokens, share))
             # vLLM configures itself through globals and the environment: one process is spawned after the other.
-            while not starting[role].done() and len(multiprocessing.active_children()) == spawned:
+            while not starting[-1].done() and len(multiprocessing.active_children()) == spawned:
                 time.sleep(_SPAWN_CHECK_SECONDS)
-        engines = {role: engine.result() for role, engine in starting.items()}
+        engines = [engine.result() for engine in starting]
     if current_platform.is_cpu():
-        keep_off({core for of_role in cores.values() for core in of_role})
-    return engines
+        keep_off({core for _, share in wanted for core in share})
+    started: dict[Role, Engine] = {}
+    for role in config.roles:
+        own = [engine for (of_role, _), engine in zip(wanted, engines, strict=True) if of_role == role]
+        started[role] = Replicas(own) if role == "score" else own[0]
+    return started
 
 
 def keep_off(engines: set[int]) -> None:

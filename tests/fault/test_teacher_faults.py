@@ -1,5 +1,5 @@
 """Kill -9 of a real teacher that students learn from: its streams break at once, no engine outlives it, and when it is
-back its students finish as if nothing had been. Then its engine is killed.
+back, with two engines, its students finish as if nothing had been. Then one of its engines is killed.
 
 The forms that run always: test_teacher_kill_mid_stream.py with a double of the engine, and test_teacher_server.py.
 """
@@ -63,7 +63,8 @@ def test_a_killed_teacher_that_comes_back_costs_only_time_and_a_killed_engine_en
             wait_until(lambda: min(map(steps_done, folders)) >= 8, 120, log, train)
             _kill_server(teachers[0])
             assert max(map(steps_done, folders)) < STEPS
-            teachers.append(start(tmp_path / "second", tiny_model, *OPTIONS, address=address))
+            two_engines = ("--score-engines", "2")
+            teachers.append(start(tmp_path / "second", tiny_model, *OPTIONS, *two_engines, address=address))
             assert train.wait(150) == 0, log.read_text()[-3000:]
         assert_finished(tmp_path, STEPS)
         waited = [

@@ -1,7 +1,8 @@
 """How exact a real teacher's signals are: no worse than the same model in bfloat16 in transformers.
 
-Ordinary, random and adversarial tokens, every kind, T of 0.5 to 5; both sides are compared with transformers in
-float32, and summed in float64. And whoever asks, in whatever company and in whatever parts, gets the same.
+Ordinary, random and adversarial tokens, every kind, T of 0.5 to 5; of one engine and of two. Both sides are compared
+with transformers in float32, and summed in float64. And whoever asks, in whatever company and in whatever parts, gets
+the same.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from teacher_process import TeacherProcess
+from teacher_process import running
 from tutelage.codec import decode, encode
 from tutelage.teacher.v1 import teacher_pb2 as pb
 from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
@@ -48,8 +49,18 @@ def adversarial() -> dict[str, list[int]]:
 
 
 @pytest.fixture(scope="module")
-def stub(teacher_server: TeacherProcess):
-    with grpc.insecure_channel(teacher_server.address, options=CHANNEL_OPTIONS) as channel:
+def two_engines(packaged_models: tuple[Path, Path], tmp_path_factory):
+    options = ("--score-engines", "2", "--max-sequence-tokens", str(LONGEST), "--kv-cache-gib", "0.25")
+    with running(tmp_path_factory.mktemp("teacher"), packaged_models[0], *options) as teacher:
+        yield teacher
+        spent = [sum(engine.cpu_times()[:2]) for engine in teacher.engines]
+        assert len(spent) == 2
+        assert min(spent) > max(spent) / 2, "both score"
+
+
+@pytest.fixture(scope="module", params=["teacher_server", pytest.param("two_engines", marks=pytest.mark.long)])
+def stub(request: pytest.FixtureRequest):
+    with grpc.insecure_channel(request.getfixturevalue(request.param).address, options=CHANNEL_OPTIONS) as channel:
         yield pb_grpc.TeacherServiceStub(channel)
 
 
