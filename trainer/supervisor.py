@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from tutelage.errors import Conflict, TutelageError
 from trainer.board import Board, Command, LetterBox, Row
 from trainer.config import CohortConfig, StudentConfig
 from trainer.progress import Outcome, Status
+from trainer.warm import COMMAND
 
 # Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -185,6 +187,7 @@ def _create_actor(student: StudentConfig, config: CohortConfig) -> Any:
             num_cpus=student.threads if trains else 0,
             num_gpus=student.gpus if trains else 0,
             max_restarts=config.ray.max_restarts,
+            runtime_env={"py_executable": COMMAND} if trains and _can_be_forked(config, student) else None,
         ).remote(config, student.id)
     except ValueError as error:
         raise Conflict(
@@ -192,6 +195,11 @@ def _create_actor(student: StudentConfig, config: CohortConfig) -> Any:
             "give this one another name",
             "run",
         ) from error
+
+
+def _can_be_forked(config: CohortConfig, student: StudentConfig) -> bool:
+    """Not with a GPU (`trainer.warm`), and not on a cluster, whose nodes may have Python elsewhere."""
+    return config.ray.address is None and not student.gpus and sys.platform == "linux"
 
 
 def _collect_ended(students: list[Supervised]) -> None:

@@ -56,6 +56,36 @@ def test_killed_trainers_go_on_from_their_checkpoints(tiny_model, tmp_path):
     assert seconds < 30  # on two cores that others may use; what a quiet machine shows is in docs/ray.md
 
 
+def warm_server_of(student: Path) -> psutil.Process:
+    """Which later processes are forked from; it names Ray's node, whose child the student's first process is."""
+    node = str(psutil.Process(process_of(student)).ppid())
+    [server] = [each for each in psutil.process_iter(["cmdline"]) if (each.info["cmdline"] or [])[-1:] == [node]]
+    return server
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_student_that_comes_back_forked_learns_what_its_neighbour_does(tiny_model, tmp_path):
+    steps, log = 400, tmp_path / "log"
+    ann, bob = (tmp_path / "run/students" / name for name in ("ann", "bob"))
+    with serving(FaultyServicer(InProcessTeacher(tiny_model), tiny_model)) as address:
+        cohort = write_cohort(tmp_path, tiny_model, address, steps)
+        values = yaml.safe_load(cohort.read_text()) | {"students": [{"id": "ann"}, {"id": "bob"}]}
+        values["defaults"] |= {"objective": {"name": "forward_kl"}}  # What students write depends on who they are.
+        cohort.write_text(yaml.safe_dump(values))
+        with running(["train", "--config", str(cohort)], log) as train:
+            wait_until(lambda: min(steps_done(ann), steps_done(bob)) >= 1, 120, log, train)
+            server = warm_server_of(ann)
+            wait_until(Path(server.cmdline()[-2]).exists, 120, log, train)
+            for _ in range(2):
+                print(f"back after {kill_and_time(ann, log, train):.1f} s")
+                assert psutil.Process(process_of(ann)).ppid() == server.pid
+            assert train.wait(200) == 0, log.read_text()[-3000:]
+        server.wait(20)
+    assert_finished(tmp_path, steps)
+    assert [row | {"student": "bob"} for row in metric_rows(ann)] == metric_rows(bob)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_eight_students_of_which_one_is_killed_every_five_seconds_all_finish(tiny_model, tmp_path):
