@@ -34,7 +34,7 @@ from teacher_speed import BUILD, K, vllm_side  # noqa: E402
 from tutelage.identity import vocabulary_size  # noqa: E402
 
 from teacher_server.config import TeacherConfig  # noqa: E402
-from teacher_server.vllm_engine import _scoring_arguments, prepare_environment  # noqa: E402
+from teacher_server.vllm_engine import scoring_arguments, prepare_environment  # noqa: E402
 
 ENGINES = {"generate 2048": ("generate", 2048), "states 2048": ("states", 2048), "states 512": ("states", 512)}
 ROWS = 256
@@ -64,7 +64,7 @@ def start_engine(kind: str, batch_tokens: int, config: TeacherConfig) -> Any:
     from vllm import LLM
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-    scoring = _scoring_arguments() | {"skip_tokenizer_init": False} if kind == "states" else {}
+    scoring = scoring_arguments() | {"skip_tokenizer_init": False} if kind == "states" else {}
     return LLM(
         model=config.model,
         dtype=config.dtype,

@@ -161,7 +161,7 @@ def _start(
                 use_tqdm_on_load=False,
                 # On a CPU vLLM would add a worker's process, and spin on a core of the others while it waits for it.
                 distributed_executor_backend=UniProcExecutor,
-                **(_scoring_arguments() if role == "score" else {}),
+                **(scoring_arguments() if role == "score" else {}),
                 **_adapter_arguments(config),
             )
         )
@@ -170,7 +170,8 @@ def _start(
     return VllmScoringEngine(llm) if role == "score" else VllmWritingEngine(llm)
 
 
-def _scoring_arguments() -> dict[str, Any]:
+def scoring_arguments() -> dict[str, Any]:
+    """What makes a vLLM engine one that answers with the final hidden state of every token, at once for a sequence."""
     from vllm.config import PoolerConfig
 
     return {
