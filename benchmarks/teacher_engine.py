@@ -34,7 +34,7 @@ from teacher_speed import BUILD, K, vllm_side  # noqa: E402
 from tutelage.identity import vocabulary_size  # noqa: E402
 
 from teacher_server.config import TeacherConfig  # noqa: E402
-from teacher_server.vllm_engine import scoring_arguments, prepare_environment  # noqa: E402
+from teacher_server.vllm_engine import prepare_environment, scoring_arguments  # noqa: E402
 
 ENGINES = {"generate 2048": ("generate", 2048), "states 2048": ("states", 2048), "states 512": ("states", 512)}
 ROWS = 256

@@ -88,9 +88,7 @@ def _numbers(ranges: str) -> list[int]:
     return [number for bound in bounds for number in range(int(bound[0]), int(bound[-1]) + 1)]
 
 
-def start_engines(
-    checkpoint: Path, config: TeacherConfig, max_sequence_tokens: int
-) -> dict[Role, Engine]:
+def start_engines(checkpoint: Path, config: TeacherConfig, max_sequence_tokens: int) -> dict[Role, Engine]:
     """Starts the engines of all roles side by side and waits until their models are loaded (tens of seconds).
 
     Raises:
