@@ -23,6 +23,7 @@ import select
 import shlex
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -79,6 +80,9 @@ def _ask(path: Path, request: Request) -> int:
     """The id of a process that was forked for a request."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.connect(str(path))
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        if struct.unpack("3i", credentials)[1] != os.getuid():
+            raise PermissionError(f"{path} is somebody else's")
         socket.send_fds(connection, [json.dumps(vars(request)).encode()], [0, 1, 2])
         answer = connection.recv(_LARGEST_MESSAGE)
     if not answer:

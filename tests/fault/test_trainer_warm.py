@@ -16,6 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from trainer.warm import Request, _ask, _socket_path
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd and sequenced sockets are Linux's")
 
 # What the server does, with a module that costs nothing and no time for others to settle.
@@ -82,8 +84,6 @@ def node(tmp_path) -> Iterator[Node]:
 
 @contextmanager
 def serving(node: Node) -> Iterator[subprocess.Popen[bytes]]:
-    from trainer.warm import _socket_path
-
     path = _socket_path([f"--raylet-name={node.raylet}"])
     server = subprocess.Popen([sys.executable, "-c", SERVER, str(path), str(node.process.pid)])
     try:
@@ -143,8 +143,6 @@ def test_the_server_ends_with_rays_node(node):
 
 
 def test_two_servers_do_not_fight(node):
-    from trainer.warm import _socket_path
-
     with serving(node) as server:
         path = _socket_path([f"--raylet-name={node.raylet}"])
         second = subprocess.Popen([sys.executable, "-c", SERVER, str(path), str(node.process.pid)])
@@ -171,12 +169,21 @@ def test_a_dead_servers_socket_is_replaced(node):
 
 
 def test_who_connects_and_does_not_ask_is_passed_over(node):
-    from trainer.warm import _socket_path
-
     with serving(node) as server:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
             silent.connect(str(_socket_path([f"--raylet-name={node.raylet}"])))
         assert said(node.start())["parent"] == server.pid
+
+
+def test_a_server_of_somebody_else_is_told_nothing(tmp_path, monkeypatch):
+    request = Request(["script"], {"SECRET": "mine"}, "/", os.getpid())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as theirs:
+        theirs.bind(str(tmp_path / "warm"))
+        theirs.listen()
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+        with pytest.raises(PermissionError, match="somebody else's"):
+            _ask(tmp_path / "warm", request)
+        assert theirs.accept()[0].recv(1000) == b""
 
 
 def test_nobody_else_may_ask(node):
