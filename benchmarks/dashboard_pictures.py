@@ -117,7 +117,7 @@ def main() -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with tempfile.TemporaryDirectory(prefix="tutelage-") as name:
         folder = Path(name)
-        with served_teacher(teacher, folder, "auto") as (address, _), cluster(folder) as dashboard:
+        with served_teacher(teacher, folder) as (address, _), cluster(folder) as dashboard:
             submit(dashboard, address, student, folder)
             wait_until(lambda: all_are_measured(folder / "runs" / RUN), 240)
             actors = fetch(f"{dashboard}/logical/actors")["data"]["actors"]

@@ -159,7 +159,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prompts = write_prompts(folder / "prompts.jsonl", 64)
-        with served_teacher(teacher, folder, "auto") as (address, pid):
+        with served_teacher(teacher, folder) as (address, pid):
             throughput(address, student, options.students, options.seconds)
             memory(folder, address, pid, student, prompts, options.students)
 

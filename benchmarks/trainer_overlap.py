@@ -77,7 +77,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     rows = write_rows(folder / "rows.jsonl", BATCH * 64)
     cores = sorted(os.sched_getaffinity(0))
     split = options.teacher_threads
-    with served_teacher(teacher, folder, ",".join(map(str, cores[:split]))) as (address, _):
+    with served_teacher(teacher, folder, "--score-cores", ",".join(map(str, cores[:split]))) as (address, _):
         os.sched_setaffinity(0, cores[split:])
         sides = {name: Ours(options, student, rows, address, **changes) for name, changes in SIDES.items()}
         turns: dict[str, list[dict[str, float]]] = {name: [] for name in sides}

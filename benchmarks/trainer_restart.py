@@ -164,7 +164,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, medians = Path(name), []
         prompts = write_prompts(folder / "prompts.jsonl", 64)
-        with served_teacher(teacher, folder, "auto") as (address, _):
+        with served_teacher(teacher, folder) as (address, _):
             for students in options.students:
                 run = folder / f"students-{students}"
                 run.mkdir()

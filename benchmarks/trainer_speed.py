@@ -64,10 +64,10 @@ def write_prompts(path: Path, count: int) -> Path:
 
 
 @contextmanager
-def served_teacher(model: Path, folder: Path, cores: str) -> Iterator[tuple[str, int]]:
+def served_teacher(model: Path, folder: Path, *more: str) -> Iterator[tuple[str, int]]:
     """The real server on a free port; gives its address and its process id."""
     address, log = folder / "address", folder / "teacher.log"
-    options = ["--model", str(model), "--roles", "score", "--address", "127.0.0.1:0", "--score-cores", cores]
+    options = ["--model", str(model), "--roles", "score", "--address", "127.0.0.1:0", *more]
     environment = {"PYTHONPATH": f"{ROOT / 'proto'}:{ROOT}"}
     command = [*TUTELAGE, "teacher", "serve", *options, "--address-file", str(address)]
     with running(command, log=log, environment=environment) as process:
@@ -163,10 +163,11 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     teacher, student = prepare(BUILD / "models")
     teacher_layers = json.loads((teacher / "config.json").read_text())["num_hidden_layers"]
     prompts = write_prompts(folder / "prompts.jsonl", BATCH * 64)
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[: options.teacher_threads]))
+    cores = sorted(os.sched_getaffinity(0))[: options.teacher_threads]
+    engines = ("--score-cores", ",".join(map(str, cores)), "--score-engines", str(options.teacher_engines))
     flags = ["--teacher", str(teacher), "--student", str(student), "--prompts", str(prompts), "--dtype"]
     flags += [options.trl_dtype, "--new-tokens", str(NEW_TOKENS), "--batch", str(BATCH)]
-    with trl(*flags, threads=options.threads) as theirs, served_teacher(teacher, folder, cores) as (address, _):
+    with trl(*flags, threads=options.threads) as theirs, served_teacher(teacher, folder, *engines) as (address, _):
         ours = Ours(options, student, prompts, address)
         rounds = []
         for number in range(WARM_UP_ROUNDS + options.rounds):
@@ -216,6 +217,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="cores that everything runs on, and TRL's threads")
     parser.add_argument("--student-threads", type=int, default=2, help="ours; the teacher is idle when it works")
     parser.add_argument("--teacher-threads", type=int, default=2, help="ours; the student is idle when it works")
+    parser.add_argument("--teacher-engines", type=int, default=2, help="ours; they share those threads")
     parser.add_argument("--trl-dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--profile", action="store_true", help="also where the time of one of our steps goes")
     options = parser.parse_args()
