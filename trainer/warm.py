@@ -98,8 +98,9 @@ def _start_server(path: Path) -> None:
         os.waitpid(child, 0)
         return
     command = [sys.executable, "-m", "trainer.warm", "--serve", str(path), str(node)]
-    # One thread: a thread that a library starts on import would not be there in a fork.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    # No thread but one and no GPU: what a library starts or opens on import would not be there in a fork.
+    alone = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | alone
     nowhere = subprocess.DEVNULL
     subprocess.Popen(command, env=environment, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True)
     os._exit(0)
