@@ -1,10 +1,11 @@
 """What does a further student of one teacher cost? Its own memory, and nothing of the teacher's throughput.
 
-    python benchmarks/trainer_many.py [--students 3] [--seconds 20]
+    python benchmarks/trainer_many.py [--students 5] [--seconds 10] [--rounds 6]
 
-Memory: students of 57M train on Ray, one at first, then two, then three, by `tutelage students scale`; for each number
-the proportional set size (PSS, in which shared pages count once) of every student, of Ray's own processes and of the
-teacher. Throughput: the teacher's tokens a second for one student that asks without pause, and for several.
+Memory: students of 57M train on Ray, one at first, then two, and so on, by `tutelage students scale`; for each number
+the proportional set size (PSS, in which shared pages count once) of every student, of Ray's own processes with what
+students are forked from, and of the teacher. Throughput: the teacher's tokens a second for one student that asks
+without pause, and for several, in turn; the ratio is the median of the rounds'.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,19 +112,30 @@ def memory(folder: Path, address: str, teacher_pid: int, student: Path, prompts:
             own = stepping(folder / "run", count)
             each = ", ".join(f"{pss_mib([psutil.Process(pid)]):.0f}" for pid in own)
             family = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
-            others = [process for process in family if process.pid not in own]
+            others = [process for process in [*family, *forked_from(family)] if process.pid not in own]
             served = psutil.Process(teacher_pid)
             teacher = pss_mib([served, *served.children(recursive=True)])
             print(f"| {count} | {each} | {pss_mib(others):.0f} | {teacher:.0f} |", flush=True)
 
 
-def throughput(address: str, student: Path, students: int, seconds: float) -> None:
+def forked_from(family: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """The processes of `trainer.warm` that end with one of a family."""
+    ids = {str(process.pid) for process in family}
+    commands = [(process, process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    return [process for process, command in commands if "--serve" in command and command[-1] in ids]
+
+
+def throughput(address: str, student: Path, students: int, seconds: float, rounds: int) -> None:
     """The teacher's tokens a second for one student, and for several at once."""
-    rates = {count: tokens_per_second(address, student, count, seconds) for count in (1, students)}
-    print("\n| students that ask | tokens a second, all together |\n|---|---|")
-    for count, rate in rates.items():
-        print(f"| {count} | {rate:.0f} |")
-    print(f"\n{students} students / one: {rates[students] / rates[1]:.2f}")
+    rates: dict[int, list[float]] = {1: [], students: []}
+    for number in range(rounds):
+        for count in list(rates)[:: (-1) ** number]:
+            rates[count].append(tokens_per_second(address, student, count, seconds))
+    print("\n| students that ask | tokens a second, all together (median, range) |\n|---|---|")
+    for count, of_rounds in rates.items():
+        print(f"| {count} | {statistics.median(of_rounds):.0f} ({min(of_rounds):.0f} to {max(of_rounds):.0f}) |")
+    ratios = sorted(several / one for one, several in zip(*rates.values(), strict=True))
+    print(f"\n{students} students / one: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
 
 
 def tokens_per_second(address: str, student: Path, students: int, seconds: float) -> float:
@@ -152,15 +165,16 @@ def tokens_per_second(address: str, student: Path, students: int, seconds: float
 def main() -> None:
     """Prints both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--students", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each throughput")
+    parser.add_argument("--students", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each throughput")
+    parser.add_argument("--rounds", type=int, default=6, help="of both throughputs")
     options = parser.parse_args()
     teacher, student = prepare(BUILD / "models")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prompts = write_prompts(folder / "prompts.jsonl", 64)
         with served_teacher(teacher, folder) as (address, pid):
-            throughput(address, student, options.students, options.seconds)
+            throughput(address, student, options.students, options.seconds, options.rounds)
             memory(folder, address, pid, student, prompts, options.students)
 
 
