@@ -85,8 +85,7 @@ class TeacherConfig(Config):
 
     score_engines: Annotated[int, Field(ge=1)] = 1
     """On the CPU: engines that score, each with a copy of the model and its share of the cores; a sequence goes to the
-    one that has the least to do. Two or more use the cores fully, also that of the signal head, for more memory and a
-    slower start."""
+    one that has the least to do. Two or more use the cores fully, also that of the signal head, for more memory."""
 
     score_cores: Cores = "auto"
     """On the CPU: cores of the scoring engines, as "0-3". "auto" leaves the last `head_threads` to the signal head, and
