@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -199,7 +198,7 @@ def _create_actor(student: StudentConfig, config: CohortConfig) -> Any:
 
 def _can_be_forked(config: CohortConfig, student: StudentConfig) -> bool:
     """Not with a GPU (`trainer.warm`), and not on a cluster, whose nodes may have Python elsewhere."""
-    return config.ray.address is None and not student.gpus and sys.platform == "linux"
+    return config.ray.address is None and not student.gpus
 
 
 def _collect_ended(students: list[Supervised]) -> None:

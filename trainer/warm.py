@@ -126,6 +126,8 @@ def run_forked(path: Path, node: int) -> None:
             return
         for name in _MODULES:
             importlib.import_module(name)
+        if len(os.listdir("/proc/self/task")) > 1:  # A fork would not have the other threads.
+            return
         gc.freeze()  # Or a collection in a fork would copy the memory that they share.
         path.unlink(missing_ok=True)
         request = _serve(path, node)

@@ -8,17 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+from ray_cluster import wait_until
 
 from trainer.warm import Request, _ask, _socket_path
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd and sequenced sockets are Linux's")
 
 # What the server does, with a module that costs nothing and no time for others to settle.
 SERVER = """
@@ -37,13 +35,6 @@ print(json.dumps({
 }), flush=True)
 time.sleep(float(sys.argv[2]))
 """
-
-
-def wait_until(condition, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def left_behind(node: Node) -> list[psutil.Process]:
@@ -87,7 +78,7 @@ def serving(node: Node) -> Iterator[subprocess.Popen[bytes]]:
     path = _socket_path([f"--raylet-name={node.raylet}"])
     server = subprocess.Popen([sys.executable, "-c", SERVER, str(path), str(node.process.pid)])
     try:
-        wait_until(path.exists)
+        wait_until(path.exists, 10)
         yield server
     finally:
         server.kill()
@@ -128,7 +119,7 @@ def test_it_ends_with_the_process_that_ray_knows_and_the_other_way_round(node):
             forked = psutil.Process(said(worker)["id"])
             worker.send_signal(end)
             assert worker.wait(10) is not None
-            wait_until(lambda forked=forked: not forked.is_running())
+            wait_until(lambda forked=forked: not forked.is_running(), 10)
         worker = node.start(seconds=60)
         os.kill(said(worker)["id"], signal.SIGKILL)
         assert worker.wait(10) == 0
@@ -157,15 +148,15 @@ def test_without_a_server_the_process_runs_the_script_itself_and_leaves_one(node
     answer, shell = done.stdout.splitlines()
     assert json.loads(answer)["parent"] == int(shell)
     assert not json.loads(answer)["imported"]
-    wait_until(lambda: list(node.raylet.parent.glob("warm-*.lock")))
-    wait_until(lambda: not left_behind(node))
+    wait_until(lambda: list(node.raylet.parent.glob("warm-*.lock")), 10)
+    wait_until(lambda: not left_behind(node), 10)
 
 
 def test_a_dead_servers_socket_is_replaced(node):
     with serving(node):
         pass
     with serving(node) as server:
-        wait_until(lambda: said(node.start())["parent"] == server.pid)
+        wait_until(lambda: said(node.start())["parent"] == server.pid, 10)
 
 
 def test_who_connects_and_does_not_ask_is_passed_over(node):
@@ -173,6 +164,14 @@ def test_who_connects_and_does_not_ask_is_passed_over(node):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
             silent.connect(str(_socket_path([f"--raylet-name={node.raylet}"])))
         assert said(node.start())["parent"] == server.pid
+
+
+def test_nothing_is_forked_from_a_process_with_threads_which_a_fork_would_not_have(node):
+    threaded = "import threading, time\nthreading.Thread(target=time.sleep, args=(1,)).start()\n" + SERVER
+    path = _socket_path([f"--raylet-name={node.raylet}"])
+    server = subprocess.run([sys.executable, "-c", threaded, str(path), str(node.process.pid)], check=False, timeout=10)
+    assert server.returncode == 0
+    assert not path.exists()
 
 
 def test_a_server_of_somebody_else_is_told_nothing(tmp_path, monkeypatch):
