@@ -5,7 +5,6 @@ BIN := $(CURDIR)/$(VENV)/bin
 # What is installed is what these files say; the stamp is written last, so a broken install is done again.
 LOCKS := requirements/cpu.lock requirements/no-deps.lock
 STAMP := $(VENV)/.installed
-PROTOS := $(wildcard proto/tutelage/*/v1/*.proto)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo study test test-long check format bench stubs lock clean
@@ -43,7 +42,7 @@ check: $(STAMP) ## ruff, mypy, import-linter, buf, stubs up to date
 	@$(BIN)/mypy --no-error-summary
 	@PATH="$(BIN):$$PATH" $(BIN)/lint-imports --no-cache > build-lint-imports.log 2>&1 || { cat build-lint-imports.log; rm -f build-lint-imports.log; exit 1; }
 	@rm -f build-lint-imports.log
-	@cd proto && $(BIN)/buf lint
+	@cd proto/schema && $(BIN)/buf lint
 	@$(BIN)/python deploy/make_stubs.py --check
 
 format: $(STAMP) ## ruff's formatter and its safe fixes

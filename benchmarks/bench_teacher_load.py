@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "proto"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "tests")]
 
 import psutil  # noqa: E402
+
 from teacher_load import Students, for_seconds, percentile, server_process  # noqa: E402
 
 ENGINE_SECONDS = 0.01

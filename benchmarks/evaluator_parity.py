@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from harness_environment import BUILD, data_dir, run_harness
-from tutelage.identity import weights_digest
 
-from evaluator.configuration import EvaluationSettings
-from evaluator.engines import Engine, TransformersEngine
-from evaluator.extraction import canonical_number
-from evaluator.lm_eval import gsm8k_exact_match, gsm8k_flexible, gsm8k_strict
-from evaluator.protocols import loglik, paper
-from evaluator.tasks import TASKS
+from tutelage.evaluator.config import EvaluationSettings
+from tutelage.evaluator.models.engines import Engine, TransformersEngine
+from tutelage.evaluator.protocols import loglik, paper
+from tutelage.evaluator.results.lm_eval import gsm8k_exact_match, gsm8k_flexible, gsm8k_strict
+from tutelage.evaluator.scoring.extraction import canonical_number
+from tutelage.evaluator.tasks import TASKS
+from tutelage.identity import weights_digest
 
 OURS = {
     "arc_easy": "ARC-Easy",

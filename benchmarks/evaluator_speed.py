@@ -25,10 +25,10 @@ import torch
 from evaluator_parity import lines_of
 from harness_environment import BUILD, data_dir, run_harness
 
-from evaluator.configuration import EvaluationSettings
-from evaluator.engines import Engine, TransformersEngine, open_engine
-from evaluator.protocols import loglik, paper
-from evaluator.tasks import TASKS
+from tutelage.evaluator.config import EvaluationSettings
+from tutelage.evaluator.models.engines import Engine, TransformersEngine, open_engine
+from tutelage.evaluator.protocols import loglik, paper
+from tutelage.evaluator.tasks import TASKS
 
 NEW_TOKENS = 64
 BATCH_SIZES = (16, 32)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from harness_environment import BUILD, data_dir
 
-from evaluator.configuration import EvaluationSettings
-from evaluator.evaluation import Progress, evaluate
-from evaluator.frames import read, summarize
-from evaluator.requests import Evaluation, Labels, TaskRequest
-from evaluator.tasks import TASKS
+from tutelage.evaluator.config import EvaluationSettings
+from tutelage.evaluator.results.frames import read, summarize
+from tutelage.evaluator.runner.evaluation import Progress, evaluate
+from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest
+from tutelage.evaluator.tasks import TASKS
 
 NAMES = tuple(name for name, task in TASKS.items() if task.extraction is not None and name != "arithmetic")
 

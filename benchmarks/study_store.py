@@ -22,13 +22,12 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "proto"), str(ROOT / "deploy")]
+sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "deploy")]
 
 from prepare_models import prepare  # noqa: E402
+from tutelage.evaluator.tasks.arithmetic_generator import generate  # noqa: E402
 
-from evaluator.arithmetic import generate  # noqa: E402
-
-STUDY = "import sys; from study.command import main; sys.exit(main(sys.argv[1:]))"
+STUDY = "import sys; from tutelage.study.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def study(options: argparse.Namespace, folder: Path, *, store: bool) -> dict[str, Any]:

@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "proto")]
+sys.path[:0] = [str(ROOT / "proto")]
 
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 from teacher_speed import BUILD, K, vllm_side  # noqa: E402
-from tutelage.identity import vocabulary_size  # noqa: E402
 
-from teacher_server.config import TeacherConfig  # noqa: E402
-from teacher_server.vllm_engine import prepare_environment, scoring_arguments  # noqa: E402
+from tutelage.identity import vocabulary_size  # noqa: E402
+from tutelage.teacher_server.config import TeacherConfig  # noqa: E402
+from tutelage.teacher_server.engine.vllm import prepare_environment, scoring_arguments  # noqa: E402
 
 ENGINES = {"generate 2048": ("generate", 2048), "states 2048": ("states", 2048), "states 512": ("states", 512)}
 ROWS = 256
@@ -47,8 +47,8 @@ def reduce_states(at_work: Any, config: TeacherConfig) -> None:
     prepare_environment(config)
     import torch
 
-    from teacher_server.signal_head import SignalHead, use_bfloat16_products
-    from teacher_server.unembedding import load
+    from tutelage.teacher_server.signals.logit_head import SignalHead, use_bfloat16_products
+    from tutelage.teacher_server.signals.unembedding import load
 
     torch.set_num_threads(1)
     use_bfloat16_products()

@@ -30,17 +30,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "proto"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
+
 from teacher_process import running  # noqa: E402
 from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
-
-from teacher_server.config import TeacherConfig  # noqa: E402
-from teacher_server.vllm_engine import cores_of, prepare_environment  # noqa: E402
-from trainer.frames import SignalRequest, SignalSpec  # noqa: E402
-from trainer.teacher_client import TeacherClient  # noqa: E402
+from tutelage.teacher_server.config import TeacherConfig  # noqa: E402
+from tutelage.teacher_server.engine.vllm import cores_of, prepare_environment  # noqa: E402
+from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec  # noqa: E402
+from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
 
 K = 64
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))

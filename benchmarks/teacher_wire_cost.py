@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "proto"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
@@ -144,8 +144,7 @@ def trl_arrays(client: Any, sequences: list[list[int]]) -> list[np.ndarray]:
 def our_client(teacher: Any) -> Iterator[Any]:
     """A trainer's client of a server, which runs in a thread."""
     from fake_teacher import serving
-
-    from trainer.teacher_client import TeacherClient
+    from tutelage.trainer.teacher.grpc_client import TeacherClient
 
     loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
     address: list[str] = []
@@ -168,10 +167,9 @@ def our_client(teacher: Any) -> Iterator[Any]:
 def given_teacher(states_STD: torch.Tensor, signals: list[Any]) -> Any:
     """A teacher that knows states and signals of the sequences whose tokens begin with 0, 1, 2 and so on."""
     from fake_teacher import FakeScoringEngine, fake_head, fake_teacher
-
-    from teacher_server.config import TeacherConfig
-    from teacher_server.signal_head import SignalHead, Signals
-    from teacher_server.teacher import Teacher, scoring_parts, writing_queue
+    from tutelage.teacher_server.config import TeacherConfig
+    from tutelage.teacher_server.model.teacher import Teacher, scoring_parts, writing_queue
+    from tutelage.teacher_server.signals.logit_head import SignalHead, Signals
 
     class GivenStates(FakeScoringEngine):
         async def hidden_states(self, token_ids: Any) -> torch.Tensor:
@@ -199,8 +197,8 @@ def our_kept(logits_TV: torch.Tensor, token_ids: list[int]) -> Any:
 @functools.cache
 def given_logits_head() -> Any:
     """A signal head that takes logits for hidden states; one for all sequences, as a server has it."""
-    from teacher_server.signal_head import SignalHead
-    from teacher_server.unembedding import Unembedding
+    from tutelage.teacher_server.signals.logit_head import SignalHead
+    from tutelage.teacher_server.signals.unembedding import Unembedding
 
     class GivenLogits(SignalHead):
         def _logits_of(self, columns: slice, hidden_RD: torch.Tensor) -> torch.Tensor:
@@ -211,7 +209,7 @@ def given_logits_head() -> Any:
 
 def our_arrays(client: Any, sequences: list[list[int]], kind: str) -> Any:
     """The checked signals that a trainer has in the end."""
-    from trainer.frames import SignalRequest, SignalSpec
+    from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
 
     spec = SignalSpec("topk", k=K, temperatures=(1.0,)) if kind == "topk" else SignalSpec(kind)
     requests = [SignalRequest(np.array(ids, dtype=np.int32), 0, len(ids)) for ids in sequences]
@@ -264,10 +262,9 @@ def numbered_states(sequences: list[list[int]]) -> torch.Tensor:
 
 def message_bytes(kind: str, ids: list[int], logits_TV: torch.Tensor) -> float:
     """Bytes a scored token of our messages for one sequence, with gRPC's 5 before each."""
-    from tutelage.teacher.v1 import teacher_pb2 as pb
-
-    from teacher_server import frames
-    from teacher_server.validate import Scoring, Signal
+    from tutelage.rpc.v1 import teacher_pb2 as pb
+    from tutelage.teacher_server.admission.validation import Scoring, Signal
+    from tutelage.teacher_server.signals import frame_encoder as frames
 
     topk, states_STD = kind == "topk", numbered_states([ids])
     signal = Signal(pb.SIGNAL_KIND_TOPK if topk else pb.SIGNAL_KIND_HIDDEN, K * topk, (1.0,) * topk, None)

@@ -18,25 +18,25 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "proto"), str(ROOT / "deploy")]
+sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "deploy")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import yaml  # noqa: E402
-from prepare_models import prepare  # noqa: E402
 from trainer_speed import BUILD, TUTELAGE, served_teacher, write_prompts  # noqa: E402
+
+from prepare_models import prepare  # noqa: E402
 from tutelage.errors import NotFound  # noqa: E402
 from tutelage.identity import tokenizer_digests  # noqa: E402
-from tutelage.processes import running  # noqa: E402
-
-from trainer.board import Command, ask, read_board  # noqa: E402
-from trainer.frames import SignalRequest, SignalSpec  # noqa: E402
-from trainer.teacher_client import TeacherClient  # noqa: E402
+from tutelage.runtime.processes import running  # noqa: E402
+from tutelage.trainer.cluster.run_control import Command, ask, read_board  # noqa: E402
+from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec  # noqa: E402
+from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
 
 SEQUENCE_TOKENS, SEQUENCES = 128, 8
 STEPPED = 2
@@ -101,7 +101,7 @@ def stepping(output: Path, students: int) -> list[int]:
 def memory(folder: Path, address: str, teacher_pid: int, student: Path, prompts: Path, students: int) -> None:
     """A row for each number of students."""
     cohort = write_cohort(folder / "cohort.yaml", address, student, prompts, students)
-    environment = {"PYTHONPATH": f"{ROOT / 'proto'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONPATH": str(ROOT / "proto"), "OMP_NUM_THREADS": "1"}
     print("\n| students | MiB of each (PSS) | Ray and the supervisor, MiB | teacher, MiB |\n|---|---|---|---|")
     with running(
         [*TUTELAGE, "train", "--config", str(cohort)], log=folder / "train.log", environment=environment
@@ -112,17 +112,10 @@ def memory(folder: Path, address: str, teacher_pid: int, student: Path, prompts:
             own = stepping(folder / "run", count)
             each = ", ".join(f"{pss_mib([psutil.Process(pid)]):.0f}" for pid in own)
             family = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
-            others = [process for process in [*family, *forked_from(family)] if process.pid not in own]
+            others = [process for process in family if process.pid not in own]
             served = psutil.Process(teacher_pid)
             teacher = pss_mib([served, *served.children(recursive=True)])
             print(f"| {count} | {each} | {pss_mib(others):.0f} | {teacher:.0f} |", flush=True)
-
-
-def forked_from(family: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """The processes of `trainer.warm` that end with one of a family."""
-    ids = {str(process.pid) for process in family}
-    commands = [(process, process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
-    return [process for process, command in commands if "--serve" in command and command[-1] in ids]
 
 
 def throughput(address: str, student: Path, students: int, seconds: float, rounds: int) -> None:

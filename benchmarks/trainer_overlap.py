@@ -28,7 +28,7 @@ from typing import Any
 
 from trainer_speed import BATCH, BUILD, NEW_TOKENS, Ours, prepare, served_teacher, write_prompts
 
-from trainer.batches import Batches
+from tutelage.trainer.training.batch_builder import Batches
 
 STEPS_A_TURN = 4
 MEASURED = ("seconds", "seconds/scoring", "train/tokens")

@@ -30,16 +30,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "proto"), str(ROOT / "deploy")]
+sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "deploy")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import yaml  # noqa: E402
-from prepare_models import prepare  # noqa: E402
 from trainer_many import stepping, wait_for, write_cohort  # noqa: E402
 from trainer_speed import BUILD, TUTELAGE, served_teacher, write_prompts  # noqa: E402
-from tutelage.processes import running  # noqa: E402
 
-from trainer.board import read_board  # noqa: E402
+from prepare_models import prepare  # noqa: E402
+from tutelage.runtime.processes import running  # noqa: E402
+from tutelage.trainer.cluster.run_control import read_board  # noqa: E402
 
 PROMISED_SECONDS = 10.0
 SAVE_EVERY_STEPS, STEPS_LOST = 5, 3
@@ -128,7 +128,7 @@ def kill_in_turn(cohort: Path, students: int, options: argparse.Namespace) -> li
     """All kills of one run; the victim is the first student, some steps after a checkpoint."""
     configure(cohort, students, options.kills)
     folder = cohort.parent
-    environment = {"PYTHONPATH": f"{ROOT / 'proto'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONPATH": str(ROOT / "proto"), "OMP_NUM_THREADS": "1"}
     returns: list[Return] = []
     with running([*TUTELAGE, "train", "--config", str(cohort)], log=folder / "train.log", environment=environment):
         stepping(folder / "run", students)

@@ -28,24 +28,24 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "proto"), str(ROOT / "deploy")]
+sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "deploy")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
-from prepare_models import prepare  # noqa: E402
 from trl_environment import trl  # noqa: E402
-from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
-from tutelage.processes import running, wait_for_file  # noqa: E402
 
-from trainer.config import StudentConfig  # noqa: E402
-from trainer.data import Example, read_dataset  # noqa: E402
-from trainer.rows import unembedding_of  # noqa: E402
-from trainer.step import Stepper  # noqa: E402
-from trainer.student import Student  # noqa: E402
-from trainer.teacher_client import TeacherClient  # noqa: E402
+from prepare_models import prepare  # noqa: E402
+from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
+from tutelage.runtime.processes import running, wait_for_file  # noqa: E402
+from tutelage.trainer.config.run import StudentConfig  # noqa: E402
+from tutelage.trainer.data.dataset import Example, read_dataset  # noqa: E402
+from tutelage.trainer.model.student import Student  # noqa: E402
+from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
+from tutelage.trainer.teacher.to_tensors import unembedding_of  # noqa: E402
+from tutelage.trainer.training.step import Stepper  # noqa: E402
 
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
-TUTELAGE = (sys.executable, "-c", "import sys; from tutelage.command import main; sys.exit(main())")
+TUTELAGE = (sys.executable, "-c", "import sys; from tutelage.cli import main; sys.exit(main())")
 BATCH, NEW_TOKENS = 8, 64
 PHASES = ("sampling", "scoring", "stepping")
 WARM_UP_ROUNDS = 2
@@ -68,7 +68,7 @@ def served_teacher(model: Path, folder: Path, *more: str) -> Iterator[tuple[str,
     """The real server on a free port; gives its address and its process id."""
     address, log = folder / "address", folder / "teacher.log"
     options = ["--model", str(model), "--roles", "score", "--address", "127.0.0.1:0", *more]
-    environment = {"PYTHONPATH": f"{ROOT / 'proto'}:{ROOT}"}
+    environment = {"PYTHONPATH": str(ROOT / "proto")}
     command = [*TUTELAGE, "teacher", "serve", *options, "--address-file", str(address)]
     with running(command, log=log, environment=environment) as process:
         yield wait_for_file(address, process, log=log, seconds=300), process.pid

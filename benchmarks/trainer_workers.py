@@ -20,17 +20,17 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "proto"), str(ROOT / "deploy")]
+sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "deploy")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch.distributed as dist  # noqa: E402
 import torch.multiprocessing as multiprocessing  # noqa: E402
-from prepare_models import prepare  # noqa: E402
 from trainer_speed import BUILD  # noqa: E402
 
-from trainer.config import StudentConfig  # noqa: E402
-from trainer.loop import train  # noqa: E402
-from trainer.parallel import workers_of_process_group  # noqa: E402
+from prepare_models import prepare  # noqa: E402
+from tutelage.trainer.config.run import StudentConfig  # noqa: E402
+from tutelage.trainer.model.process_group import workers_of_process_group  # noqa: E402
+from tutelage.trainer.training.loop import train  # noqa: E402
 
 WARM_UP_STEPS, SEQUENCES, TOKENS, CORES = 2, 16, 128, 2
 

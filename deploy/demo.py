@@ -24,14 +24,15 @@ from pathlib import Path
 from types import FrameType
 
 import grpc
-from prepare_models import make_once, prepare
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from prepare_models import make_once, prepare
 from tutelage.errors import TutelageError
-from tutelage.evaluator.v1 import evaluator_pb2 as epb
-from tutelage.evaluator.v1 import evaluator_pb2_grpc as erpc
-from tutelage.processes import left_behind, running, start, stop, wait_for_file
-from tutelage.transport import CHANNEL_OPTIONS
+from tutelage.rpc.transport import CHANNEL_OPTIONS
+from tutelage.rpc.v1 import evaluator_pb2 as epb
+from tutelage.rpc.v1 import evaluator_pb2_grpc as erpc
+from tutelage.runtime.processes import left_behind, running, start, stop, wait_for_file
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
@@ -66,7 +67,7 @@ def models(teacher: str | None, student: str | None) -> tuple[Path, Path]:
     if teacher is None:
         own_teacher, carved = prepare(BUILD / "models")
         return own_teacher, resolve_model(student) if student else carved
-    from trainer.carve import carve
+    from tutelage.trainer.model.layer_pruning import carve
 
     chosen = resolve_model(teacher)
     if student:

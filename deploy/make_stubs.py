@@ -14,6 +14,9 @@ from pathlib import Path
 from grpc_tools import protoc
 
 PROTO = Path(__file__).resolve().parents[1] / "proto"
+# Where the stubs are imported from. The .proto files have a folder of their own: their packages are named
+# tutelage.teacher.v1 and tutelage.evaluator.v1, and `tutelage.evaluator` is the service's import name.
+STUBS = "tutelage/rpc/v1"
 
 
 def generate(out: Path) -> list[Path]:
@@ -23,14 +26,16 @@ def generate(out: Path) -> list[Path]:
         SystemExit: protoc refused a file.
 
     """
-    sources = sorted(str(path.relative_to(PROTO)) for path in PROTO.glob("tutelage/*/v1/*.proto"))
+    schemas = sorted((PROTO / "schema").glob("tutelage/*/v1/*.proto"))
     # The plugins of mypy-protobuf lie beside the interpreter.
     os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     flags = [
         f"--{kind}_out={'quiet:' if 'mypy' in kind else ''}{out}"
         for kind in ("python", "grpc_python", "mypy", "mypy_grpc")
     ]
-    if protoc.main(["protoc", f"-I{PROTO}", *flags, *sources]) != 0:
+    # NAME=FOLDER: the files of FOLDER count as lying under NAME, which is what the stubs import each other by.
+    include = [f"-I{STUBS}={schema.parent}" for schema in schemas]
+    if protoc.main(["protoc", *include, *flags, *(f"{STUBS}/{schema.name}" for schema in schemas)]) != 0:
         raise SystemExit("protoc failed")
     return sorted(path.relative_to(out) for path in out.rglob("*_pb2*.py*") if path.suffix in (".py", ".pyi"))
 

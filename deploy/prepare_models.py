@@ -63,7 +63,7 @@ def unpack_teacher(folder: Path) -> None:
 
 def prepare(folder: Path, layers: int = STUDENT_LAYERS) -> tuple[Path, Path]:
     """Teacher and student below `folder`, made if they are not there."""
-    from trainer.carve import carve
+    from tutelage.trainer.model.layer_pruning import carve
 
     teacher = make_once(folder / "teacher", unpack_teacher)
     student = make_once(folder / f"student-{layers}-layers", lambda out: carve(teacher, out, layers=layers))

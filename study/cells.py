@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
 
-from study.config import WITHOUT_TEACHER, MethodConfig, Settings, StudyConfig, TrainingConfig
+from tutelage.study.config import WITHOUT_TEACHER, MethodConfig, Settings, StudyConfig, TrainingConfig
 
 Role = Literal["base", "tuned", "student"]
 _HASH_CHARACTERS = 8

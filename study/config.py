@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
-from tutelage.configuration import Config
+
+from tutelage.config import Config
 from tutelage.errors import ConfigurationError
 from tutelage.names import check_name
 

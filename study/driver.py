@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tutelage.errors import TutelageError
-from tutelage.processes import start, stop
 
-from study.cells import Cell
-from study.folder import Folder, write_durably
-from study.merging import whole_model
-from study.models import local_folder
-from study.programs import environment, flags, tutelage
-from study.resolution import Study, cohort
-from study.services import Evaluator, Service, note_usage, serve_teacher
+from tutelage.errors import TutelageError
+from tutelage.runtime.processes import start, stop
+from tutelage.study.cells import Cell
+from tutelage.study.folder import Folder, write_durably
+from tutelage.study.merging import whole_model
+from tutelage.study.models import local_folder
+from tutelage.study.programs import environment, flags, tutelage
+from tutelage.study.resolution import Study, cohort
+from tutelage.study.services import Evaluator, Service, note_usage, serve_teacher
 
 _POLL_SECONDS, _USAGE_SECONDS = 1.0, 15.0
 _LOG_LINES = 15

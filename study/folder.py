@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import CheckpointError, Conflict
-
-from study.cells import Cell
+from tutelage.study.cells import Cell
 
 _PARTS = ("cells", "cohorts", "frames", "logs", "queue", "rationales", "students", "usage")
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from study.cells import Cell
-from study.config import RateConfig
-from study.folder import Folder
-from study.resolution import Study
+from tutelage.study.cells import Cell
+from tutelage.study.config import RateConfig
+from tutelage.study.folder import Folder
+from tutelage.study.resolution import Study
 
 _CHARACTERS_A_TOKEN = 4.0
 _BFLOAT16_BYTES = 2

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from study.cells import Cell
-from study.folder import Folder
-from study.plan import Cost, measured_seconds
-from study.resolution import Study
+from tutelage.study.cells import Cell
+from tutelage.study.folder import Folder
+from tutelage.study.plan import Cost, measured_seconds
+from tutelage.study.resolution import Study
 
 _QUIET_SECONDS = 60.0  # between two lines of progress where there is no terminal
 

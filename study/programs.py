@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-_RUN = "import sys; from tutelage.command import main; sys.exit(main())"
+_RUN = "import sys; from tutelage.cli import main; sys.exit(main())"
 
 
 def tutelage(*arguments: str) -> list[str]:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tutelage.errors import ConfigurationError
 
-from study.cells import Cell, base_cells, student_cells, tuning_cells
-from study.config import ComparisonConfig, Settings, Side, StudyConfig
-from study.programs import tutelage
+from tutelage.errors import ConfigurationError
+from tutelage.study.cells import Cell, base_cells, student_cells, tuning_cells
+from tutelage.study.config import ComparisonConfig, Settings, Side, StudyConfig
+from tutelage.study.programs import tutelage
 
 _UNNAMED_TEACHER = "127.0.0.1:50051"
 

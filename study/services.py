@@ -10,18 +10,18 @@ from typing import Any
 
 import grpc
 from google.protobuf.json_format import MessageToDict
-from tutelage.errors import TutelageError
-from tutelage.evaluator.v1 import evaluator_pb2 as epb
-from tutelage.evaluator.v1 import evaluator_pb2_grpc as erpc
-from tutelage.processes import start, stop, wait_for_file
-from tutelage.teacher.v1 import teacher_pb2 as tpb
-from tutelage.teacher.v1 import teacher_pb2_grpc as trpc
-from tutelage.transport import error_of_rpc, open_channel
 
-from study.cells import Cell
-from study.config import EvaluationConfig, TeacherConfig
-from study.folder import Folder, write_durably
-from study.programs import environment, flags, tutelage
+from tutelage.errors import TutelageError
+from tutelage.rpc.transport import error_of_rpc, open_channel
+from tutelage.rpc.v1 import evaluator_pb2 as epb
+from tutelage.rpc.v1 import evaluator_pb2_grpc as erpc
+from tutelage.rpc.v1 import teacher_pb2 as tpb
+from tutelage.rpc.v1 import teacher_pb2_grpc as trpc
+from tutelage.runtime.processes import start, stop, wait_for_file
+from tutelage.study.cells import Cell
+from tutelage.study.config import EvaluationConfig, TeacherConfig
+from tutelage.study.folder import Folder, write_durably
+from tutelage.study.programs import environment, flags, tutelage
 
 _READY_SECONDS, _TIMEOUT_SECONDS = 600.0, 30.0
 

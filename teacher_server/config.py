@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
-from tutelage.configuration import Config
-from tutelage.prompts import Template
-from tutelage.tls import ClientTls, ServerTls
+
+from tutelage.config import Config
+from tutelage.data.prompts import Template
+from tutelage.rpc.tls import ClientTls, ServerTls
 
 Role = Literal["score", "write"]
 Cores = Annotated[str, Field(pattern=r"^(auto|\d+(-\d+)?(,\d+(-\d+)?)*)$")]

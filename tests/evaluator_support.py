@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluator.engines import Sampling, ScoringGroup, Writing
+from tutelage.evaluator.models.engines import Sampling, ScoringGroup, Writing
 
 
 class WordTokenizer:

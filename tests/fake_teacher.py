@@ -11,16 +11,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import torch
-from tutelage.errors import Unreachable
-from tutelage.teacher.v1 import teacher_pb2 as pb
 
-from teacher_server.config import TeacherConfig
-from teacher_server.engine import Sampling, WrittenPiece
-from teacher_server.server import TeacherServer
-from teacher_server.signal_head import SignalHead
-from teacher_server.store import SignalStore
-from teacher_server.teacher import Teacher, scoring_parts, writing_queue
-from teacher_server.unembedding import Unembedding
+from tutelage.errors import Unreachable
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.teacher_server.config import TeacherConfig
+from tutelage.teacher_server.engine.base import Sampling, WrittenPiece
+from tutelage.teacher_server.model.teacher import Teacher, scoring_parts, writing_queue
+from tutelage.teacher_server.server.server import TeacherServer
+from tutelage.teacher_server.signals.cache import SignalStore
+from tutelage.teacher_server.signals.logit_head import SignalHead
+from tutelage.teacher_server.signals.unembedding import Unembedding
 
 VOCABULARY_SIZE, HIDDEN_SIZE = 97, 16
 

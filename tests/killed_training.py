@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer_doubles import InProcessTeacher
-
-from trainer.config import StudentConfig
-from trainer.loop import train
-from trainer.progress import Progress
+from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.metrics.progress import Progress
+from tutelage.trainer.training.loop import train
 
 
 @dataclass(frozen=True)
@@ -34,24 +33,24 @@ class Failpoint:
 
 FAILPOINTS = {
     "fetch": Failpoint("trainer_doubles", "InProcessTeacher.signals"),
-    "sample": Failpoint("trainer.sampling", "sample"),
-    "score": Failpoint("trainer.batches", "teacher_rows"),
-    "noise": Failpoint("trainer.smoothing", "counter_normal"),
-    "forward": Failpoint("trainer.student", "Student.hidden"),
+    "sample": Failpoint("tutelage.trainer.rollout.hf_sampler", "sample"),
+    "score": Failpoint("tutelage.trainer.training.batch_builder", "teacher_rows"),
+    "noise": Failpoint("tutelage.trainer.losses.teacher_distribution", "counter_normal"),
+    "forward": Failpoint("tutelage.trainer.model.student", "Student.hidden"),
     "backward": Failpoint("torch", "Tensor.backward"),
-    "between micro-batches": Failpoint("trainer.student", "Student.collect_gradients"),
+    "between micro-batches": Failpoint("tutelage.trainer.model.student", "Student.collect_gradients"),
     "step": Failpoint("torch.optim", "AdamW.step"),
-    "step, weights not yet copied": Failpoint("trainer.student", "Student._publish"),
-    "metrics row": Failpoint("trainer.metrics", "MetricsLog.append"),
-    "held-out measures": Failpoint("trainer.held_out", "HeldOut.measure"),
-    "save: metrics": Failpoint("trainer.metrics", "MetricsLog.commit"),
-    "save: Parquet": Failpoint("trainer.metrics", "write_durably"),
-    "save: weights": Failpoint("trainer.student", "Student.save"),
-    "save: optimizer": Failpoint("trainer.student", "save_file"),
-    "save: state": Failpoint("trainer.state", "State.save"),
-    "save: durable": Failpoint("trainer.checkpoints", "commit"),
-    "save: manifest": Failpoint("trainer.checkpoints", "write_durably"),
-    "save: removal of old ones": Failpoint("trainer.checkpoints", "CheckpointStore._prune"),
+    "step, weights not yet copied": Failpoint("tutelage.trainer.model.student", "Student._publish"),
+    "metrics row": Failpoint("tutelage.trainer.metrics.log", "MetricsLog.append"),
+    "held-out measures": Failpoint("tutelage.trainer.training.validation", "HeldOut.measure"),
+    "save: metrics": Failpoint("tutelage.trainer.metrics.log", "MetricsLog.commit"),
+    "save: Parquet": Failpoint("tutelage.trainer.metrics.log", "write_durably"),
+    "save: weights": Failpoint("tutelage.trainer.model.student", "Student.save"),
+    "save: optimizer": Failpoint("tutelage.trainer.model.student", "save_file"),
+    "save: state": Failpoint("tutelage.trainer.checkpoint.trainer_state", "State.save"),
+    "save: durable": Failpoint("tutelage.trainer.checkpoint.store", "commit"),
+    "save: manifest": Failpoint("tutelage.trainer.checkpoint.store", "write_durably"),
+    "save: removal of old ones": Failpoint("tutelage.trainer.checkpoint.store", "CheckpointStore._prune"),
 }
 
 

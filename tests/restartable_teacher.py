@@ -40,7 +40,7 @@ class RestartableTeacher:
 @contextmanager
 def restartable_teacher() -> Iterator[RestartableTeacher]:
     """A running teacher; ended at the end of the block."""
-    path = f"{ROOT / 'proto'}:{ROOT}:{ROOT / 'tests'}"
+    path = f"{ROOT / 'proto'}:{ROOT / 'tests'}"
     with subprocess.Popen(
         [sys.executable, __file__],
         stdin=subprocess.PIPE,

@@ -17,16 +17,16 @@ from dataclasses import dataclass, field
 import grpc.aio
 import numpy as np
 import psutil
-from fake_teacher import VOCABULARY_SIZE, FakeScoringEngine, fake_head, fake_teacher, serving
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tutelage.codec import encode
-from tutelage.teacher.v1 import teacher_pb2 as pb
-from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
-from tutelage.transport import CHANNEL_OPTIONS, STUDENT_METADATA_KEY
 
-from teacher_server import frames
-from teacher_server.teacher import Teacher
-from teacher_server.validate import Scoring, Signal
+from fake_teacher import VOCABULARY_SIZE, FakeScoringEngine, fake_head, fake_teacher, serving
+from tutelage.rpc.codec import encode
+from tutelage.rpc.transport import CHANNEL_OPTIONS, STUDENT_METADATA_KEY
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
+from tutelage.teacher_server.admission.validation import Scoring, Signal
+from tutelage.teacher_server.model.teacher import Teacher
+from tutelage.teacher_server.signals import frame_encoder as frames
 
 TOKENS, K, SEQUENCES, WINDOW = 512, 64, 16, 8
 IDS = np.random.default_rng(0).integers(0, VOCABULARY_SIZE, (SEQUENCES, TOKENS)).astype(np.int32)

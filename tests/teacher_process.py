@@ -38,11 +38,11 @@ def start(folder: Path, model: Path, *options: str, address: str = "127.0.0.1:0"
     folder.mkdir(parents=True, exist_ok=True)
     address_file, log = folder / "address", folder / "log"
     command = [
-        *(sys.executable, "-c", "import sys; from tutelage.command import main; sys.exit(main())"),
+        *(sys.executable, "-c", "import sys; from tutelage.cli import main; sys.exit(main())"),
         *("teacher", "serve", "--model", str(model), "--address", address),
         *("--address-file", str(address_file), *options),
     ]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'proto'}:{ROOT}", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "proto"), "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
     deadline = time.monotonic() + START_SECONDS
@@ -55,7 +55,7 @@ def start(folder: Path, model: Path, *options: str, address: str = "127.0.0.1:0"
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kills the process group; the guardian, being one of it, has then nothing to do."""
+    """Kills the process group; the orphan reaper, being one of it, has then nothing to do."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)

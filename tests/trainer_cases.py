@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer.config import StudentConfig
+from tutelage.trainer.config.run import StudentConfig
 
 
 def write_rows(path: Path, count: int = 40) -> Path:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from trainer_cases import metric_rows, write_rows
+from tutelage.trainer.model.layer_pruning import carve
 
-from trainer.carve import carve
-
-_COMMAND = [sys.executable, "-c", "import sys; from tutelage.command import main; sys.exit(main())"]
+_COMMAND = [sys.executable, "-c", "import sys; from tutelage.cli import main; sys.exit(main())"]
 
 
 @contextmanager

@@ -16,13 +16,13 @@ import grpc
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
-from tutelage import codec
-from tutelage.identity import tokenizer_digests, vocabulary_size, weights_digest
-from tutelage.teacher.v1 import teacher_pb2 as pb
-from tutelage.teacher.v1 import teacher_pb2_grpc as rpc
 
-from trainer.frames import SignalRequest, Signals, SignalSpec
-from trainer.teacher_client import TeacherIdentity, UnembeddingArrays
+from tutelage.identity import tokenizer_digests, vocabulary_size, weights_digest
+from tutelage.rpc import codec
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.rpc.v1 import teacher_pb2_grpc as rpc
+from tutelage.trainer.teacher.frame_decoder import SignalRequest, Signals, SignalSpec
+from tutelage.trainer.teacher.grpc_client import TeacherIdentity, UnembeddingArrays
 
 
 class InProcessTeacher:

@@ -13,15 +13,15 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from trainer_doubles import InProcessTeacher
 
-from trainer.config import OptimizerConfig, StudentConfig
-from trainer.control import Control
-from trainer.loop import train
-from trainer.parallel import workers_of_process_group
-from trainer.progress import Progress
-from trainer.rows import scored
-from trainer.student import Student
+from trainer_doubles import InProcessTeacher
+from tutelage.trainer.config.run import OptimizerConfig, StudentConfig
+from tutelage.trainer.metrics.progress import Progress
+from tutelage.trainer.model.process_group import workers_of_process_group
+from tutelage.trainer.model.student import Student
+from tutelage.trainer.teacher.to_tensors import scored
+from tutelage.trainer.training.control import Control
+from tutelage.trainer.training.loop import train
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from trainer_cases import student_config
 
-from trainer.sampling import TransformersSampler
-from trainer.student import Student
-from trainer.vllm_sampler import VllmSampler
+from trainer_cases import student_config
+from tutelage.trainer.model.student import Student
+from tutelage.trainer.rollout.hf_sampler import TransformersSampler
+from tutelage.trainer.rollout.vllm_sampler import VllmSampler
 
 VOCABULARY_SIZE = 500  # Of 512 rows.
 PROMPTS = [np.arange(start, start + 5 + start % 7, dtype=np.int32) for start in (30, 64, 101, 250)]

@@ -1,1 +1,5 @@
-"""Students: data, live sampling, the teacher's client, smoothing, objectives, the loop, checkpoints, Ray."""
+"""Students that learn from a served teacher: their configuration, data, losses, training, and their place on Ray.
+
+Rooms, each importing only those before it: `data`, `teacher`, `losses`, `config`, `model`, `rollout`, `checkpoint`,
+`metrics`, `training`, `cluster`; `cli` is the command. Nothing here imports another service.
+"""

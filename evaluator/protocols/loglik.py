@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutelage.errors import InvalidRequest
-
-from evaluator.configuration import EvaluationSettings
-from evaluator.engines import Engine, ScoringGroup
-from evaluator.tasks.base import Choices, Item, Task
+from tutelage.evaluator.config import EvaluationSettings
+from tutelage.evaluator.models.engines import Engine, ScoringGroup
+from tutelage.evaluator.tasks.base import Choices, Item, Task
 
 METRIC = "acc"
 TEMPLATE = "lm_eval"

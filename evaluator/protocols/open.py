@@ -14,11 +14,10 @@ from functools import cache
 from typing import Any
 
 from tutelage.errors import InvalidRequest
-
-from evaluator.configuration import EvaluationSettings
-from evaluator.engines import Engine, Sampling
-from evaluator.protocols.prompts import alpaca
-from evaluator.tasks.base import Item, Task
+from tutelage.evaluator.config import EvaluationSettings
+from tutelage.evaluator.models.engines import Engine, Sampling
+from tutelage.evaluator.protocols.prompts import alpaca
+from tutelage.evaluator.tasks.base import Item, Task
 
 METRIC = "rougeL"
 SEEDS = (10, 20, 30, 40, 50)

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutelage.errors import InvalidRequest
-
-from evaluator.configuration import EvaluationSettings
-from evaluator.engines import Engine, Sampling
-from evaluator.extraction import score
-from evaluator.protocols.prompts import prompt_of
-from evaluator.tasks.base import Item, Task
+from tutelage.evaluator.config import EvaluationSettings
+from tutelage.evaluator.models.engines import Engine, Sampling
+from tutelage.evaluator.protocols.prompts import prompt_of
+from tutelage.evaluator.scoring.extraction import score
+from tutelage.evaluator.tasks.base import Item, Task
 
 METRIC = "accuracy"
 _RESPONSE = "### Response:"

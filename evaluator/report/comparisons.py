@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
-from evaluator.agreement import agreement, fidelity, pair
-from evaluator.report.material import CELL, Material
-from evaluator.statistics.paired import cluster_bootstrap_interval, mcnemar_exact
+from tutelage.evaluator.report.material import CELL, Material
+from tutelage.evaluator.scoring.agreement import agreement, fidelity, pair
+from tutelage.evaluator.statistics.paired import cluster_bootstrap_interval, mcnemar_exact
 
 CHANGES = pl.Schema(
     {

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import polars as pl
 from google.protobuf import json_format
-from tutelage.errors import DataError
-from tutelage.teacher.v1 import teacher_pb2
 
-from evaluator.frames import read, summarize
+from tutelage.errors import DataError
+from tutelage.evaluator.results.frames import read, summarize
+from tutelage.rpc.v1 import teacher_pb2
 
 CELL = ["task", "protocol"]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from tutelage.errors import DataError
 
-from evaluator.frames import read
-from evaluator.report.material import read_metrics
-from evaluator.statistics.strict import ITEMS, Comparison
+from tutelage.errors import DataError
+from tutelage.evaluator.report.material import read_metrics
+from tutelage.evaluator.results.frames import read
+from tutelage.evaluator.statistics.strict import ITEMS, Comparison
 
 _CELL = ["cell", "role", "method", "parameters"]
 _COLUMNS = {"method": "objective", "teacher": "teacher", "temperature": "temperature", "noise": "noise"}

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from evaluator.agreement import agreement, fidelity, pair
-from evaluator.report.study_material import StudyMaterial
-from evaluator.report.tables import Table, p_value
-from evaluator.statistics.scores import AVERAGE
-from evaluator.statistics.strict import compare_methods, method_model
+from tutelage.evaluator.report.study_material import StudyMaterial
+from tutelage.evaluator.report.tables import Table, p_value
+from tutelage.evaluator.scoring.agreement import agreement, fidelity, pair
+from tutelage.evaluator.statistics.scores import AVERAGE
+from tutelage.evaluator.statistics.strict import compare_methods, method_model
 
 _LIKENESS_KEYS = ["cell", "student", "method", "training_seed"]
 

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from tutelage import __version__
 
-from evaluator.report import study_figures as figures
-from evaluator.report import study_results as results
-from evaluator.report.page import Figure, Section, html_page, markdown_page, write_besides
-from evaluator.report.study_material import StudyMaterial, complete, gather_study
-from evaluator.report.tables import Table, p_value
-from evaluator.statistics import declared
-from evaluator.statistics.pairs import Correlation
-from evaluator.statistics.scores import AVERAGE
-from evaluator.statistics.strict import COMPARED, cells_of_items, compare
+from tutelage import __version__
+from tutelage.evaluator.report import study_figures as figures
+from tutelage.evaluator.report import study_results as results
+from tutelage.evaluator.report.page import Figure, Section, html_page, markdown_page, write_besides
+from tutelage.evaluator.report.study_material import StudyMaterial, complete, gather_study
+from tutelage.evaluator.report.tables import Table, p_value
+from tutelage.evaluator.statistics import declared
+from tutelage.evaluator.statistics.pairs import Correlation
+from tutelage.evaluator.statistics.scores import AVERAGE
+from tutelage.evaluator.statistics.strict import COMPARED, cells_of_items, compare
 
 _SEED = 0  # of the bootstrap, so that the report is the same every time
 _RESAMPLES = 2000

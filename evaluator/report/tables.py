@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from evaluator.report.material import CELL, Material
-from evaluator.tasks import TASKS
+from tutelage.evaluator.report.material import CELL, Material
+from tutelage.evaluator.tasks import TASKS
 
 _ROLES = ["teacher", "before", "between", "after"]
 

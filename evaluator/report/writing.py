@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
-from tutelage import __version__
 
-from evaluator.report import comparisons, figures, tables
-from evaluator.report.material import Material, gather
-from evaluator.report.page import Figure, Section, html_page, write_besides
-from evaluator.tasks import TASKS
-from evaluator.tasks.base import default_data_dir
+from tutelage import __version__
+from tutelage.evaluator.report import comparisons, figures, tables
+from tutelage.evaluator.report.material import Material, gather
+from tutelage.evaluator.report.page import Figure, Section, html_page, write_besides
+from tutelage.evaluator.tasks import TASKS
+from tutelage.evaluator.tasks.base import default_data_dir
 
 _SAMPLES = 3
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from evaluator.statistics.pairs import Correlation, by_pair, spearman_over_pairs
-from evaluator.statistics.scores import AVERAGE
+from tutelage.evaluator.statistics.pairs import Correlation, by_pair, spearman_over_pairs
+from tutelage.evaluator.statistics.scores import AVERAGE
 
 SHOWS, PARTLY, NOT, OPPOSITE, UNDECIDED = "shows", "partly", "does not show", "the opposite shows", "undecided"
 _HIGHER = {"first higher": 1.0, "second higher": -1.0}

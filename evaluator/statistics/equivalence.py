@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from evaluator.statistics.paired import Interval
+from tutelage.evaluator.statistics.paired import Interval
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from evaluator.statistics.paired import Floats
+from tutelage.evaluator.statistics.paired import Floats
 
 
 @dataclass(frozen=True)

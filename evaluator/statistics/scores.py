@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import polars as pl
+
 from tutelage.errors import DataError
 
 AVERAGE = "Average"

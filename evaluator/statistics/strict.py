@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from tutelage.errors import DataError
 
-from evaluator.statistics import paired
-from evaluator.statistics.equivalence import equivalence_test
-from evaluator.statistics.families import holm_within
-from evaluator.statistics.groups import friedman, kruskal_wallis
-from evaluator.statistics.mixed import MixedModel, mixed_model
-from evaluator.statistics.power import minimum_detectable_difference
-from evaluator.statistics.scores import AVERAGE
+from tutelage.errors import DataError
+from tutelage.evaluator.statistics import paired
+from tutelage.evaluator.statistics.equivalence import equivalence_test
+from tutelage.evaluator.statistics.families import holm_within
+from tutelage.evaluator.statistics.groups import friedman, kruskal_wallis
+from tutelage.evaluator.statistics.mixed import MixedModel, mixed_model
+from tutelage.evaluator.statistics.power import minimum_detectable_difference
+from tutelage.evaluator.statistics.scores import AVERAGE
 
 ITEMS = pl.Schema(
     {

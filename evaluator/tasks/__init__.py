@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tutelage.errors import NotFound
-
-from evaluator.tasks import (
+from tutelage.evaluator.tasks import (
     addsub,
     aqua,
     arc_challenge,
@@ -25,7 +24,7 @@ from evaluator.tasks import (
     svamp,
     winogrande,
 )
-from evaluator.tasks.base import Task
+from tutelage.evaluator.tasks.base import Task
 
 _MODULES = (
     arithmetic,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from evaluator.extraction import NUMBER
-from evaluator.tasks.base import LLM_ADAPTERS, Task
+from tutelage.evaluator.scoring.extraction import NUMBER
+from tutelage.evaluator.tasks.base import LLM_ADAPTERS, Task
 
 TASK = Task(
     name="AddSub",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from evaluator.extraction import LETTER
-from evaluator.tasks.base import LLM_ADAPTERS, Choices, Item, Task, shared_context
+from tutelage.evaluator.scoring.extraction import LETTER
+from tutelage.evaluator.tasks.base import LLM_ADAPTERS, Choices, Item, Task, shared_context
 
 
 def _choices(item: Item) -> Choices:

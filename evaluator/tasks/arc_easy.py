@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from evaluator.extraction import labelled
-from evaluator.tasks.base import (
+from tutelage.evaluator.scoring.extraction import labelled
+from tutelage.evaluator.tasks.base import (
     LLM_ADAPTERS,
     Choices,
     Item,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from evaluator import arithmetic
-from evaluator.extraction import NUMBER
-from evaluator.tasks.base import Choices, Item, Task, items_of_records, shared_context
+from tutelage.evaluator.scoring.extraction import NUMBER
+from tutelage.evaluator.tasks import arithmetic_generator as arithmetic
+from tutelage.evaluator.tasks.base import Choices, Item, Task, items_of_records, shared_context
 
 _COUNT = 1000
 
@@ -27,7 +27,7 @@ def _choices(item: Item) -> Choices:
 TASK = Task(
     name="arithmetic",
     version=1,
-    source="generated: evaluator/arithmetic.py, split test, seed 0",
+    source="generated: evaluator/tasks/arithmetic_generator.py, split test, seed 0",
     count=_COUNT,
     chance_level=0.25,
     max_new_tokens=64,

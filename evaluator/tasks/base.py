@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.errors import DataError
-
-from evaluator.extraction import NUMBER, Extraction
+from tutelage.evaluator.scoring.extraction import NUMBER, Extraction
 
 LLM_ADAPTERS = "https://github.com/AGI-Edgerunners/LLM-Adapters, commit 8166572, dataset/"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from evaluator.extraction import TRUTH
-from evaluator.tasks.base import LLM_ADAPTERS, Choices, Item, Task, shared_context
+from tutelage.evaluator.scoring.extraction import TRUTH
+from tutelage.evaluator.tasks.base import LLM_ADAPTERS, Choices, Item, Task, shared_context
 
 _LEAD = "Please answer the following question with true or false, question: "
 

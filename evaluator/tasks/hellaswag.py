@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from evaluator.extraction import labelled
-from evaluator.tasks.base import (
+from tutelage.evaluator.scoring.extraction import labelled
+from tutelage.evaluator.tasks.base import (
     LLM_ADAPTERS,
     Choices,
     Item,

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import DataError
-
-from evaluator.tasks.base import Item, Task, required_file
+from tutelage.evaluator.tasks.base import Item, Task, required_file
 
 _HUB = "https://huggingface.co/datasets/MiniLLM/"
 _MIN_REFERENCE_WORDS = 11

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from evaluator.extraction import labelled
-from evaluator.tasks.base import LLM_ADAPTERS, Choices, Item, Task, labelled_options, numbered_gold, numbered_labels
+from tutelage.evaluator.scoring.extraction import labelled
+from tutelage.evaluator.tasks.base import (
+    LLM_ADAPTERS,
+    Choices,
+    Item,
+    Task,
+    labelled_options,
+    numbered_gold,
+    numbered_labels,
+)
 
 _LEAD = "Please choose the correct answer to fill in the blank to complete the given sentence: "
 

@@ -22,8 +22,8 @@ from tutelage import __version__
 from tutelage.errors import EXIT_DONE, TutelageError
 
 if TYPE_CHECKING:
-    from tutelage.teacher.v1 import teacher_pb2 as pb
-    from tutelage.tls import ClientTls
+    from tutelage.rpc.tls import ClientTls
+    from tutelage.rpc.v1 import teacher_pb2 as pb
 
 # Service -> the distributions that it needs; the first installed of a tuple counts.
 PACKAGES: dict[str, list[tuple[str, ...]]] = {
@@ -97,9 +97,9 @@ def ask_teacher(
     """
     import grpc
 
-    from tutelage.teacher.v1 import teacher_pb2 as pb
-    from tutelage.teacher.v1 import teacher_pb2_grpc as rpc
-    from tutelage.transport import error_of_rpc, open_channel, token_metadata
+    from tutelage.rpc.transport import error_of_rpc, open_channel, token_metadata
+    from tutelage.rpc.v1 import teacher_pb2 as pb
+    from tutelage.rpc.v1 import teacher_pb2_grpc as rpc
 
     with open_channel(address, tls) as channel:
         stub = rpc.TeacherServiceStub(channel)
@@ -161,8 +161,8 @@ def diagnose(
 
 
 def _tls(options: argparse.Namespace) -> ClientTls | None:
-    from tutelage.configuration import validate
-    from tutelage.tls import ClientTls
+    from tutelage.config import validate
+    from tutelage.rpc.tls import ClientTls
 
     if options.ca is None:
         return None

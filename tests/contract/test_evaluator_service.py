@@ -10,16 +10,16 @@ from pathlib import Path
 
 import grpc
 import pytest
-from evaluator_support import EchoEngine, write_checkpoint
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tutelage.errors import ConfigurationError
-from tutelage.evaluator.v1 import evaluator_pb2 as pb
-from tutelage.evaluator.v1 import evaluator_pb2_grpc as pb_grpc
-from tutelage.transport import CHANNEL_OPTIONS
 
-from evaluator.configuration import ServeConfig
-from evaluator.frames import read
-from evaluator.service import SERVICE_NAME, Service
+from evaluator_support import EchoEngine, write_checkpoint
+from tutelage.errors import ConfigurationError
+from tutelage.evaluator.config import ServeConfig
+from tutelage.evaluator.results.frames import read
+from tutelage.evaluator.service.server import SERVICE_NAME, Service
+from tutelage.rpc.transport import CHANNEL_OPTIONS
+from tutelage.rpc.v1 import evaluator_pb2 as pb
+from tutelage.rpc.v1 import evaluator_pb2_grpc as pb_grpc
 
 
 @pytest.fixture

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import make_stubs
 import pytest
-from tutelage.evaluator.v1 import evaluator_pb2, evaluator_pb2_grpc
-from tutelage.teacher.v1 import teacher_pb2, teacher_pb2_grpc
 
-from evaluator.service import EvaluatorServicer
-from teacher_server.servicer import TeacherServicer
+import make_stubs
+from tutelage.evaluator.service.server import EvaluatorServicer
+from tutelage.rpc.v1 import evaluator_pb2, evaluator_pb2_grpc, teacher_pb2, teacher_pb2_grpc
+from tutelage.teacher_server.server.servicer import TeacherServicer
 
 
 def test_stubs_are_up_to_date():

@@ -9,19 +9,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fake_teacher import HIDDEN_SIZE, VOCABULARY_SIZE, FakeScoringEngine, fake_teacher, serving
 from safetensors.torch import save_file
-from tutelage.configuration import validate
-from tutelage.errors import ConfigurationError, DataError, IdentityMismatch, NotServed
-from tutelage.teacher.v1 import teacher_pb2 as pb
 
-from teacher_server import self_check
-from teacher_server.adapters import lora_rank, read_adapters
-from teacher_server.config import TeacherConfig
-from teacher_server.store import SignalStore
-from teacher_server.teacher import Teacher, adapted_parts
-from trainer.frames import SignalRequest, SignalSpec
-from trainer.teacher_client import TeacherClient
+from fake_teacher import HIDDEN_SIZE, VOCABULARY_SIZE, FakeScoringEngine, fake_teacher, serving
+from tutelage.config import validate
+from tutelage.errors import ConfigurationError, DataError, IdentityMismatch, NotServed
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.teacher_server.config import TeacherConfig
+from tutelage.teacher_server.engine.lora_adapters import lora_rank, read_adapters
+from tutelage.teacher_server.model import self_check
+from tutelage.teacher_server.model.teacher import Teacher, adapted_parts
+from tutelage.teacher_server.signals.cache import SignalStore
+from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
+from tutelage.trainer.teacher.grpc_client import TeacherClient
 
 IDS = np.array([3, 1, 4, 1, 5], np.int32)
 HIDDEN = SignalSpec("hidden")

@@ -5,22 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fake_teacher import HIDDEN_SIZE, VOCABULARY_SIZE, fake_head
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tutelage import codec
-from tutelage.configuration import validate
-from tutelage.errors import ConfigurationError, CorruptFrame
-from tutelage.teacher.v1 import teacher_pb2 as pb
 
-from teacher_server import frames
-from teacher_server.validate import Scoring, Signal
-from trainer.config import ObjectiveConfig
-from trainer.frames import Answer, SignalRequest, Signals, SignalSpec
-from trainer.objectives.loss import token_divergence
-from trainer.rows import scored, signal_spec, teacher_rows
-from trainer.signals import Unembedding
-from trainer.smoothing import Smoothing
+from fake_teacher import HIDDEN_SIZE, VOCABULARY_SIZE, fake_head
+from tutelage.config import validate
+from tutelage.errors import ConfigurationError, CorruptFrame
+from tutelage.rpc import codec
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.teacher_server.admission.validation import Scoring, Signal
+from tutelage.teacher_server.signals import frame_encoder as frames
+from tutelage.trainer.config.run import ObjectiveConfig
+from tutelage.trainer.losses.losses import token_divergence
+from tutelage.trainer.losses.teacher_distribution import Smoothing
+from tutelage.trainer.teacher.frame_decoder import Answer, SignalRequest, Signals, SignalSpec
+from tutelage.trainer.teacher.signals import Unembedding
+from tutelage.trainer.teacher.to_tensors import scored, signal_spec, teacher_rows
 
 HEAD = fake_head()
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY_SIZE, 40).astype(np.int32)

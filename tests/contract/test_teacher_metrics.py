@@ -10,14 +10,14 @@ import urllib.request
 import grpc.aio
 import numpy as np
 import pytest
-from fake_teacher import FakeScoringEngine, fake_teacher, serving
-from tutelage.codec import encode
-from tutelage.errors import ConfigurationError
-from tutelage.teacher.v1 import teacher_pb2 as pb
-from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
-from tutelage.transport import STUDENT_METADATA_KEY
 
-from teacher_server.command import main
+from fake_teacher import FakeScoringEngine, fake_teacher, serving
+from tutelage.errors import ConfigurationError
+from tutelage.rpc.codec import encode
+from tutelage.rpc.transport import STUDENT_METADATA_KEY
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
+from tutelage.teacher_server.cli import main
 
 
 @pytest.fixture

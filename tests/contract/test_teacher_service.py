@@ -13,6 +13,8 @@ import grpc.aio
 import numpy as np
 import pytest
 import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from fake_teacher import (
     HIDDEN_SIZE,
     VOCABULARY_SIZE,
@@ -22,14 +24,12 @@ from fake_teacher import (
     fake_teacher,
     serving,
 )
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tutelage.codec import decode, encode, frame_checksum, sequence_digest
 from tutelage.errors import TutelageError
-from tutelage.teacher.v1 import teacher_pb2 as pb
-from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
-from tutelage.transport import CHANNEL_OPTIONS, STUDENT_METADATA_KEY
-
-from teacher_server import server as server_module
+from tutelage.rpc.codec import decode, encode, frame_checksum, sequence_digest
+from tutelage.rpc.transport import CHANNEL_OPTIONS, STUDENT_METADATA_KEY
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
+from tutelage.teacher_server.server import server as server_module
 
 RNG = np.random.default_rng(0)
 
@@ -331,7 +331,7 @@ async def _health(stub) -> str:
 
 
 async def test_nothing_is_served_before_the_teacher_is_loaded(connect):
-    from teacher_server.config import TeacherConfig
+    from tutelage.teacher_server.config import TeacherConfig
 
     server = server_module.TeacherServer(TeacherConfig(model="fake", address="127.0.0.1:0"))
     await server.start()
@@ -381,7 +381,7 @@ async def test_what_does_not_finish_while_draining_is_cancelled(connect):
 @pytest.fixture
 async def serve(tmp_path):
     """Runs `serve` with a fake teacher as a task; returns its address once it is serving."""
-    from teacher_server.config import TeacherConfig
+    from tutelage.teacher_server.config import TeacherConfig
 
     started = []
 
@@ -429,7 +429,7 @@ async def test_the_noise_floor_is_measured_before_serving(connect, serve):
 
 
 async def test_a_teacher_with_broken_weights_is_not_served():
-    from teacher_server.config import TeacherConfig
+    from tutelage.teacher_server.config import TeacherConfig
 
     engine = FakeScoringEngine()
     engine.embeddings[1] = torch.nan
@@ -439,7 +439,7 @@ async def test_a_teacher_with_broken_weights_is_not_served():
 
 
 async def test_a_signal_ends_a_server_that_is_still_loading():
-    from teacher_server.config import TeacherConfig
+    from tutelage.teacher_server.config import TeacherConfig
 
     loading, released = threading.Event(), threading.Event()
 
@@ -472,7 +472,7 @@ async def test_reflection_only_on_request(connect):
 
 
 async def test_info_and_usage_as_commands(capsys):
-    from teacher_server.command import main
+    from tutelage.teacher_server.cli import main
 
     async with serving(fake_teacher(FakeScoringEngine())) as server:
         for command in ("info", "usage"):

@@ -7,11 +7,12 @@ import asyncio
 import grpc.aio
 import numpy as np
 import pytest
+
 from fake_teacher import VOCABULARY_SIZE, FakeScoringEngine, fake_teacher, serving
-from tutelage.codec import decode, encode
-from tutelage.teacher.v1 import teacher_pb2 as pb
-from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
-from tutelage.transport import CHANNEL_OPTIONS, STUDENT_METADATA_KEY
+from tutelage.rpc.codec import decode, encode
+from tutelage.rpc.transport import CHANNEL_OPTIONS, STUDENT_METADATA_KEY
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
 
 RNG = np.random.default_rng(0)
 SEQUENCES = [RNG.integers(0, VOCABULARY_SIZE, 20 + i % 30).astype(np.int32) for i in range(500)]
@@ -122,7 +123,7 @@ async def test_a_full_disk_costs_engine_passes_and_no_answers(config, monkeypatc
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("teacher_server.store._write", full)
+    monkeypatch.setattr("tutelage.teacher_server.signals.cache._write", full)
     engine = FakeScoringEngine()
     async with serving(fake_teacher(engine, config=config)) as server:
         for _ in range(2):

@@ -8,12 +8,13 @@ import time
 import grpc.aio
 import numpy as np
 import pytest
+
 from fake_teacher import FakeScoringEngine, FakeWritingEngine, fake_teacher, serving
-from tutelage.codec import encode
 from tutelage.errors import Unreachable
-from tutelage.teacher.v1 import teacher_pb2 as pb
-from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
-from tutelage.transport import CHANNEL_OPTIONS, STUDENT_METADATA_KEY, error_of_rpc
+from tutelage.rpc.codec import encode
+from tutelage.rpc.transport import CHANNEL_OPTIONS, STUDENT_METADATA_KEY, error_of_rpc
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
 
 TOKENS = np.arange(2000, dtype=np.int32) % 97
 HIDDEN = pb.SignalSpec(kind=pb.SIGNAL_KIND_HIDDEN)

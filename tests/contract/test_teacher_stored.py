@@ -9,25 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from fake_teacher import VOCABULARY_SIZE, FakeScoringEngine, fake_teacher, serving
 from trainer_cases import metric_rows, student_config, write_rows
 from trainer_doubles import InProcessTeacher
-from tutelage import codec
-from tutelage.configuration import validate
+from tutelage.config import validate
+from tutelage.data.signal_cache import SUFFIX, sequence_key, teacher_key
 from tutelage.errors import ConfigurationError, CorruptFrame, DataError, IdentityMismatch, Unreachable
-from tutelage.stored import SUFFIX, sequence_key, teacher_key
-from tutelage.teacher.v1 import teacher_pb2 as pb
-
-from teacher_server import precompute as module
-from teacher_server.config import PrecomputeConfig
-from teacher_server.precompute import precompute, read_sequences
-from teacher_server.store import SignalStore
-from teacher_server.unembedding import Unembedding
-from trainer.config import CohortConfig
-from trainer.frames import SignalRequest, SignalSpec
-from trainer.loop import train
-from trainer.stored_teacher import StoredTeacher
-from trainer.teacher_client import TeacherClient
+from tutelage.rpc import codec
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.teacher_server.config import PrecomputeConfig
+from tutelage.teacher_server.jobs import precompute as module
+from tutelage.teacher_server.jobs.precompute import precompute, read_sequences
+from tutelage.teacher_server.signals.cache import SignalStore
+from tutelage.teacher_server.signals.unembedding import Unembedding
+from tutelage.trainer.config.run import CohortConfig
+from tutelage.trainer.teacher.cached import StoredTeacher
+from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
+from tutelage.trainer.teacher.grpc_client import TeacherClient
+from tutelage.trainer.training.loop import train
 
 RNG = np.random.default_rng(5)
 SEQUENCES = [RNG.integers(0, VOCABULARY_SIZE, length).astype(np.int32) for length in (1, 2, 30, 1200)]
@@ -232,7 +232,7 @@ def test_what_cannot_be_filled_is_said_before_it_is_begun(unchecked, data, tiny_
 
 
 def test_a_disk_that_does_not_take_all_is_an_error(unchecked, data, tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("teacher_server.store._write", lambda _part, path, _content: full(path))
+    monkeypatch.setattr("tutelage.teacher_server.signals.cache._write", lambda _part, path, _content: full(path))
 
     def full(path: Path) -> None:
         if path.stem == sequence_key([2]):
@@ -245,7 +245,7 @@ def test_a_disk_that_does_not_take_all_is_an_error(unchecked, data, tiny_model, 
 def test_the_sequences_of_a_data_set_are_those_that_a_trainer_asks_about(data, tiny_model, tmp_path):
     from transformers import AutoTokenizer
 
-    from trainer.data import read_dataset
+    from tutelage.trainer.data.dataset import read_dataset
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     dataset = read_dataset(data, tokenizer, template="chat", max_tokens=30)

@@ -7,16 +7,16 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_teacher import VOCABULARY_SIZE, FakeWritingEngine, fake_teacher, serving
-from tutelage.configuration import validate
-from tutelage.errors import ConfigurationError, DataError, IdentityMismatch, InvalidRequest, Unreachable
-from tutelage.examples import read_examples
-from tutelage.identity import tokenizer_digests
-from tutelage.prompts import form_of, with_completion
 
-from teacher_server.config import WriteConfig
-from teacher_server.engine import WrittenPiece
-from teacher_server.rationales import Counts, write_rationales
+from fake_teacher import VOCABULARY_SIZE, FakeWritingEngine, fake_teacher, serving
+from tutelage.config import validate
+from tutelage.data.dataset_files import read_examples
+from tutelage.data.prompts import form_of, with_completion
+from tutelage.errors import ConfigurationError, DataError, IdentityMismatch, InvalidRequest, Unreachable
+from tutelage.identity import tokenizer_digests
+from tutelage.teacher_server.config import WriteConfig
+from tutelage.teacher_server.engine.base import WrittenPiece
+from tutelage.teacher_server.jobs.generate import Counts, write_rationales
 
 
 @pytest.fixture(scope="module")

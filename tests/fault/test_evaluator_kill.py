@@ -11,10 +11,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tutelage.evaluator.v1 import evaluator_pb2 as pb
-from tutelage.evaluator.v1 import evaluator_pb2_grpc as pb_grpc
 
-from evaluator.frames import read
+from tutelage.evaluator.results.frames import read
+from tutelage.rpc.v1 import evaluator_pb2 as pb
+from tutelage.rpc.v1 import evaluator_pb2_grpc as pb_grpc
 
 ITEMS = 40
 
@@ -27,7 +27,7 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     flags += ["--frames", str(folder / "frames"), "--queue", str(folder / "queue")]
     flags += ["--prompt", "chat", "--max-new-tokens", "40", "--batch-items", "2", "--dtype", "float32"]
     flags += ["--engine", "transformers"]
-    program = "import sys; from tutelage.command import main; sys.exit(main(sys.argv[1:]))"
+    program = "import sys; from tutelage.cli import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
@@ -87,9 +87,9 @@ def test_killed_and_then_terminated_it_completes_without_doubles(tiny_model: Pat
 
 
 def _assert_same_as_uninterrupted(tiny_model: Path, folder: Path) -> None:
-    from evaluator.configuration import EvaluationSettings
-    from evaluator.evaluation import evaluate
-    from evaluator.requests import Evaluation, Labels, TaskRequest
+    from tutelage.evaluator.config import EvaluationSettings
+    from tutelage.evaluator.runner.evaluation import evaluate
+    from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest
 
     tasks = tuple(TaskRequest("arithmetic", protocol, ITEMS) for protocol in ("paper", "loglik"))
     settings = EvaluationSettings(

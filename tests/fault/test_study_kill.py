@@ -13,11 +13,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+
 from study_cases import write_study
-from tutelage.processes import left_behind
+from tutelage.runtime.processes import left_behind
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDY = "import sys; from study.command import main; sys.exit(main(sys.argv[1:]))"
+STUDY = "import sys; from tutelage.study.cli import main; sys.exit(main(sys.argv[1:]))"
 MARK = "TUTELAGE_TEST_STUDY"
 SLOW = {
     "steps": 60,
@@ -28,7 +29,7 @@ SLOW = {
 
 
 def start(command: str, file: Path) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'proto'}:{ROOT}", MARK: file.parent.name}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "proto"), MARK: file.parent.name}
     return subprocess.Popen(
         [sys.executable, "-c", STUDY, command, str(file)],
         stdout=subprocess.PIPE,

@@ -14,11 +14,12 @@ import time
 import grpc
 import numpy as np
 import pytest
+
 from teacher_process import TeacherProcess, assert_it_ends_with_its_engine, end, gone, start
 from trainer_cohorts import assert_finished, free_port, running, steps_done, wait_until, write_cohort
-from tutelage.codec import encode
-from tutelage.teacher.v1 import teacher_pb2 as pb
-from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
+from tutelage.rpc.codec import encode
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
 
 STEPS = 150
 OPTIONS = ("--max-sequence-tokens", "512", "--kv-cache-gib", "0.25")

@@ -9,12 +9,12 @@ import time
 
 import numpy as np
 import pytest
+
 from fake_teacher import VOCABULARY_SIZE
 from restartable_teacher import restartable_teacher
-from tutelage.transport import CHANNEL_OPTIONS
-
-from trainer.frames import Answer, SignalRequest, SignalSpec
-from trainer.teacher_client import TeacherClient
+from tutelage.rpc.transport import CHANNEL_OPTIONS
+from tutelage.trainer.teacher.frame_decoder import Answer, SignalRequest, SignalSpec
+from tutelage.trainer.teacher.grpc_client import TeacherClient
 
 RNG = np.random.default_rng(0)
 REQUESTS = [

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 import torch
-from tutelage.stored import teacher_key
 
-from teacher_server.store import SignalStore
+from tutelage.data.signal_cache import teacher_key
+from tutelage.teacher_server.signals.cache import SignalStore
 
 OLD, NEW = [1, 2, 3, 4], [5, 6, 7]
 STEPS, MOMENTS = 6, ("before", "half", "after")
@@ -19,7 +19,7 @@ STEPS, MOMENTS = 6, ("before", "half", "after")
 # before or after it is done, or (for the write itself) when half of the bytes are under the temporary name.
 PROGRAM = """
 import itertools, os, pathlib, signal, sys, torch
-from teacher_server import store
+from tutelage.teacher_server.signals import cache as store
 calls = 0
 
 def step_of(real, wanted, moment, half=None):
@@ -71,7 +71,7 @@ def killed(tmp_path_factory):
         store = SignalStore(root / f"{step}-{moment}", "teacher", 10**6)
         store.put(OLD, states(OLD, 1.0))
         store.close()
-    environment = os.environ | {"PYTHONPATH": "proto:."}
+    environment = os.environ | {"PYTHONPATH": "proto"}
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(root)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return root, dict(line.split() for line in done.stdout.splitlines())

@@ -10,13 +10,13 @@ from typing import Any
 import polars
 import pytest
 import torch
-from killed_training import FAILPOINTS, fork_server, run_to_the_end_or_the_failpoint
 from safetensors.torch import load_file
-from trainer_cases import metric_rows, student_config, write_rows
 
-from trainer.carve import carve
-from trainer.checkpoints import CheckpointStore
-from trainer.config import StudentConfig
+from killed_training import FAILPOINTS, fork_server, run_to_the_end_or_the_failpoint
+from trainer_cases import metric_rows, student_config, write_rows
+from tutelage.trainer.checkpoint.store import CheckpointStore
+from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.model.layer_pruning import carve
 
 # Each writes itself, asks the teacher, adds noise and drops out (LoRA): every failpoint is on its way.
 OBJECTIVES = {

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from teacher_process import TeacherProcess, end, start
 
 

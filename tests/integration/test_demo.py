@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tutelage.processes import left_behind
+
+from tutelage.runtime.processes import left_behind
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 STUDENTS = ("gkd", "rev-kd")
@@ -65,7 +66,7 @@ def test_the_students_come_closer_to_the_teacher(finished):
 def test_the_frames_have_the_declared_schema_and_a_row_for_every_item(finished):
     import polars as pl
 
-    from evaluator.frames import SCHEMA, read
+    from tutelage.evaluator.results.frames import SCHEMA, read
 
     run, _ = finished
     frame = read(run / "frames").collect()

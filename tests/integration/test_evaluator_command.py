@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluator.command import main
-from evaluator.frames import read
+from tutelage.evaluator.cli import main
+from tutelage.evaluator.results.frames import read
 
-PROGRAM = "import sys; from tutelage.command import main; sys.exit(main(sys.argv[1:]))"
+PROGRAM = "import sys; from tutelage.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -78,7 +78,7 @@ def test_mistakes_are_told(flags: list[str], code: int, reason: str) -> None:
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     program = f"""
 import sys
-from tutelage.command import main
+from tutelage.cli import main
 try:
     main({arguments})
 except SystemExit:

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from tutelage.errors import CheckpointError
 
-from evaluator.configuration import EvaluationSettings
-from evaluator.decoding import ATTENTION, decode, shared_length
-from evaluator.engines import Sampling, ScoringGroup, TransformersEngine, open_engine
-from evaluator.evaluation import evaluate
-from evaluator.frames import read
-from evaluator.protocols import loglik
-from evaluator.requests import Evaluation, Labels, TaskRequest
-from evaluator.tasks import TASKS
+from tutelage.errors import CheckpointError
+from tutelage.evaluator.config import EvaluationSettings
+from tutelage.evaluator.models.decoding import ATTENTION, decode, shared_length
+from tutelage.evaluator.models.engines import Sampling, ScoringGroup, TransformersEngine, open_engine
+from tutelage.evaluator.protocols import loglik
+from tutelage.evaluator.results.frames import read
+from tutelage.evaluator.runner.evaluation import evaluate
+from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest
+from tutelage.evaluator.tasks import TASKS
 
 PROMPTS = ["Ann has 3 apples", "Ann has 12 apples and buys 50 more. She has", "buys", "She has 3 more and"]
 
@@ -116,7 +116,7 @@ def test_samples_follow_the_models_distribution(engine: TransformersEngine) -> N
     expected = torch.softmax(logits / 0.7, dim=-1)
     count = 4000
     logits_BV = logits.float().expand(count, -1)
-    from evaluator.decoding import choose
+    from tutelage.evaluator.models.decoding import choose
 
     drawn = choose(logits_BV, 0.7, [torch.Generator().manual_seed(seed) for seed in range(count)])
     seen = torch.bincount(drawn, minlength=512) / count

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluator.configuration import EvaluationSettings
-from evaluator.evaluation import evaluate
-from evaluator.frames import read
-from evaluator.requests import Evaluation, Labels, TaskRequest
+from tutelage.evaluator.config import EvaluationSettings
+from tutelage.evaluator.results.frames import read
+from tutelage.evaluator.runner.evaluation import evaluate
+from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest
 
 DIFFERENT = ["engine", "seconds"]
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from ray_cluster import RAY, cluster, environment, job_status, wait_until
 from trainer_cases import metric_rows, write_rows
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
 from tutelage.errors import NotFound
+from tutelage.trainer.cluster.run_control import Command, ask, read_board
+from tutelage.trainer.model.layer_pruning import carve
 
-from trainer.board import Command, ask, read_board
-from trainer.carve import carve
-
-TUTELAGE = (sys.executable, "-c", "import sys; from tutelage.command import main; sys.exit(main())")
+TUTELAGE = (sys.executable, "-c", "import sys; from tutelage.cli import main; sys.exit(main())")
 GAUGES = ("step", "loss", "forward_kl", "tokens_per_second", "phase_seconds")
 
 

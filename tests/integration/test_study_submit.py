@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import yaml
+
 from ray_cluster import cluster, environment, job_status, wait_until
 from study_cases import write_study
 
-STUDY = "import sys; from study.command import main; sys.exit(main(sys.argv[1:]))"
+STUDY = "import sys; from tutelage.study.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.mark.long

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from teacher_process import running
 from tutelage.identity import tokenizer_digests
-
-from trainer.frames import SignalRequest, SignalSpec
-from trainer.teacher_client import TeacherClient
+from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
+from tutelage.trainer.teacher.grpc_client import TeacherClient
 
 IDS = np.arange(5, 45, dtype=np.int32)
 

@@ -16,11 +16,12 @@ import grpc
 import numpy as np
 import pytest
 import torch
+
 from teacher_process import running
-from tutelage.codec import decode, encode
-from tutelage.teacher.v1 import teacher_pb2 as pb
-from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
-from tutelage.transport import CHANNEL_OPTIONS, STUDENT_METADATA_KEY
+from tutelage.rpc.codec import decode, encode
+from tutelage.rpc.transport import CHANNEL_OPTIONS, STUDENT_METADATA_KEY
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
 
 K, CANDIDATES = 64, 8
 TEMPERATURES = (0.5, 1.0, 2.0, 5.0)

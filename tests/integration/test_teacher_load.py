@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from fake_teacher import serving
 from teacher_load import WINDOW, Students, fixed_latency_teacher, for_seconds, percentile, server_process, until
 

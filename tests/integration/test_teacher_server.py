@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from teacher_process import TeacherProcess, assert_it_ends_with_its_engine
 from tutelage import identity
-from tutelage.codec import decode, encode, frame_checksum
-from tutelage.teacher.v1 import teacher_pb2 as pb
-from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
-from tutelage.transport import CHANNEL_OPTIONS
+from tutelage.rpc.codec import decode, encode, frame_checksum
+from tutelage.rpc.transport import CHANNEL_OPTIONS
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
 
 K = 64
 HIDDEN = pb.SignalSpec(kind=pb.SIGNAL_KIND_HIDDEN)
@@ -256,7 +257,7 @@ def test_it_says_who_it_is(stub, packaged_models, teacher_server, capsys):
 
 
 def test_the_command_prints_it(teacher_server, capsys):
-    from tutelage.command import main
+    from tutelage.cli import main
 
     assert main(["teacher", "info", "--address", teacher_server.address, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["roles"] == ["TEACHER_ROLE_SCORE", "TEACHER_ROLE_WRITE"]

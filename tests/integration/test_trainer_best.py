@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from trainer_cases import metric_rows, student_config, write_rows
 from tutelage.errors import ConfigurationError
-
-from trainer.best import Best
-from trainer.control import Control
-from trainer.loop import train
+from tutelage.trainer.checkpoint.best import Best
+from tutelage.trainer.training.control import Control
+from tutelage.trainer.training.loop import train
 
 HOPELESS = {
     "objective": {"name": "sft"},

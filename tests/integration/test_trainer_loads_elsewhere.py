@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import loaded_elsewhere
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.config import LoraConfig, OptimizerConfig
-from trainer.student import Student
+import loaded_elsewhere
+from tutelage.trainer.config.run import LoraConfig, OptimizerConfig
+from tutelage.trainer.model.student import Student
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from trainer_cases import metric_rows, student_config, write_rows
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
 from tutelage.errors import CheckpointError, ConfigurationError, Conflict, DataError, IdentityMismatch
 from tutelage.identity import tokenizer_digests
-
-from trainer.carve import carve
-from trainer.control import Control
-from trainer.loop import train
-from trainer.progress import Progress
-from trainer.teacher_client import TeacherClient
+from tutelage.trainer.metrics.progress import Progress
+from tutelage.trainer.model.layer_pruning import carve
+from tutelage.trainer.teacher.grpc_client import TeacherClient
+from tutelage.trainer.training.control import Control
+from tutelage.trainer.training.loop import train
 
 
 @pytest.fixture(scope="module")

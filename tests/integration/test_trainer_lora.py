@@ -10,16 +10,16 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from trainer_cases import metric_rows, student_config, write_rows
 from transformers import AutoModelForCausalLM
-from tutelage.errors import ConfigurationError
-from tutelage.identity import weights_digest
 
-from evaluator.engines import ScoringGroup, open_engine
-from trainer.config import LoraConfig, OptimizerConfig
-from trainer.loop import train
-from trainer.rows import scored
-from trainer.student import Student
+from trainer_cases import metric_rows, student_config, write_rows
+from tutelage.errors import ConfigurationError
+from tutelage.evaluator.models.engines import ScoringGroup, open_engine
+from tutelage.identity import weights_digest
+from tutelage.trainer.config.run import LoraConfig, OptimizerConfig
+from tutelage.trainer.model.student import Student
+from tutelage.trainer.teacher.to_tensors import scored
+from tutelage.trainer.training.loop import train
 
 IDS = torch.arange(30, 50)[None]
 

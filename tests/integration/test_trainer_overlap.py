@@ -10,13 +10,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+
 from trainer_cases import metric_rows, student_config, write_rows
 from trainer_doubles import InProcessTeacher
-
-from trainer.carve import carve
-from trainer.control import Control
-from trainer.loop import train
-from trainer.student import Student
+from tutelage.trainer.model.layer_pruning import carve
+from tutelage.trainer.model.student import Student
+from tutelage.trainer.training.control import Control
+from tutelage.trainer.training.loop import train
 
 STEPS = 6
 OWN = {"name": "gkd", "on_policy_fraction": 1.0}

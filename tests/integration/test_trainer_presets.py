@@ -13,20 +13,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
+
 from trainer_cases import student_config
 from trainer_doubles import InProcessTeacher
-from transformers import AutoModelForCausalLM
-from tutelage.configuration import to_yaml, validate
+from tutelage.config import to_yaml, validate
 from tutelage.errors import ConfigurationError
-
-from trainer.carve import carve
-from trainer.config import CohortConfig, StudentConfig
-from trainer.data import Example
-from trainer.frames import SignalRequest, SignalSpec
-from trainer.objectives.presets import PRESETS, RECIPES
-from trainer.rows import unembedding_of
-from trainer.step import Stepper
-from trainer.student import Student
+from tutelage.trainer.config.presets import PRESETS, RECIPES
+from tutelage.trainer.config.run import CohortConfig, StudentConfig
+from tutelage.trainer.data.dataset import Example
+from tutelage.trainer.model.layer_pruning import carve
+from tutelage.trainer.model.student import Student
+from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
+from tutelage.trainer.teacher.to_tensors import unembedding_of
+from tutelage.trainer.training.step import Stepper
 
 LENGTHS = [(3, 9), (5, 2), (4, 14), (2, 5)]
 """Tokens of prompt and completion; two micro-batches of very different lengths."""

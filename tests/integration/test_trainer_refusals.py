@@ -27,19 +27,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from trainer_cases import metric_rows, student_config, write_rows
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
-from tutelage import codec
-from tutelage.configuration import validate
+from tutelage.config import validate
 from tutelage.errors import CheckpointError, ConfigurationError, Conflict, CorruptFrame, IdentityMismatch
 from tutelage.identity import tokenizer_digests
-
-from trainer.carve import carve
-from trainer.checkpoints import CheckpointStore
-from trainer.config import CohortConfig, StudentConfig
-from trainer.loop import train
-from trainer.progress import Progress
-from trainer.teacher_client import TeacherClient
+from tutelage.rpc import codec
+from tutelage.trainer.checkpoint.store import CheckpointStore
+from tutelage.trainer.config.run import CohortConfig, StudentConfig
+from tutelage.trainer.metrics.progress import Progress
+from tutelage.trainer.model.layer_pruning import carve
+from tutelage.trainer.teacher.grpc_client import TeacherClient
+from tutelage.trainer.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_id_that_leads_elsewhere(name):
 _HOLDER = """
 import sys, time
 from pathlib import Path
-from trainer.lock import student_lock
+from tutelage.trainer.checkpoint.run_lock import student_lock
 with student_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
+
 from trainer_cases import metric_rows
 from trainer_cohorts import assert_finished, running, write_cohort
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
-from transformers import AutoModelForCausalLM
 
 STEPS = 8
 

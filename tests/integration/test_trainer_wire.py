@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from teacher_process import TeacherProcess
 from trainer_cases import student_config
 from trainer_doubles import InProcessTeacher
 from tutelage.identity import tokenizer_digests, vocabulary_size
-
-from trainer.config import StudentConfig
-from trainer.data import Example, read_dataset
-from trainer.rows import unembedding_of
-from trainer.step import Stepper
-from trainer.student import Student
-from trainer.teacher_client import Teacher, TeacherClient
+from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.data.dataset import Example, read_dataset
+from tutelage.trainer.model.student import Student
+from tutelage.trainer.teacher.grpc_client import Teacher, TeacherClient
+from tutelage.trainer.teacher.to_tensors import unembedding_of
+from tutelage.trainer.training.step import Stepper
 
 pytestmark = pytest.mark.long
 

@@ -15,12 +15,12 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
 from trainer_cases import metric_rows, student_config, write_rows
 from trainer_doubles import InProcessTeacher
 from trainer_workers import Case, sequences_scored, sharded_alone, start
-from transformers import AutoModelForCausalLM
-
-from trainer.carve import carve
+from tutelage.trainer.model.layer_pruning import carve
 
 STEPS, SEQUENCES, WORKERS = 3, 5, 2
 EXACT = {"train/loss", "train/gradient_norm", "train/learning_rate", "train/tokens", "train/sample_length"}

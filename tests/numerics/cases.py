@@ -7,11 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.objectives.loss import divergence_named
-from trainer.objectives.supports import bucketed_logps
-from trainer.objectives.table import OBJECTIVES, resolve_parameters
-from trainer.signals import CandidateRows, HiddenRows, TeacherRows, TopKRows, Unembedding, accurate_dtype
-from trainer.smoothing import Smoothing, smooth_teacher
+from tutelage.trainer.losses.losses import divergence_named
+from tutelage.trainer.losses.registry import OBJECTIVES, resolve_parameters
+from tutelage.trainer.losses.tail_bucket import bucketed_logps
+from tutelage.trainer.losses.teacher_distribution import Smoothing, smooth_teacher
+from tutelage.trainer.teacher.signals import (
+    CandidateRows,
+    HiddenRows,
+    TeacherRows,
+    TopKRows,
+    Unembedding,
+    accurate_dtype,
+)
 
 DIVERGENCES = [name for name, row in OBJECTIVES.items() if row.needs_teacher and not row.sampled_token]
 

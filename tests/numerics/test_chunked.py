@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from numerics.cases import DIVERGENCES, Case, make_case, plain_divergence, plain_logits
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainer.objectives.chunked import BLOCK_ROWS
-from trainer.objectives.loss import token_cross_entropy, token_divergence
-from trainer.objectives.table import OBJECTIVES
-from trainer.signals import HiddenRows, Unembedding
-from trainer.smoothing import Smoothing
+from numerics.cases import DIVERGENCES, Case, make_case, plain_divergence, plain_logits
+from tutelage.trainer.losses.chunked import BLOCK_ROWS
+from tutelage.trainer.losses.losses import token_cross_entropy, token_divergence
+from tutelage.trainer.losses.registry import OBJECTIVES
+from tutelage.trainer.losses.teacher_distribution import Smoothing
+from tutelage.trainer.teacher.signals import HiddenRows, Unembedding
 
 SERVED = [(name, kind) for name in DIVERGENCES for kind in OBJECTIVES[name].exact]
 SMOOTHINGS = [

@@ -10,14 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from numerics import references
 from numerics.cases import DIVERGENCES, make_case
-
-from trainer.objectives import divergences, gradients
-from trainer.objectives.loss import divergence_named, token_divergence
-from trainer.objectives.table import OBJECTIVES, resolve_parameters
-from trainer.signals import HiddenRows, Unembedding
-from trainer.smoothing import Smoothing
+from tutelage.trainer.losses import divergences, gradients
+from tutelage.trainer.losses.losses import divergence_named, token_divergence
+from tutelage.trainer.losses.registry import OBJECTIVES, resolve_parameters
+from tutelage.trainer.losses.teacher_distribution import Smoothing
+from tutelage.trainer.teacher.signals import HiddenRows, Unembedding
 
 VARIANTS = [
     *((name, {}) for name in DIVERGENCES),

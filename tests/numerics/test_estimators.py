@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+
 from numerics.cases import make_case
 from tutelage.errors import ConfigurationError
-
-from trainer.objectives import divergences, estimators
-from trainer.objectives.loss import token_policy_gradient
-from trainer.signals import CandidateRows
-from trainer.smoothing import Smoothing, counter_normal
+from tutelage.trainer.losses import divergences, estimators
+from tutelage.trainer.losses.losses import token_policy_gradient
+from tutelage.trainer.losses.teacher_distribution import Smoothing, counter_normal
+from tutelage.trainer.teacher.signals import CandidateRows
 
 GRADIENT_OF = {
     "policy_gradient": divergences.reverse_kl,

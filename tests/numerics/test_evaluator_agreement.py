@@ -9,10 +9,10 @@ from typing import Any
 
 import polars as pl
 import pytest
-from tutelage.errors import DataError
 
-from evaluator import frames as fr
-from evaluator.agreement import agreement, cohens_kappa, fidelity, pair
+from tutelage.errors import DataError
+from tutelage.evaluator.results import frames as fr
+from tutelage.evaluator.scoring.agreement import agreement, cohens_kappa, fidelity, pair
 
 TEACHER = [("4", 1.0), ("5", 0.0), ("", 0.0), ("7", 1.0), ("8", 1.0), ("", 0.0)]
 STUDENT = [("4", 1.0), ("5", 0.0), ("", 0.0), ("9", 0.0), ("8.0", 1.0), ("3", 1.0)]

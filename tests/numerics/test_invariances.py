@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from numerics.cases import DIVERGENCES, Case, make_case
 
-from trainer.objectives.loss import token_divergence
-from trainer.objectives.table import OBJECTIVES
-from trainer.signals import HiddenRows, Unembedding
-from trainer.smoothing import Smoothing
+from numerics.cases import DIVERGENCES, Case, make_case
+from tutelage.trainer.losses.losses import token_divergence
+from tutelage.trainer.losses.registry import OBJECTIVES
+from tutelage.trainer.losses.teacher_distribution import Smoothing
+from tutelage.trainer.teacher.signals import HiddenRows, Unembedding
 
 SERVED = [(name, kind) for name in DIVERGENCES for kind in OBJECTIVES[name].exact]
 SMOOTHING = Smoothing(temperature=2.0, student_temperature=1.5)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from numerics.cases import make_case
 
-from trainer.objectives.loss import token_divergence
-from trainer.objectives.presets import PRESETS
-from trainer.objectives.reductions import reduce_micro_batch_token_mean, reduce_sequence_mean
-from trainer.smoothing import Smoothing
+from numerics.cases import make_case
+from tutelage.trainer.config.presets import PRESETS
+from tutelage.trainer.losses.losses import token_divergence
+from tutelage.trainer.losses.reductions import reduce_micro_batch_token_mean, reduce_sequence_mean
+from tutelage.trainer.losses.teacher_distribution import Smoothing
 
 LENGTHS = [5, 9, 2]
 MASK = torch.arange(9) < torch.tensor(LENGTHS)[:, None]

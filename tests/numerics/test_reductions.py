@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from numerics.cases import make_case
 
-from trainer.objectives import divergences
-from trainer.objectives.diagnostics import diagnostics
-from trainer.objectives.reductions import reduce_micro_batch_token_mean, reduce_sequence_mean, reduce_token_mean
-from trainer.smoothing import Smoothing
+from numerics.cases import make_case
+from tutelage.trainer.losses import divergences
+from tutelage.trainer.losses.diagnostics import diagnostics
+from tutelage.trainer.losses.reductions import reduce_micro_batch_token_mean, reduce_sequence_mean, reduce_token_mean
+from tutelage.trainer.losses.teacher_distribution import Smoothing
 
 VALUES = torch.tensor([1.0, 2.0, 3.0, 10.0, 20.0, 100.0])
 LENGTHS = torch.tensor([3, 3, 3, 2, 2, 1])

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from numerics.cases import make_case
 from scipy import stats
 
-from trainer.objectives.loss import token_divergence
-from trainer.objectives.supports import teacher_bucketed_logp
-from trainer.smoothing import (
+from numerics.cases import make_case
+from tutelage.trainer.losses.losses import token_divergence
+from tutelage.trainer.losses.tail_bucket import teacher_bucketed_logp
+from tutelage.trainer.losses.teacher_distribution import (
     Smoothing,
     counter_normal,
     counter_normal_at,

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from evaluator.statistics import paired
-from evaluator.statistics.equivalence import equivalence_test
+from tutelage.evaluator.statistics import paired
+from tutelage.evaluator.statistics.equivalence import equivalence_test
 
 Study = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -11,12 +11,12 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from evaluator.statistics import paired
-from evaluator.statistics.equivalence import equivalence_test
-from evaluator.statistics.families import holm, holm_within
-from evaluator.statistics.groups import friedman, kruskal_wallis
-from evaluator.statistics.mixed import mixed_model
-from evaluator.statistics.power import items_needed, minimum_detectable_difference, power_of
+from tutelage.evaluator.statistics import paired
+from tutelage.evaluator.statistics.equivalence import equivalence_test
+from tutelage.evaluator.statistics.families import holm, holm_within
+from tutelage.evaluator.statistics.groups import friedman, kruskal_wallis
+from tutelage.evaluator.statistics.mixed import mixed_model
+from tutelage.evaluator.statistics.power import items_needed, minimum_detectable_difference, power_of
 
 
 @pytest.fixture

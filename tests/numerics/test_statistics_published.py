@@ -8,9 +8,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from evaluator.statistics.published import published_tests
-from evaluator.statistics.released import read_scores, read_similarities
-from evaluator.statistics.scores import improvements
+from tutelage.evaluator.paper_audit.published_tests import published_tests
+from tutelage.evaluator.paper_audit.released_tables import read_scores, read_similarities
+from tutelage.evaluator.statistics.scores import improvements
 
 # `notebook`: the outputs printed in the authors' two notebooks, at full float64 precision;
 # `table`: the summary with four decimals, which adds Kruskal-Wallis and the real BLEU.

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from numerics.cases import make_case
 
-from trainer.objectives import divergences
-from trainer.objectives.loss import token_divergence
-from trainer.objectives.supports import bucketed_logps, log1mexp, split_kept, tail_logp, teacher_bucketed_logp
-from trainer.signals import CandidateRows, TopKRows
-from trainer.smoothing import Smoothing
+from numerics.cases import make_case
+from tutelage.trainer.losses import divergences
+from tutelage.trainer.losses.losses import token_divergence
+from tutelage.trainer.losses.tail_bucket import bucketed_logps, log1mexp, split_kept, tail_logp, teacher_bucketed_logp
+from tutelage.trainer.losses.teacher_distribution import Smoothing
+from tutelage.trainer.teacher.signals import CandidateRows, TopKRows
 
 LOGITS = arrays(np.float64, (2, 12), elements=st.floats(-7, 7, width=32))
 

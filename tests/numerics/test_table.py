@@ -7,14 +7,14 @@ import sys
 
 import pytest
 import torch
+
 from numerics.cases import DIVERGENCES, make_case
 from tutelage.errors import ConfigurationError
-
-from trainer.objectives.loss import divergence_named, token_divergence
-from trainer.objectives.presets import PRESETS
-from trainer.objectives.table import OBJECTIVES, as_markdown, check_signal, objective_named, resolve_parameters
-from trainer.signals import Unembedding
-from trainer.smoothing import Smoothing
+from tutelage.trainer.config.presets import PRESETS
+from tutelage.trainer.losses.losses import divergence_named, token_divergence
+from tutelage.trainer.losses.registry import OBJECTIVES, as_markdown, check_signal, objective_named, resolve_parameters
+from tutelage.trainer.losses.teacher_distribution import Smoothing
+from tutelage.trainer.teacher.signals import Unembedding
 
 DESIGNED = {
     *("sft", "seq_kd", "forward_kl", "reverse_kl", "gkd", "jsd"),
@@ -32,7 +32,8 @@ def test_every_objective_of_the_design_is_there_and_every_divergence_has_a_defin
 
 
 def test_table_and_presets_import_no_torch():
-    code = "import sys, trainer.objectives.table, trainer.objectives.presets; print('torch' in sys.modules)"
+    modules = "tutelage.trainer.losses.registry, tutelage.trainer.config.presets"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from numerics.cases import make_case
 
-from trainer.objectives.loss import token_cross_entropy, token_divergence, token_policy_gradient
-from trainer.objectives.reductions import reduce_token_mean
-from trainer.objectives.table import OBJECTIVES
-from trainer.signals import Unembedding
-from trainer.smoothing import Smoothing
+from numerics.cases import make_case
+from tutelage.trainer.losses.losses import token_cross_entropy, token_divergence, token_policy_gradient
+from tutelage.trainer.losses.reductions import reduce_token_mean
+from tutelage.trainer.losses.registry import OBJECTIVES
+from tutelage.trainer.losses.teacher_distribution import Smoothing
+from tutelage.trainer.teacher.signals import Unembedding
 
 FILE = Path(__file__).with_name("trajectories.json")
 STEPS, ROWS, VOCABULARY = 20, 24, 64

@@ -7,16 +7,16 @@ import math
 
 import pytest
 import torch
+
 from numerics.cases import make_case, plain_logits
 from tutelage.errors import ConfigurationError
-
-from trainer.objectives import divergences, estimators
-from trainer.objectives.loss import token_cross_entropy, token_divergence, token_policy_gradient
-from trainer.objectives.reductions import reduce_token_mean
-from trainer.objectives.supports import bucketed_logps, teacher_bucketed_logp
-from trainer.objectives.table import check_signal
-from trainer.signals import CandidateRows, HiddenRows, TopKRows, Unembedding
-from trainer.smoothing import Smoothing
+from tutelage.trainer.losses import divergences, estimators
+from tutelage.trainer.losses.losses import token_cross_entropy, token_divergence, token_policy_gradient
+from tutelage.trainer.losses.reductions import reduce_token_mean
+from tutelage.trainer.losses.registry import check_signal
+from tutelage.trainer.losses.tail_bucket import bucketed_logps, teacher_bucketed_logp
+from tutelage.trainer.losses.teacher_distribution import Smoothing
+from tutelage.trainer.teacher.signals import CandidateRows, HiddenRows, TopKRows, Unembedding
 
 PLAIN = Smoothing()
 

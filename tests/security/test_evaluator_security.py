@@ -9,17 +9,17 @@ from typing import Any
 
 import grpc
 import pytest
+
 from evaluator_support import EchoEngine
 from tutelage.errors import ConfigurationError
-from tutelage.evaluator.v1 import evaluator_pb2 as pb
-from tutelage.evaluator.v1 import evaluator_pb2_grpc as pb_grpc
-from tutelage.tls import ClientTls
-from tutelage.transport import open_channel
-
-from evaluator.configuration import ServeConfig
-from evaluator.service import SCOPE_OF_METHOD, Service
-from trainer.evaluator_client import EvaluatorClient
-from trainer.service_config import EvaluatorConfig, TaskConfig
+from tutelage.evaluator.config import ServeConfig
+from tutelage.evaluator.service.server import SCOPE_OF_METHOD, Service
+from tutelage.rpc.tls import ClientTls
+from tutelage.rpc.transport import open_channel
+from tutelage.rpc.v1 import evaluator_pb2 as pb
+from tutelage.rpc.v1 import evaluator_pb2_grpc as pb_grpc
+from tutelage.trainer.cluster.evaluator_client import EvaluatorClient
+from tutelage.trainer.config.services import EvaluatorConfig, TaskConfig
 
 SPEC = importlib.util.spec_from_file_location("certificates", Path(__file__).with_name("certificates.py"))
 certificates = importlib.util.module_from_spec(SPEC)
@@ -102,9 +102,8 @@ async def test_a_student_submits_with_certificate_and_token(tmp_path: Path) -> N
     await served.start()
 
     def submit(student_id: str) -> str:
-        from tutelage.configuration import validate
-
-        from trainer.config import StudentConfig
+        from tutelage.config import validate
+        from tutelage.trainer.config.run import StudentConfig
 
         config = EvaluatorConfig(
             address=f"127.0.0.1:{served.port}",

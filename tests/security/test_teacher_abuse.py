@@ -15,18 +15,18 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-from fake_teacher import VOCABULARY_SIZE
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from restartable_teacher import restartable_teacher
-from tutelage.codec import encode
-from tutelage.errors import InvalidRequest, NotServed
-from tutelage.teacher.v1 import teacher_pb2 as pb
-from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
-from tutelage.transport import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES
 
-from teacher_server.validate import Scoring, Validator
+from fake_teacher import VOCABULARY_SIZE
+from restartable_teacher import restartable_teacher
+from tutelage.errors import InvalidRequest, NotServed
+from tutelage.rpc.codec import encode
+from tutelage.rpc.transport import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
+from tutelage.teacher_server.admission.validation import Scoring, Validator
 
 ALLOWED_GROWTH_BYTES = 64 * 2**20
 LIMITS = pb.Limits(max_sequence_tokens=2000, max_k=64, max_temperatures=4, max_samples=4)

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import grpc
 import pytest
-from fake_teacher import FakeScoringEngine, FakeWritingEngine, fake_teacher, serving
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tutelage.configuration import validate
-from tutelage.errors import ConfigurationError, NotAuthenticated, NotPermitted, TutelageError
-from tutelage.teacher.v1 import teacher_pb2 as pb
-from tutelage.teacher.v1 import teacher_pb2_grpc as pb_grpc
-from tutelage.tls import ClientTls
-from tutelage.tokens import TokenFile
-from tutelage.transport import STUDENT_METADATA_KEY, error_of_rpc, open_channel, token_metadata
 
-from teacher_server.command import main
-from teacher_server.server import SCOPE_OF_METHOD
-from trainer.teacher_client import TeacherClient
+from fake_teacher import FakeScoringEngine, FakeWritingEngine, fake_teacher, serving
+from tutelage.config import validate
+from tutelage.errors import ConfigurationError, NotAuthenticated, NotPermitted, TutelageError
+from tutelage.rpc.auth import TokenFile
+from tutelage.rpc.tls import ClientTls
+from tutelage.rpc.transport import STUDENT_METADATA_KEY, error_of_rpc, open_channel, token_metadata
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
+from tutelage.teacher_server.cli import main
+from tutelage.teacher_server.server.server import SCOPE_OF_METHOD
+from tutelage.trainer.teacher.grpc_client import TeacherClient
 
 SPEC = importlib.util.spec_from_file_location("certificates", Path(__file__).with_name("certificates.py"))
 certificates = importlib.util.module_from_spec(SPEC)
@@ -158,7 +158,7 @@ def test_the_doctor_speaks_tls_and_shows_a_token(ours, tmp_path, capsys):
 
 
 async def test_beyond_loopback_only_with_a_certificate(ours):
-    from teacher_server.server import TeacherServer
+    from tutelage.teacher_server.server.server import TeacherServer
 
     with pytest.raises(ConfigurationError, match="certificate"):
         async with serving(fake_teacher(FakeScoringEngine()), address="0.0.0.0:0"):

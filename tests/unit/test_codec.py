@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tutelage.codec import decode, encode, frame_checksum, sequence_digest
+
 from tutelage.errors import CorruptFrame
-from tutelage.teacher.v1 import teacher_pb2 as pb
+from tutelage.rpc.codec import decode, encode, frame_checksum, sequence_digest
+from tutelage.rpc.v1 import teacher_pb2 as pb
 
 DTYPES = ("<f4", "<f2", "<i4", "<u2", ">f4", ">i4")
 

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tutelage import command, doctor
+
+from tutelage import cli as command
+from tutelage import doctor
 from tutelage.errors import Unreachable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +22,7 @@ COMMANDS = ["teacher", "teacher serve", "train", "evaluate", "report", "doctor",
 # Prints the exit code of `tutelage … --help` and which heavy modules it loaded.
 ASK_FOR_HELP = f"""
 import sys
-from tutelage.command import main
+from tutelage.cli import main
 try:
     exit_code = main([*sys.argv[1:], "--help"])
 except SystemExit as ended:
@@ -31,7 +33,7 @@ print(exit_code, [name for name in {HEAVY!r} if name in sys.modules], file=sys.s
 
 @pytest.mark.parametrize("arguments", COMMANDS)
 def test_help_loads_nothing_heavy(arguments):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'proto'}{os.pathsep}{ROOT}"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "proto")}
     done = subprocess.run(
         [sys.executable, "-c", ASK_FOR_HELP, *arguments.split()], capture_output=True, text=True, env=environment
     )

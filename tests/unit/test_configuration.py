@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from pydantic import Field
-from tutelage.configuration import Config, load, to_yaml, validate
+
+from tutelage.config import Config, load, to_yaml, validate
 from tutelage.errors import ConfigurationError
 
 

@@ -7,11 +7,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tutelage.configuration import load
 
-from evaluator.configuration import EvaluateConfig, ExportConfig, ServeConfig, WatchConfig
-from teacher_server.config import PrecomputeConfig, TeacherConfig, WriteConfig
-from trainer.objectives.table import OBJECTIVES
+from tutelage.config import load
+from tutelage.evaluator.config import EvaluateConfig, ExportConfig, ServeConfig, WatchConfig
+from tutelage.teacher_server.config import PrecomputeConfig, TeacherConfig, WriteConfig
+from tutelage.trainer.losses.registry import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

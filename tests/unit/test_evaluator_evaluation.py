@@ -7,13 +7,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+
 from evaluator_support import EchoEngine, write_checkpoint
 from tutelage.errors import CheckpointError, ConfigurationError, DataError, InvalidRequest
-
-from evaluator import frames as fr
-from evaluator.configuration import EvaluationSettings
-from evaluator.evaluation import Progress, Stopped, evaluate
-from evaluator.requests import Evaluation, Labels, TaskRequest, check
+from tutelage.evaluator.config import EvaluationSettings
+from tutelage.evaluator.results import frames as fr
+from tutelage.evaluator.runner.evaluation import Progress, Stopped, evaluate
+from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest, check
 
 SETTINGS = EvaluationSettings(prompt="chat", max_new_tokens=8)
 BOTH = (TaskRequest("arithmetic", "paper", 10), TaskRequest("arithmetic", "loglik", 6))

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from evaluator.extraction import LETTER, NUMBER, TRUTH, labelled, score
-from evaluator.tasks import TASKS
+from tutelage.evaluator.scoring.extraction import LETTER, NUMBER, TRUTH, labelled, score
+from tutelage.evaluator.tasks import TASKS
 
 NUMBERS = [
     ("The answer is 4.", "4", "4"),

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from evaluator.lm_eval import INVALID, gsm8k_exact_match, gsm8k_flexible, gsm8k_strict
+from tutelage.evaluator.results.lm_eval import INVALID, gsm8k_exact_match, gsm8k_flexible, gsm8k_strict
 
 CASES = [
     ("so #### 42", "42", "42"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from evaluator.extraction import paper_number
-from evaluator.math_errors import count_kinds, kind_of
+from tutelage.evaluator.scoring.extraction import paper_number
+from tutelage.evaluator.scoring.math_errors import count_kinds, kind_of
 
 QUESTION = "Ann has 12 apples, 30 pears and 4 bags. How many more pears than apples does she have?"
 CASES = [

@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+
 from evaluator_support import EchoEngine, write_checkpoint
 from tutelage.errors import ConfigurationError, DataError
-
-from evaluator.agreement import pair
-from evaluator.configuration import EvaluationSettings
-from evaluator.evaluation import Progress, evaluate
-from evaluator.frames import read, summarize
-from evaluator.protocols.open import SEEDS, rouge_l
-from evaluator.protocols.prompts import alpaca
-from evaluator.requests import Evaluation, Labels, TaskRequest
-from evaluator.tasks import TASKS, task_of_name
-from evaluator.tasks.base import Choices
+from tutelage.evaluator.config import EvaluationSettings
+from tutelage.evaluator.protocols.open import SEEDS, rouge_l
+from tutelage.evaluator.protocols.prompts import alpaca
+from tutelage.evaluator.results.frames import read, summarize
+from tutelage.evaluator.runner.evaluation import Progress, evaluate
+from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest
+from tutelage.evaluator.scoring.agreement import pair
+from tutelage.evaluator.tasks import TASKS, task_of_name
+from tutelage.evaluator.tasks.base import Choices
 
 # F1 of the longest common subsequence of stemmed words, worked out by hand.
 ROUGE = [

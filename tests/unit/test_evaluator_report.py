@@ -12,14 +12,14 @@ from typing import Any
 
 import polars as pl
 import pytest
-from tutelage.errors import DataError
 
-from evaluator import frames as fr
-from evaluator.arithmetic import generate
-from evaluator.report import write_report
-from evaluator.report.comparisons import changes, likeness
-from evaluator.report.figures import PALETTE
-from evaluator.report.material import gather
+from tutelage.errors import DataError
+from tutelage.evaluator.report import write_report
+from tutelage.evaluator.report.comparisons import changes, likeness
+from tutelage.evaluator.report.figures import PALETTE
+from tutelage.evaluator.report.material import gather
+from tutelage.evaluator.results import frames as fr
+from tutelage.evaluator.tasks.arithmetic_generator import generate
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)"> & </pre>'
 ITEMS = 20

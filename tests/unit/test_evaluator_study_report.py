@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from tutelage.errors import DataError
 
-from evaluator.frames import SCHEMA, frame_of_rows, frame_path, write_atomically
-from evaluator.report import write_study_report
-from evaluator.report.study_material import gather_study
+from tutelage.errors import DataError
+from tutelage.evaluator.report import write_study_report
+from tutelage.evaluator.report.study_material import gather_study
+from tutelage.evaluator.results.frames import SCHEMA, frame_of_rows, frame_path, write_atomically
 
 SIZES = {"small": 1000, "middle": 3000, "large": 9000}
 CHANCE = {"small": 0.3, "middle": 0.5, "large": 0.6}

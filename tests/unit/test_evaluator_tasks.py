@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
-from tutelage.errors import ConfigurationError, DataError, InvalidRequest, NotFound
 
-from evaluator.arithmetic import distractors, generate, split_of
-from evaluator.protocols.loglik import split_pair
-from evaluator.protocols.prompts import alpaca, alpaca_leaked_indentation, prompt_of
-from evaluator.requests import TaskRequest, parse_tasks
-from evaluator.tasks import TASKS, task_of_name
-from evaluator.tasks.base import Item
+from tutelage.errors import ConfigurationError, DataError, InvalidRequest, NotFound
+from tutelage.evaluator.protocols.loglik import split_pair
+from tutelage.evaluator.protocols.prompts import alpaca, alpaca_leaked_indentation, prompt_of
+from tutelage.evaluator.runner.requests import TaskRequest, parse_tasks
+from tutelage.evaluator.tasks import TASKS, task_of_name
+from tutelage.evaluator.tasks.arithmetic_generator import distractors, generate, split_of
+from tutelage.evaluator.tasks.base import Item
 
 LEAKED = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n"

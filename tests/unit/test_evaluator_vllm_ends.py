@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tutelage.errors import CheckpointError, TutelageError, Unreachable
 
-from evaluator.configuration import EvaluationSettings
-from evaluator.evaluation import evaluate
-from evaluator.requests import Evaluation, Labels, TaskRequest
+from tutelage.errors import CheckpointError, TutelageError, Unreachable
+from tutelage.evaluator.config import EvaluationSettings
+from tutelage.evaluator.runner.evaluation import evaluate
+from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest
 
 CALLS = ["sleep", "enqueue", "wake_up", "wait_for_completion"]
 

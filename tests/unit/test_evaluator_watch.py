@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+
 from evaluator_support import EchoEngine, write_checkpoint
 from tutelage.errors import NotFound
-
-from evaluator import evaluation as evaluation_module
-from evaluator.configuration import WatchConfig
-from evaluator.frames import read
-from evaluator.watch import watch
+from tutelage.evaluator.config import WatchConfig
+from tutelage.evaluator.results.frames import read
+from tutelage.evaluator.runner import evaluation as evaluation_module
+from tutelage.evaluator.runner.watch import watch
 
 COHORT = """
 run: r7
@@ -80,8 +80,8 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_exports_are_what_the_rows_say(tmp_path: Path) -> None:
-    from evaluator.configuration import ExportConfig
-    from evaluator.export import export
+    from tutelage.evaluator.config import ExportConfig
+    from tutelage.evaluator.results.export import export
 
     checkpoint_of(tmp_path, "a", 1)
     config = config_of(tmp_path, once=True).model_copy(update={"tasks": "arithmetic:loglik,arithmetic:paper"})

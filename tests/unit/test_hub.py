@@ -13,9 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from tutelage.data.dataset_files import read_exchanges
+from tutelage.data.hub import local_file
 from tutelage.errors import DataError
-from tutelage.examples import read_exchanges
-from tutelage.hub import local_file
 
 ROWS = b'{"question": "1 + 1?", "answer": "2"}\n{"question": "2 + 2?", "answer": "4"}\n'
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -23,7 +24,7 @@ READ = """
 import json, sys
 from pathlib import Path
 from tutelage.errors import DataError
-from tutelage.examples import read_exchanges
+from tutelage.data.dataset_files import read_exchanges
 for name in sys.argv[1:]:
     try:
         print(json.dumps([row for row, _ in read_exchanges(Path(name))]))

@@ -13,8 +13,9 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
+
 from tutelage.errors import Unreachable
-from tutelage.processes import left_behind, running, start, stop, wait_for_file
+from tutelage.runtime.processes import left_behind, running, start, stop, wait_for_file
 
 PROTO = Path(__file__).resolve().parents[2] / "proto"
 # A program that ignores SIGTERM and has a child of its own that does, too.
@@ -48,7 +49,7 @@ def test_stopping_ends_the_whole_group_even_if_it_refuses(stubborn, tmp_path):
 def test_a_killed_parent_takes_its_children_along(tmp_path):
     script = (
         f"import sys; sys.path.insert(0, {str(PROTO)!r})\n"
-        "from pathlib import Path\nfrom tutelage.processes import start\nimport time\n"
+        "from pathlib import Path\nfrom tutelage.runtime.processes import start\nimport time\n"
         f"child = start(['sleep', '60'], log=Path({str(tmp_path / 'log')!r}), environment={{}})\n"
         "print(child.pid, flush=True)\ntime.sleep(60)\n"
     )

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tutelage import errors
 from tutelage.identity import (
     chat_template_digest,
@@ -19,7 +20,7 @@ from tutelage.identity import (
     weights_digest,
 )
 from tutelage.names import check_name, folder_of
-from tutelage.transport import bind, error_of_refusal, refusal_of_error, status_code
+from tutelage.rpc.transport import bind, error_of_refusal, refusal_of_error, status_code
 
 ALL_ERRORS = [
     kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.TutelageError)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from tutelage.errors import DataError
 
-from evaluator.from_paper import PaperReport, from_paper
-from evaluator.statistics.audit_cells import impossible_cells, repeated_cells
-from evaluator.statistics.scores import SCORES
-from evaluator.statistics.sections import Section, render_html, render_markdown
+from tutelage.errors import DataError
+from tutelage.evaluator.paper_audit.audit import PaperReport, from_paper
+from tutelage.evaluator.paper_audit.cells import impossible_cells, repeated_cells
+from tutelage.evaluator.paper_audit.sections import Section, render_html, render_markdown
+from tutelage.evaluator.statistics.scores import SCORES
 
 
 @pytest.fixture(scope="module")

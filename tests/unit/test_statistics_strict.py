@@ -6,11 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy import stats
-from tutelage.errors import DataError
 
-from evaluator.statistics.published import published_tests
-from evaluator.statistics.scores import AVERAGE, SCORES, SIMILARITIES, improvements, scores_of_items
-from evaluator.statistics.strict import (
+from tutelage.errors import DataError
+from tutelage.evaluator.paper_audit.published_tests import published_tests
+from tutelage.evaluator.statistics.scores import AVERAGE, SCORES, SIMILARITIES, improvements, scores_of_items
+from tutelage.evaluator.statistics.strict import (
     ITEMS,
     Comparison,
     cells_of_items,

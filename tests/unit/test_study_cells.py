@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from study_cases import study_values
-from tutelage.configuration import validate
-from tutelage.errors import ConfigurationError, Conflict
 
-from study.cells import Cell, base_cells, merged, student_cells, tuning_cells
-from study.config import StudyConfig
-from study.folder import Folder
-from study.plan import cost_of
-from study.resolution import Study, resolve
+from study_cases import study_values
+from tutelage.config import validate
+from tutelage.errors import ConfigurationError, Conflict
+from tutelage.study.cells import Cell, base_cells, merged, student_cells, tuning_cells
+from tutelage.study.config import StudyConfig
+from tutelage.study.folder import Folder
+from tutelage.study.plan import cost_of
+from tutelage.study.resolution import Study, resolve
 
 MODEL = Path("/models/tiny")
 TEACHER = {"teachers": {"big": {"model": "tiny"}}, "tuning": {"data": "train.jsonl"}}

@@ -9,10 +9,10 @@ import random
 from collections import Counter
 
 import pytest
-from tutelage.errors import Overloaded
-from tutelage.transport import error_of_refusal, refusal_of_error
 
-from teacher_server.admission import FairQueue
+from tutelage.errors import Overloaded
+from tutelage.rpc.transport import error_of_refusal, refusal_of_error
+from tutelage.teacher_server.admission.fair_queue import FairQueue
 
 
 async def one_at_a_time(queue: FairQueue, jobs: list[tuple[str, float]]) -> list[str]:

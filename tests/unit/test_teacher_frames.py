@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fake_teacher import HIDDEN_SIZE, VOCABULARY_SIZE, fake_head
-from tutelage.codec import decode, frame_checksum, sequence_digest
-from tutelage.teacher.v1 import teacher_pb2 as pb
 
-from teacher_server import frames
-from teacher_server.validate import Scoring, Signal
+from fake_teacher import HIDDEN_SIZE, VOCABULARY_SIZE, fake_head
+from tutelage.rpc.codec import decode, frame_checksum, sequence_digest
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.teacher_server.admission.validation import Scoring, Signal
+from tutelage.teacher_server.signals import frame_encoder as frames
 
 HEAD = fake_head()
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY_SIZE, 300).astype(np.int32)

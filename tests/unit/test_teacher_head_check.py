@@ -8,12 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from fake_teacher import FakeScoringEngine, fake_head
 from tutelage.errors import NotServed
-
-from teacher_server import head_check, self_check, unembedding
-from teacher_server.head_check import OwnModel, check_head
-from teacher_server.signal_head import SignalHead
+from tutelage.teacher_server.model import head_check, self_check
+from tutelage.teacher_server.model.head_check import OwnModel, check_head
+from tutelage.teacher_server.signals import unembedding
+from tutelage.teacher_server.signals.logit_head import SignalHead
 
 VOCABULARY, PADDED, WIDTH = 60, 64, 32
 TEXT = list(range(5, 29))

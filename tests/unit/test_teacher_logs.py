@@ -7,14 +7,14 @@ import logging
 
 import pytest
 
-from teacher_server import logs
+from tutelage.teacher_server.server import logging as logs
 
 
 @pytest.fixture
 def own_logger():
     """Our logger, as it was before the test afterwards."""
     kept = [(logger, logger.handlers[:]) for logger in map(logging.getLogger, ("teacher_server", "tutelage"))]
-    yield logging.getLogger("teacher_server.streams")
+    yield logging.getLogger("tutelage.teacher_server.server.scoring_stream")
     for logger, handlers in kept:
         logger.handlers, logger.propagate = handlers, True
         logger.setLevel(logging.NOTSET)
@@ -29,7 +29,7 @@ def test_json_lines_carry_ids_and_survive_what_is_in_them(own_logger, capsys):
     first, second = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert (first["level"], first["message"]) == ("INFO", "refused: k")
     assert (first["student"], first["request"]) == ("ann", nasty)
-    assert first["logger"] == "teacher_server.streams"
+    assert first["logger"] == "tutelage.teacher_server.server.scoring_stream"
     assert first["time"].endswith("+00:00")
     assert (second["message"], "student" in second) == ("plain", False)
 

@@ -7,13 +7,13 @@ import time
 import grpc
 import numpy as np
 import pytest
+
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
 from tutelage.errors import Unreachable
 from tutelage.identity import tokenizer_digests
-from tutelage.teacher.v1 import teacher_pb2 as pb
-
-from trainer.frames import SignalRequest, SignalSpec
-from trainer.teacher_client import TeacherClient
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
+from tutelage.trainer.teacher.grpc_client import TeacherClient
 
 SPEC = SignalSpec("topk", k=4, temperatures=(1.0,))
 REQUESTS = [SignalRequest(np.arange(3, 9 + index, dtype=np.int32), 0, 5) for index in range(4)]

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tutelage.errors import ConfigurationError
 
-from teacher_server import vllm_engine
-from teacher_server.config import TeacherConfig
-from teacher_server.replicas import Replicas
-from teacher_server.teacher import scoring_parts
-from teacher_server.vllm_engine import cores_of, shares_of
+from tutelage.errors import ConfigurationError
+from tutelage.teacher_server.config import TeacherConfig
+from tutelage.teacher_server.engine import vllm as vllm_engine
+from tutelage.teacher_server.engine.replicas import Replicas
+from tutelage.teacher_server.engine.vllm import cores_of, shares_of
+from tutelage.teacher_server.model.teacher import scoring_parts
 
 
 class Engine:

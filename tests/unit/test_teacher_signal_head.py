@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_server import signal_head
-from teacher_server.signal_head import SignalHead, group_maxima, largest
-from teacher_server.unembedding import Unembedding
+from tutelage.teacher_server.signals import logit_head as signal_head
+from tutelage.teacher_server.signals.logit_head import SignalHead, group_maxima, largest
+from tutelage.teacher_server.signals.unembedding import Unembedding
 
 VOCABULARY, HIDDEN, ROWS = 1000, 24, 37
 GENERATOR = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What a teacher server does before it serves: configuration, cores, the guardian of its processes, help."""
+"""What a teacher server does before it serves: configuration, cores, the orphan reaper of its processes, help."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import time
 
 import psutil
 import pytest
-from fake_teacher import FakeScoringEngine
-from tutelage.configuration import validate
-from tutelage.errors import ConfigurationError
-from tutelage.stored import teacher_key
-from tutelage.teacher.v1 import teacher_pb2 as pb
 
-from teacher_server import loading
-from teacher_server.config import TeacherConfig
-from teacher_server.loading import describe, find_checkpoint, load_head, read_checkpoint
-from teacher_server.self_check import check_sequences
-from teacher_server.vllm_engine import cores_of
+from fake_teacher import FakeScoringEngine
+from tutelage.config import validate
+from tutelage.data.signal_cache import teacher_key
+from tutelage.errors import ConfigurationError
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.teacher_server.config import TeacherConfig
+from tutelage.teacher_server.engine.vllm import cores_of
+from tutelage.teacher_server.model import loading
+from tutelage.teacher_server.model.loading import describe, find_checkpoint, load_head, read_checkpoint
+from tutelage.teacher_server.model.self_check import check_sequences
 
 
 def config(**values) -> TeacherConfig:
@@ -68,7 +68,7 @@ def test_cores_that_were_given():
 def test_the_servers_threads_stay_off_the_engines_cores():
     code = """
 import os, threading
-from teacher_server.vllm_engine import keep_off
+from tutelage.teacher_server.engine.vllm import keep_off
 
 first, *others = cores = sorted(os.sched_getaffinity(0))
 old, stop = [], threading.Event()
@@ -154,7 +154,7 @@ def test_check_sequences_fit_the_model(tiny_model):
 def test_help_is_quick_because_it_imports_nothing_heavy():
     program = (
         "import sys\n"
-        "from teacher_server.command import main\n"
+        "from tutelage.teacher_server.cli import main\n"
         "for arguments in (['--help'], ['serve', '--help'], ['info', '--help'], ['usage', '--help']):\n"
         "    try: main(arguments)\n"
         "    except SystemExit as end: assert end.code == 0\n"
@@ -176,15 +176,15 @@ def _wait_until(condition, seconds: float) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_guardian_kills_what_a_dead_server_leaves(number):
+def test_the_orphan_reaper_kills_what_a_dead_server_leaves(number):
     # An engine stands in its own session here, so that nothing but the mark connects it to the server; and it
     # renames itself, as vLLM's do.
     engine_program = "import setproctitle, time; setproctitle.setproctitle('engine'); print(flush=True); time.sleep(99)"
     program = (
         "import subprocess, sys, time\n"
-        "from tutelage import guardian\n"
+        "from tutelage.runtime import orphan_reaper\n"
         "bystander = subprocess.Popen(['sleep', '300'], start_new_session=True)\n"
-        "keeper = guardian.start('test-' + sys.argv[1])\n"
+        "keeper = orphan_reaper.start('test-' + sys.argv[1])\n"
         f"engine = subprocess.Popen([sys.executable, '-c', {engine_program!r}], start_new_session=True,\n"
         "    stdout=subprocess.PIPE)\n"
         "engine.stdout.readline()\n"

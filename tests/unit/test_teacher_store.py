@@ -7,9 +7,9 @@ import random
 
 import pytest
 import torch
-from tutelage.errors import ConfigurationError
 
-from teacher_server.store import SignalStore
+from tutelage.errors import ConfigurationError
+from tutelage.teacher_server.signals.cache import SignalStore
 
 SIZE = 16
 

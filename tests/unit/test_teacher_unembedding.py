@@ -8,9 +8,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from tutelage.errors import DataError, NotServed
 
-from teacher_server import unembedding
+from tutelage.errors import DataError, NotServed
+from tutelage.teacher_server.signals import unembedding
 
 EMBEDDING = torch.arange(24, dtype=torch.bfloat16).reshape(8, 3)
 HEAD = -EMBEDDING
@@ -96,7 +96,7 @@ def test_no_head_is_refused(tmp_path):
 def test_the_head_of_a_real_checkpoint_makes_its_logits(tiny_model):
     from transformers import AutoModelForCausalLM
 
-    from teacher_server.signal_head import SignalHead
+    from tutelage.teacher_server.signals.logit_head import SignalHead
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     with torch.inference_mode():

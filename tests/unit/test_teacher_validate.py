@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from tutelage.codec import encode
-from tutelage.errors import InvalidRequest, NotServed
-from tutelage.teacher.v1 import teacher_pb2 as pb
 
-from teacher_server.validate import Validator
+from tutelage.errors import InvalidRequest, NotServed
+from tutelage.rpc.codec import encode
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.teacher_server.admission.validation import Validator
 
 VOCABULARY = 100
 LIMITS = pb.Limits(max_sequence_tokens=20, max_k=10, max_temperatures=3, max_samples=4)

@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tutelage.errors import CheckpointError, Conflict
 
-from trainer.checkpoints import CheckpointStore, verify
-from trainer.lock import student_lock
-from trainer.metrics import MetricsLog
+from tutelage.errors import CheckpointError, Conflict
+from tutelage.trainer.checkpoint.run_lock import student_lock
+from tutelage.trainer.checkpoint.store import CheckpointStore, verify
+from tutelage.trainer.metrics.log import MetricsLog
 
 
 def write_files(content: bytes = b"weights"):

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
-from tutelage import codec
 from tutelage.errors import CorruptFrame, IdentityMismatch, InvalidRequest, NotServed, Unreachable
 from tutelage.identity import tokenizer_digests
-from tutelage.teacher.v1 import teacher_pb2 as pb
-
-from trainer.control import Control, Stopped
-from trainer.frames import SignalRequest, SignalSpec
-from trainer.teacher_client import TeacherClient
+from tutelage.rpc import codec
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
+from tutelage.trainer.teacher.grpc_client import TeacherClient
+from tutelage.trainer.training.control import Control, Stopped
 
 HIDDEN = SignalSpec("hidden")
 TOPK = SignalSpec("topk", k=6, temperatures=(1.0, 2.0))

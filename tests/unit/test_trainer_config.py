@@ -7,12 +7,12 @@ import sys
 
 import pytest
 from pydantic import ValidationError
-from tutelage.configuration import load, to_yaml, validate
-from tutelage.errors import ConfigurationError
 
-from trainer.config import CohortConfig
-from trainer.objective_config import PARAMETERS, ObjectiveConfig
-from trainer.objectives.table import OBJECTIVES
+from tutelage.config import load, to_yaml, validate
+from tutelage.errors import ConfigurationError
+from tutelage.trainer.config.objective import PARAMETERS, ObjectiveConfig
+from tutelage.trainer.config.run import CohortConfig
+from tutelage.trainer.losses.registry import OBJECTIVES
 
 
 def cohort(**values):
@@ -127,7 +127,7 @@ def test_a_cohort_without_teacher_may_learn_from_its_data_alone():
 def test_help_needs_nothing_heavy():
     program = (
         "import sys, contextlib, io\n"
-        "from trainer.command import main\n"
+        "from tutelage.trainer.cli import main\n"
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(['--help'])\n"
         "print([name for name in ('torch', 'ray', 'transformers', 'polars', 'grpc') if name in sys.modules])"
     )

@@ -9,10 +9,10 @@ import numpy as np
 import polars
 import pytest
 from transformers import AutoTokenizer
-from tutelage.errors import DataError
-from tutelage.prompts import Exchange, alpaca_prompt
 
-from trainer.data import Order, read_dataset
+from tutelage.data.prompts import Exchange, alpaca_prompt
+from tutelage.errors import DataError
+from tutelage.trainer.data.dataset import Order, read_dataset
 
 
 @pytest.fixture(scope="module")

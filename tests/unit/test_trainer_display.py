@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 
 from rich.console import Console
+
 from trainer_cases import student_config
 from tutelage.errors import Unreachable
-
-from trainer.display import Display
-from trainer.progress import Outcome, Progress, Status
-from trainer.supervisor import Supervised
+from tutelage.trainer.cluster.console import Display
+from tutelage.trainer.cluster.supervisor import Supervised
+from tutelage.trainer.metrics.progress import Outcome, Progress, Status
 
 METRICS = {
     "heldout/forward_kl": 2.0,

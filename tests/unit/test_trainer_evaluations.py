@@ -10,13 +10,13 @@ from contextlib import contextmanager
 
 import grpc
 import pytest
-from trainer_cases import student_config
-from tutelage.evaluator.v1 import evaluator_pb2 as pb
-from tutelage.evaluator.v1 import evaluator_pb2_grpc as rpc
 
-from trainer import evaluator_client
-from trainer.evaluator_client import EvaluatorClient
-from trainer.service_config import EvaluatorConfig
+from trainer_cases import student_config
+from tutelage.rpc.v1 import evaluator_pb2 as pb
+from tutelage.rpc.v1 import evaluator_pb2_grpc as rpc
+from tutelage.trainer.cluster import evaluator_client
+from tutelage.trainer.cluster.evaluator_client import EvaluatorClient
+from tutelage.trainer.config.services import EvaluatorConfig
 
 
 class Recorder(rpc.EvaluatorServiceServicer):

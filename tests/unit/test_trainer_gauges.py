@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainer import gauges
-from trainer.progress import Progress, in_words
+from tutelage.trainer.metrics import prometheus as gauges
+from tutelage.trainer.metrics.progress import Progress, in_words
 
 METRICS = {"train/loss": 0.5, "train/tokens": 100, "seconds/sampling": 1.5, "seconds/scoring": 0.5}
 

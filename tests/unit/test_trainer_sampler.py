@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
+
 from trainer_cases import student_config
 from tutelage.errors import ConfigurationError
-
-from trainer import vllm_sampler
-from trainer.sampling import TransformersSampler, open_sampler
-from trainer.student import Student
-from trainer.vllm_sampler import VllmSampler, request_settings
+from tutelage.trainer.model.student import Student
+from tutelage.trainer.rollout import vllm_sampler
+from tutelage.trainer.rollout.hf_sampler import TransformersSampler, open_sampler
+from tutelage.trainer.rollout.vllm_sampler import VllmSampler, request_settings
 
 PROMPTS = [np.array(ids, np.int32) for ids in ([40, 41, 42, 43, 44], [50], [60, 61, 62])]
 VLLM = {"engine": "vllm", "max_new_tokens": 12}

@@ -10,10 +10,10 @@ import time
 import types
 
 import pytest
-from tutelage.errors import ConfigurationError
 
-from trainer.metrics import MetricsLog
-from trainer.sinks import Sink, open_sinks
+from tutelage.errors import ConfigurationError
+from tutelage.trainer.metrics.log import MetricsLog
+from tutelage.trainer.metrics.trackers import Sink, open_sinks
 
 ROW = {"step": 3, "time_seconds": 1.0, "student": "ann", "train/loss": 0.5, "train/tokens": 7}
 
@@ -68,8 +68,8 @@ def test_a_tracker_that_is_not_installed_is_refused_before_the_training(tmp_path
 
 
 def test_a_tracker_that_hangs_holds_nothing_up_and_its_loss_is_told(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("trainer.sinks._QUEUED_ROWS", 2)
-    monkeypatch.setattr("trainer.sinks._CLOSING_SECONDS", 0.2)
+    monkeypatch.setattr("tutelage.trainer.metrics.trackers._QUEUED_ROWS", 2)
+    monkeypatch.setattr("tutelage.trainer.metrics.trackers._CLOSING_SECONDS", 0.2)
     release = threading.Event()
     sink = Sink("slow", lambda folder: (lambda step, values: release.wait(30), release.set), tmp_path)
     start = time.monotonic()

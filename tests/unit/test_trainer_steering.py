@@ -9,14 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from trainer_cases import student_config, write_rows
 from tutelage.errors import ConfigurationError, NotFound, Unreachable
-
-from trainer import board, supervisor
-from trainer.board import Board, Command, LetterBox, Row, ask, read_board
-from trainer.command import students as main
-from trainer.config import CohortConfig
-from trainer.progress import Outcome, Progress, Status
+from tutelage.trainer.cli import students as main
+from tutelage.trainer.cluster import run_control as board
+from tutelage.trainer.cluster import supervisor
+from tutelage.trainer.cluster.run_control import Board, Command, LetterBox, Row, ask, read_board
+from tutelage.trainer.config.run import CohortConfig
+from tutelage.trainer.metrics.progress import Outcome, Progress, Status
 
 
 def board_of(ended: bool = False, age_seconds: float = 0.0, concurrency: int = 2) -> Board:

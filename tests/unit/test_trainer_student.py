@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from trainer.attention import use_fast_attention
-from trainer.config import OptimizerConfig
-from trainer.rows import scored
-from trainer.sampling import choose, sample
-from trainer.student import Student, learning_rate_at
+from tutelage.trainer.config.run import OptimizerConfig
+from tutelage.trainer.model.cpu_attention import use_fast_attention
+from tutelage.trainer.model.student import Student, learning_rate_at
+from tutelage.trainer.rollout.hf_sampler import choose, sample
+from tutelage.trainer.teacher.to_tensors import scored
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,219 @@
+"""`tutelage evaluate` and `tutelage report`.
+
+tutelage evaluate --checkpoint DIR --tasks arithmetic:paper,ARC-Easy:loglik --limit 100 --out frames
+tutelage evaluate watch --run-dir runs/demo --tasks arithmetic:paper --out frames
+tutelage evaluate serve --frames frames --queue evaluations
+tutelage evaluate export --frames frames --format lm-eval --out exported
+tutelage evaluate tasks
+tutelage evaluate generate-arithmetic --split train --count 400 --seed 0 --out train.json
+tutelage report --frames frames --run-dir runs/demo --out report.html
+tutelage report --frames runs/micro/frames --study runs/micro --out report.html
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tutelage.config import load
+from tutelage.errors import EXIT_DONE
+from tutelage.evaluator.config import (
+    ArithmeticConfig,
+    EvaluateConfig,
+    EvaluationSettings,
+    ExportConfig,
+    ReportConfig,
+    ServeConfig,
+    TasksConfig,
+    WatchConfig,
+)
+
+if TYPE_CHECKING:
+    from tutelage.evaluator.runner.evaluation import Progress
+    from tutelage.evaluator.runner.requests import Evaluation
+
+_PREFIX = "TUTELAGE_EVALUATE_"
+
+
+def main(arguments: list[str]) -> int:
+    """Score checkpoints on tasks, with or without a server."""
+    subcommands = {
+        "serve": _serve,
+        "watch": _watch,
+        "export": _export,
+        "tasks": _tasks,
+        "generate-arithmetic": _generate_arithmetic,
+    }
+    if arguments and arguments[0] in subcommands:
+        return subcommands[arguments[0]](arguments[1:])
+    return _evaluate(arguments)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    config = load(EvaluateConfig, arguments, program="tutelage evaluate", environment_prefix=_PREFIX)
+    from rich import progress as rich_progress
+
+    from tutelage.evaluator.runner.evaluation import evaluate
+
+    evaluation = _evaluation_of(config)
+    _guard(config)
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[rate]}"),
+    )
+    with rich_progress.Progress(*columns) as bar:
+        shown = bar.add_task(f"evaluating {evaluation.labels.student}", total=None, rate="loading")
+
+        def show(progress: Progress) -> None:
+            bar.update(shown, total=progress.total, completed=progress.done, rate=_rate(progress))
+
+        evaluate(evaluation, config, config.out, on_progress=show)
+    _print_scores(config.out, evaluation)
+    print(f"rows are in {config.out}")
+    return EXIT_DONE
+
+
+def _guard(settings: EvaluationSettings) -> None:
+    """Lets no process of vLLM outlive this one."""
+    from tutelage.runtime import orphan_reaper
+
+    if settings.engine == "vllm":
+        orphan_reaper.start(uuid.uuid4().hex)
+
+
+def _print_scores(frames: Path, evaluation: Evaluation) -> None:
+    from tutelage.evaluator.results.frames import read, summarize
+
+    rows = read(frames).filter(run=evaluation.labels.run, evaluation_id=evaluation.evaluation_id)
+    for row in summarize(rows).collect().to_dicts():
+        print(_summary_line(row))
+
+
+def _evaluation_of(config: EvaluateConfig) -> Evaluation:
+    """The evaluation that the flags describe; the same flags give the same id, so a redo replaces its rows."""
+    import hashlib
+    import re
+
+    from tutelage.evaluator.runner.requests import Evaluation, Labels, check, parse_tasks
+
+    student = config.student or config.checkpoint.resolve().name
+    fields = {name: getattr(config, name) for name in Labels.__dataclass_fields__ if name != "student"}
+    content = config.model_dump_json(exclude={"out", "data_dir", "tasks"})
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    slug = re.sub(r"[^a-z0-9._-]+", "-", student.lower()).strip("-._")[:64]
+    return check(
+        Evaluation(
+            evaluation_id=f"{slug or 'model'}-step{config.step}-{digest}",
+            checkpoint=config.checkpoint,
+            labels=Labels(student=student, **fields),
+            tasks=parse_tasks(config.tasks, config.limit),
+            seed=config.seed,
+        )
+    )
+
+
+def _rate(progress: Progress) -> str:
+    failed = f", {progress.failed} failed" if progress.failed else ""
+    return f"{progress.items_per_second:.1f} items/s{failed}"
+
+
+def _summary_line(row: dict[str, Any]) -> str:
+    error = row["standard_error"]
+    scores = f"{row['score']:.4f} ± {error:.4f}" if error is not None else f"{row['score']}"
+    besides = [
+        f"{name} {row[column]:.4f}"
+        for name, column in (("corrected extraction", "score_corrected"), ("acc_norm", "score_normalized"))
+        if row[column] is not None
+    ]
+    failed = f", {row['failed']} failed" if row["failed"] else ""
+    return (
+        f"{row['task']:<14}{row['protocol']:<8}{row['metric']} {scores} (n = {row['n']}{failed}; {', '.join(besides)})"
+    )
+
+
+def _serve(arguments: list[str]) -> int:
+    config = load(ServeConfig, arguments, program="tutelage evaluate serve", environment_prefix=_PREFIX)
+    import asyncio
+    import logging
+
+    from tutelage.evaluator.service.server import serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    _guard(config)
+    asyncio.run(serve(config))
+    return EXIT_DONE
+
+
+def _watch(arguments: list[str]) -> int:
+    config = load(WatchConfig, arguments, program="tutelage evaluate watch", environment_prefix=_PREFIX)
+    from tutelage.evaluator.runner.watch import watch
+
+    _guard(config)
+    for evaluation in watch(config):
+        print(f"{evaluation.labels.student} after {evaluation.labels.step} steps:")
+        _print_scores(config.out, evaluation)
+    return EXIT_DONE
+
+
+def _export(arguments: list[str]) -> int:
+    config = load(ExportConfig, arguments, program="tutelage evaluate export", environment_prefix=_PREFIX)
+    from tutelage.evaluator.results.export import export
+
+    for path in export(config):
+        print(path)
+    return EXIT_DONE
+
+
+def _tasks(arguments: list[str]) -> int:
+    config = load(TasksConfig, arguments, program="tutelage evaluate tasks", environment_prefix=_PREFIX)
+    from tutelage.evaluator.tasks import TASKS
+    from tutelage.evaluator.tasks.base import default_data_dir
+
+    data_dir = config.data_dir or default_data_dir()
+    missing = {name: task.missing(data_dir) for name, task in TASKS.items()}
+    for name, task in TASKS.items():
+        facts = f"{task.count:>6} items, chance {task.chance_level:.0%}, {', '.join(task.protocols)}"
+        print(f"{name:<14}{facts}{' (data missing)' if missing[name] else ''}")
+        for problem in task.known_problems:
+            print(f"{'':<20} - {problem}")
+    if any(missing.values()):
+        print(f"\n{next(filter(None, missing.values()))}")
+    return EXIT_DONE
+
+
+def _generate_arithmetic(arguments: list[str]) -> int:
+    config = load(
+        ArithmeticConfig, arguments, program="tutelage evaluate generate-arithmetic", environment_prefix=_PREFIX
+    )
+    import json
+
+    from tutelage.evaluator.tasks.arithmetic_generator import generate
+
+    records = generate(config.split, config.count, config.seed)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    config.out.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(records)} problems are in {config.out}")
+    return EXIT_DONE
+
+
+def report(arguments: list[str]) -> int:
+    """Turn frames into an HTML report."""
+    config = load(ReportConfig, arguments, program="tutelage report", environment_prefix="TUTELAGE_REPORT_")
+    if config.from_paper:
+        from tutelage.evaluator.paper_audit.audit import from_paper
+
+        print(from_paper(config.from_paper, config.out.parent).markdown())
+        return EXIT_DONE
+    from tutelage.evaluator.report import write_report, write_study_report
+
+    if config.study:
+        write_study_report(frames=config.frames, study=config.study, out=config.out)
+        print(f"the report is in {config.out}")
+        return EXIT_DONE
+    write_report(frames=config.frames, run_dir=config.run_dir, run=config.run, out=config.out)
+    print(f"the report is in {config.out}")
+    return EXIT_DONE

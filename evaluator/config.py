@@ -1,0 +1,166 @@
+"""What the evaluator can be told: the settings that every evaluation shares, the command's and the service's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tutelage.config import Config
+from tutelage.rpc.tls import ServerTls
+
+_BATCH_ITEMS = {"vllm": 128, "transformers": 32}
+
+
+class EvaluationSettings(Config):
+    """How items are asked and answered; all of it is in the rows."""
+
+    prompt: Literal["alpaca_leaked_indentation", "alpaca", "chat"] = "alpaca_leaked_indentation"
+    """Prompt template of the protocol `paper`: LLM-Adapters' own, a clean one, or the model's chat template."""
+    sampling_temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Of generated answers; 0 is greedy. The paper's authors sampled at 1."""
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Length limit of generated answers; by default each task's own."""
+    engine: Literal["vllm", "transformers"] = "vllm"
+    """What generates: `vllm` writes faster, `transformers` starts faster, which pays for few items of a small
+    model. Choices are always scored by transformers."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Arithmetic of the model."""
+    batch_items: Annotated[int, Field(ge=1)] | None = None
+    """Items handled together and made durable together; by default 128 with `vllm`, 32 with `transformers`."""
+    data_dir: Path | None = None
+    """Folder with `tasks/<task>/test.json`; by default what TUTELAGE_DATA_DIR names."""
+
+    @property
+    def batch_size(self) -> int:
+        """`batch_items`, or the engine's own."""
+        return self.batch_items or _BATCH_ITEMS[self.engine]
+
+
+class EvaluateConfig(EvaluationSettings):
+    """Scores one checkpoint on tasks and writes a Parquet frame, one row an item."""
+
+    checkpoint: Path
+    """Hugging Face directory of a causal language model."""
+    tasks: str
+    """Comma-separated TASK:PROTOCOL, for example `arithmetic:paper,ARC-Easy:loglik`, or `all`."""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """Items of each task, the first ones of its file; 0 is all."""
+    out: Path = Path("frames")
+    """Folder of the frames."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of sampling."""
+    run: str = "default"
+    """Name of the run, for the rows."""
+    student: str | None = None
+    """Name of the model, for the rows; by default the checkpoint folder's."""
+    teacher: str = ""
+    """Name of its teacher, for the rows."""
+    objective: str = ""
+    """Objective that it was trained with, for the rows."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Distillation temperature, for the rows; 0 if it does not apply."""
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    """Noise on the teacher's logits, for the rows."""
+    step: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps done, for the rows."""
+    training_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the training, for the rows."""
+
+
+class WatchConfig(EvaluationSettings):
+    """Scores every checkpoint of a run, also those that its students have yet to write."""
+
+    run_dir: Path
+    """Folder of the run, with `students/<id>/checkpoints/step-<step>/`."""
+    tasks: str
+    """Comma-separated TASK:PROTOCOL, or `all`."""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """Items of each task, the first ones of its file; 0 is all."""
+    out: Path = Path("frames")
+    """Folder of the frames."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of sampling."""
+    teacher: str = ""
+    """Name of the students' teacher, for the rows."""
+    once: bool = False
+    """Ends after the checkpoints that are there; by default it waits for more until it is interrupted."""
+    poll_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Pause before it looks again."""
+
+
+class ServeConfig(EvaluationSettings):
+    """Serves evaluations over gRPC from a queue on disk."""
+
+    address: str = "127.0.0.1:50052"
+    """host:port; port 0 takes a free one."""
+    frames: Path = Path("frames")
+    """Folder of the frames."""
+    queue: Path = Path("evaluations")
+    """Folder of the queue."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Evaluations at the same time; each has a model of its own in memory."""
+    address_file: Path | None = None
+    """Written with the address once the service answers."""
+    tls: ServerTls | None = None
+    """Certificate and key; needed to listen beyond loopback."""
+    token_file: Path | None = None
+    """File of bearer tokens, a line each: TOKEN SCOPE[,SCOPE…] [STUDENT], with scopes info and submit; read again
+    when it changes. Without it, whoever reaches the address may do everything."""
+    insecure: bool = False
+    """Allows an address other than loopback although nothing is encrypted."""
+
+
+class ExportConfig(Config):
+    """Writes what the rows say in a form that other tools read."""
+
+    frames: Path = Path("frames")
+    """Folder of the frames."""
+    run: str | None = None
+    """Only rows of this run."""
+    format: Literal["lm-eval", "csv", "markdown"] = "markdown"
+    """`lm-eval`: results and samples in lm-evaluation-harness' schema; the others: one table of the summaries."""
+    out: Path = Path("exported")
+    """Folder to write to."""
+
+
+class ArithmeticConfig(Config):
+    """Writes arithmetic word problems with worked rationales as a JSON list of records."""
+
+    split: Literal["train", "test"] = "train"
+    """The two splits share no set of numbers."""
+    count: Annotated[int, Field(ge=1)] = 400
+    """How many problems."""
+    seed: int = 0
+    """The same seed gives the same problems."""
+    out: Path
+    """File to write."""
+
+
+class ReportConfig(Config):
+    """Writes a self-contained HTML report from frames, with its figures and tables beside it.
+
+    With `--from-paper` instead: the published study's tests from its released tables, and what survives of them.
+    """
+
+    frames: Path = Path("frames")
+    """Folder of the frames."""
+    run_dir: Path | None = None
+    """Folder of the run, for learning curves (`students/*/metrics.jsonl`) and `teacher_usage.json`."""
+    run: str | None = None
+    """Only rows of this run."""
+    out: Path = Path("report.html")
+    """File to write; figures and tables go to folders beside it."""
+    study: Path | None = None
+    """Folder of a study: its report instead, as HTML and as `report.md` beside it."""
+    from_paper: Path | None = None
+    """Folder of the published study's CSV tables; prints its statistics and their audit as Markdown, and
+    writes `report.md`, `report.html` and `tables/` to the folder of `out`."""
+
+
+class TasksConfig(Config):
+    """Lists the tasks, what is known against them, and whether their data is here."""
+
+    data_dir: Path | None = None
+    """Folder with `tasks/<task>/test.json`; by default what TUTELAGE_DATA_DIR names."""

@@ -1,0 +1,227 @@
+"""The paper's statistics from its authors' released tables, and an audit of what they carry.
+
+    tutelage report --from-paper FOLDER [--out FOLDER]
+
+reads the ten CSV files (`math_results_main.csv`, …, `BLEU2.csv`). Where the task files lie beside that folder
+(`../tasks/<task>/test.json`), what needs them is computed too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from tutelage.evaluator.paper_audit import cells as audit_cells
+from tutelage.evaluator.paper_audit import reuse as audit_reuse
+from tutelage.evaluator.paper_audit import selection as audit_selection
+from tutelage.evaluator.paper_audit.claims import claims, methods_by_pair
+from tutelage.evaluator.paper_audit.published_tests import ALL_METHODS, published_tests
+from tutelage.evaluator.paper_audit.released_tables import read_scores, read_similarities
+from tutelage.evaluator.paper_audit.sections import Section, render_html, render_markdown
+from tutelage.evaluator.statistics.scores import improvements
+
+TITLE = "The generalization-fidelity study: its statistics again, and what they carry"
+_SEED = 0  # of the bootstrap, so that the report is the same every time
+
+
+@dataclass(frozen=True)
+class PaperReport:
+    """Every table by name, as long frames, and the sections that show them."""
+
+    tables: dict[str, pl.DataFrame]
+    sections: tuple[Section, ...]
+
+    def markdown(self) -> str:
+        """The report as Markdown."""
+        return render_markdown(TITLE, self.sections)
+
+    def html(self) -> str:
+        """The report as one HTML file."""
+        return render_html(TITLE, self.sections)
+
+
+def from_paper(folder: Path, out: Path | None = None) -> PaperReport:
+    """Reproduces the published statistics and audits them.
+
+    Args:
+        folder: the authors' released result tables.
+        out: where to write `report.md`, `report.html` and `tables/<name>.csv`; nothing is written if None.
+
+    Raises:
+        DataError: a table is missing or unreadable.
+
+    """
+    scores, similarities = read_scores(folder), read_similarities(folder)
+    tables = _tables(scores, similarities, np.random.default_rng(_SEED))
+    tasks = folder.resolve().parent / "tasks"
+    if tasks.is_dir():
+        tables["boolq_majority"] = audit_cells.boolq_majority(scores, tasks)
+        tables["shared_questions"] = audit_cells.shared_questions(tasks)
+    report = PaperReport(tables, tuple(_sections(tables)))
+    if out is not None:
+        _write(report, out)
+    return report
+
+
+def _tables(
+    scores: pl.DataFrame, similarities: pl.DataFrame, generator: np.random.Generator
+) -> dict[str, pl.DataFrame]:
+    tables = {
+        "published": published_tests(improvements(scores, "maximum_over_temperatures"), similarities),
+        "means_by_student": audit_selection.means_by_student(scores, generator),
+        "published_by_selection": audit_selection.published_by_selection(scores, similarities),
+        "collapses": audit_selection.collapses(scores),
+        "by_temperature": audit_selection.by_temperature(scores),
+        "task_unaware": audit_selection.task_unaware(scores),
+        "correlations": audit_reuse.correlations(scores, similarities, generator),
+        "coupling": audit_reuse.coupling(scores),
+        "methods": methods_by_pair(scores),
+        "which_method": audit_reuse.which_method(scores, similarities),
+        "similarity_files": audit_reuse.similarity_files(similarities),
+        "without_contaminated": audit_cells.without_contaminated(scores, generator),
+        "repeated_cells": audit_cells.repeated_cells(scores),
+        "impossible_cells": audit_cells.impossible_cells(scores),
+        "averages": audit_cells.averages(scores),
+    }
+    return tables | {"claims": claims(tables)}
+
+
+def wide_tests(published: pl.DataFrame, track: str, method: str) -> pl.DataFrame:
+    """The published tests of one track as a table: a row a task, a column a test, "statistic (p)" in each."""
+    rows = published.filter(track=track, method=method)
+    text = rows.with_columns(
+        text=pl.struct("statistic", "p_value").map_elements(
+            lambda cell: f"{cell['statistic']:.4f} ({cell['p_value']:.3g})", return_dtype=pl.String
+        )
+    )
+    return text.pivot("test", index="task", values="text")
+
+
+# Name of the table, heading, caption. The tests as published come before these, method by method.
+_AUDIT = (
+    (
+        "means_by_student",
+        "Gain by student, with and without the maximum over temperatures",
+        "Mean improvement of the average over fine-tuning, points. The paper keeps each task's best of T = 1, 2, 5, "
+        "chosen on the test set, for the five pairs with 3B and 7B teachers and two of three methods. At T = 1 nothing "
+        "is chosen. Intervals: 95 %, percentile bootstrap over pairs; none for a student with one pair.",
+    ),
+    (
+        "published_by_selection",
+        "Published tests whose answer depends on that maximum",
+        "All methods, n = 33 rows. Shown: p crosses 0.05 between the two selections, or the sign turns.",
+    ),
+    (
+        "collapses",
+        "Collapsed runs, and what the maximum shows instead",
+        "Distilled averages more than 10 points below the same student's fine-tuning. `reported` is the improvement "
+        "that the maximum over temperatures keeps for that pair and method.",
+    ),
+    (
+        "by_temperature",
+        "Temperatures",
+        "Mean improvement of the average over the five pairs that were run at every T; `best`: pairs won.",
+    ),
+    (
+        "methods",
+        "Methods on the same pairs",
+        "Differences of the averages, points, n = 11 pairs: paired t intervals (95 %), Holm over three, two one-sided "
+        "tests within ±2 points, Friedman over the three.",
+    ),
+    (
+        "correlations",
+        "Correlations with improvement: pooled, by pair, by method",
+        "Spearman. Pooled as published (n = 33, each value three times), by pair (n = 11, methods averaged), extremes "
+        "of the single methods. Intervals: 95 %, bootstrap over pairs (`low`, `high`: of the pooled rho; `low_pairs`, "
+        "`high_pairs`: by pair). p_value and p_holm (over the track's tasks; the average alone) are by pair.",
+    ),
+    (
+        "coupling",
+        "Improvement against the score it is computed from",
+        "rho_sft correlates score - sft with sft, which is negative without any effect; rho_mean is against the mean "
+        "of both (Oldham). By pair, n = 11.",
+    ),
+    (
+        "which_method",
+        "Which method the agreement tables are about",
+        "Cells that break |acc_S - acc_T| ≤ 1 - A or A ≥ acc_S + acc_T - 1. None: possible, not proven.",
+    ),
+    (
+        "similarity_files",
+        "BLEU.csv is not BLEU",
+        "`similarity` is BLEU.csv, on which the published fidelity tests ran; `bleu` is BLEU2.csv. `float32`: share of "
+        "cells that are exact float32 numbers, as a neural similarity is.",
+    ),
+    (
+        "without_contaminated",
+        "Without the tasks that the training data contains",
+        "Math10K contains MAWPS, from which AddSub, MultiArith and SingleEq are drawn. By pair, n = 11. How many test "
+        "items are in the training set needs that set, which is not among the released tables.",
+    ),
+    (
+        "shared_questions",
+        "Test sets that share questions",
+        "Tasks that share items are not independent replications.",
+    ),
+    (
+        "boolq_majority",
+        "BoolQ without its passages",
+        "Share of the commoner label, and the fine-tuned and distilled scores at or below it.",
+    ),
+    (
+        "repeated_cells",
+        "Equal scores of different runs",
+        "Same teacher, student and task; `expected` by chance from N and accuracy; p from a Poisson distribution.",
+    ),
+    (
+        "impossible_cells",
+        "Scores that the full test set cannot give",
+        "Runs with cells that are no k/N.",
+    ),
+    ("averages", "Averages that are not the mean of their tasks", "Off by more than 0.02 points."),
+    (
+        "task_unaware",
+        "Students of a teacher that was not fine-tuned",
+        "Seq-KD at T = 1; average, points below the student's own fine-tuning.",
+    ),
+)
+
+
+def _sections(tables: dict[str, pl.DataFrame]) -> list[Section]:
+    sections = [
+        Section(
+            "claims",
+            "Conclusions, and whether they survive",
+            "Verdicts follow fixed rules from the tables below: the same answer with the maximum over temperatures and "
+            "at T = 1, on n = 11 pairs. Even that is generous: the pairs share six students and their fine-tuned "
+            "scores. Brackets are 95 % intervals.",
+            tables["claims"],
+        )
+    ]
+    for track in ("math", "commonsense"):
+        for method in (ALL_METHODS, "Seq-KD", "Rev-KD", "GKD"):
+            count = 33 if method == ALL_METHODS else 11
+            sections.append(
+                Section(
+                    f"published_{track}_{method.lower()}",
+                    f"As published: {track}, {'all methods' if method == ALL_METHODS else method}",
+                    f"statistic (p), n = {count}, maximum over temperatures. t: one-sided; ANOVA and Kruskal-Wallis "
+                    "over methods; Spearman of improvement with size, teacher's score, own fine-tuned score, "
+                    "agreement, BLEU.csv (similarity) and BLEU2.csv (bleu). No correction for multiple tests.",
+                    wide_tests(tables["published"], track, method),
+                )
+            )
+    shown = tables | {"published_by_selection": tables["published_by_selection"].filter("changes").drop("changes")}
+    sections += [Section(name, title, caption, shown[name]) for name, title, caption in _AUDIT if name in shown]
+    return sections
+
+
+def _write(report: PaperReport, out: Path) -> None:
+    (out / "tables").mkdir(parents=True, exist_ok=True)
+    for name, table in report.tables.items():
+        table.write_csv(out / "tables" / f"{name}.csv")
+    (out / "report.md").write_text(report.markdown(), encoding="utf-8")
+    (out / "report.html").write_text(report.html(), encoding="utf-8")

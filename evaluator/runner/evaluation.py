@@ -1,0 +1,292 @@
+"""One checkpoint on some tasks: batches in a fixed order, each durable when it is done, one frame a task.
+
+Finished batches lie in `<frames>/.parts/` until their task is complete. Evaluating again after a crash takes
+them as they are and does the rest, so that no item is done twice and none is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+
+from tutelage import __version__
+from tutelage.errors import TutelageError
+from tutelage.evaluator.config import EvaluationSettings
+from tutelage.evaluator.models.engines import Engine, open_engine
+from tutelage.evaluator.protocols import loglik, open, paper
+from tutelage.evaluator.results import frames as fr
+from tutelage.evaluator.runner.checkpoint import pin, verified_digest
+from tutelage.evaluator.runner.requests import Evaluation, TaskRequest, check
+from tutelage.evaluator.tasks import task_of_name
+from tutelage.evaluator.tasks.base import Item, Task, default_data_dir
+
+_PROTOCOLS: dict[str, Any] = {"paper": paper, "loglik": loglik, "open": open}
+_logger = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """The evaluation was asked to stop; what is done is on disk."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an evaluation is; `resumed` of the items done were done before this start."""
+
+    done: int
+    total: int
+    failed: int
+    resumed: int
+    seconds: float
+
+    @property
+    def items_per_second(self) -> float:
+        """Since this start; 0 while unknown."""
+        return (self.done - self.resumed) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimate; negative while unknown."""
+        if self.done == self.total:
+            return 0.0
+        return (self.total - self.done) / self.items_per_second if self.items_per_second > 0 else -1.0
+
+
+def evaluate(
+    evaluation: Evaluation,
+    settings: EvaluationSettings,
+    frames: Path,
+    *,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    engines: Callable[[Path], Engine] | None = None,
+) -> list[Path]:
+    """Runs what is missing of an evaluation and returns the files of its rows, one a task and protocol.
+
+    Args:
+        evaluation: what to do.
+        settings: how.
+        frames: folder of the frames.
+        on_progress: told after each batch.
+        should_stop: asked before each batch.
+        engines: opens a checkpoint; by default as the settings say.
+
+    Raises:
+        CheckpointError: the checkpoint is not one, or not what its manifest says.
+        DataError: a task's data is missing.
+        Stopped: `should_stop` said so.
+
+    """
+    checkpoint = pinned(check(evaluation), frames)
+    digest = verified_digest(checkpoint)
+    data_dir = settings.data_dir or default_data_dir()
+    work = [_TaskWork(evaluation, settings, frames, request, digest, data_dir) for request in evaluation.tasks]
+    counter = _Counter(total=sum(one.count for one in work), on_progress=on_progress)
+    engine: Engine | None = None
+    try:
+        for one in work:
+            if one.is_done():
+                counter.add_resumed(pl.read_parquet(one.path, columns=["error"]))
+                continue
+            engine = engine or (engines or _engine_opener(settings))(checkpoint)
+            one.run(engine, counter, should_stop)
+    finally:
+        if engine is not None:
+            engine.close()
+    forget(frames, evaluation.evaluation_id)
+    return [one.path for one in work]
+
+
+def pinned(evaluation: Evaluation, frames: Path) -> Path:
+    """Where the evaluation's checkpoint stays until it has ended.
+
+    Raises:
+        CheckpointError: it went away in this moment.
+
+    """
+    return pin(evaluation.checkpoint, frames / ".parts" / evaluation.evaluation_id / "checkpoint")
+
+
+def forget(frames: Path, evaluation_id: str) -> None:
+    """Removes the finished batches of an evaluation that has ended, and unpins its checkpoint."""
+    shutil.rmtree(frames / ".parts" / evaluation_id, ignore_errors=True)
+
+
+def _engine_opener(settings: EvaluationSettings) -> Callable[[Path], Engine]:
+    return lambda checkpoint: open_engine(
+        settings.engine, checkpoint, dtype=settings.dtype, batch_items=settings.batch_size
+    )
+
+
+@dataclass
+class _Counter:
+    total: int
+    on_progress: Callable[[Progress], None]
+    progress: Progress = field(init=False)
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.progress = Progress(0, self.total, 0, 0, 0.0)
+
+    def add(self, rows: pl.DataFrame, *, resumed: bool = False) -> None:
+        self.progress = replace(
+            self.progress,
+            done=self.progress.done + len(rows),
+            failed=self.progress.failed + int((rows["error"] != "").sum()),
+            resumed=self.progress.resumed + len(rows) * resumed,
+            seconds=time.monotonic() - self.started,
+        )
+        self.on_progress(self.progress)
+
+    def add_resumed(self, rows: pl.DataFrame) -> None:
+        self.add(rows, resumed=True)
+
+
+class _Question(Protocol):
+    item: Item
+    prompt_hash: str
+
+    @property
+    def tokens(self) -> int: ...
+
+
+class _TaskWork:
+    """One task under one protocol: its items, its parts on disk, its frame."""
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        settings: EvaluationSettings,
+        frames: Path,
+        request: TaskRequest,
+        checkpoint_digest: str,
+        data_dir: Path | None,
+    ) -> None:
+        self.evaluation, self.settings, self.checkpoint_digest = evaluation, settings, checkpoint_digest
+        self.task: Task = task_of_name(request.task)
+        self.name = request.protocol
+        self.protocol = _PROTOCOLS[request.protocol]
+        self.items = self.task.items(data_dir, request.limit)
+        self.seeds: tuple[int, ...] = self.protocol.seeds_of(evaluation.seed)
+        self.count = len(self.items) * len(self.seeds)
+        self.digest = self._work_digest()
+        self.path = fr.frame_path(
+            frames, evaluation.labels.run, self.task.name, evaluation.evaluation_id, request.protocol
+        )
+        self.parts = frames / ".parts" / evaluation.evaluation_id / f"{self.task.name}--{self.name}--{self.digest[:16]}"
+
+    def _work_digest(self) -> str:
+        """Of everything that decides a row, so that finished work is taken over only if it is this work."""
+        settings = self.settings.model_dump(mode="json", include=set(EvaluationSettings.model_fields) - {"data_dir"})
+        content = [
+            __version__,
+            asdict(self.evaluation.labels),
+            self.evaluation.seed,
+            str(self.evaluation.checkpoint),
+            self.checkpoint_digest,
+            self.task.name,
+            self.task.version,
+            self.name,
+            settings,
+            [item.item_hash for item in self.items],
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def is_done(self) -> bool:
+        return self.path.exists() and pl.read_parquet_metadata(self.path).get("tutelage.work") == self.digest
+
+    def run(self, engine: Engine, counter: _Counter, should_stop: Callable[[], bool]) -> None:
+        questions, failures = self._questions(engine)
+        rows = [fr.frame_of_rows(failures)]
+        if failures:
+            counter.add(rows[0])
+        for index, batch in enumerate(_batches(questions, engine.batch_items)):
+            part = self.parts / f"{index:05}.parquet"
+            if part.exists():
+                rows.append(pl.read_parquet(part))
+                counter.add_resumed(rows[-1])
+                continue
+            if should_stop():
+                raise Stopped
+            rows.append(self._answer(batch, engine))
+            fr.write_atomically(rows[-1], part)
+            counter.add(rows[-1])
+        frame = pl.concat(rows).sort(pl.col("item_id").cast(pl.UInt32), "seed")
+        fr.write_atomically(frame, self.path, metadata={"tutelage.work": self.digest})
+
+    def _questions(self, engine: Engine) -> tuple[list[_Question], list[dict[str, Any]]]:
+        """Questions, shortest first, and the rows of the items that cannot be asked."""
+        questions, failures = [], []
+        for item, seed in product(self.items, self.seeds):
+            try:
+                questions.append(self.protocol.prepare(self.task, item, engine, self.settings, seed))
+            except TutelageError as error:
+                failures.append(self._row(item, "", engine, 0.0, {**_failure(error), "seed": seed}))
+        return sorted(questions, key=lambda question: question.tokens), failures
+
+    def _answer(self, batch: Sequence[_Question], engine: Engine) -> pl.DataFrame:
+        started = time.perf_counter()
+        answers = list(self._surviving(batch, engine))
+        seconds = (time.perf_counter() - started) / len(batch)
+        return fr.frame_of_rows(
+            [
+                self._row(question.item, question.prompt_hash, engine, seconds, answer)
+                for question, answer in zip(batch, answers, strict=True)
+            ]
+        )
+
+    def _surviving(self, batch: Sequence[_Question], engine: Engine) -> Iterator[dict[str, Any]]:
+        """The batch's answers; if it fails, each item's alone, so that one bad item costs only itself."""
+        try:
+            yield from self.protocol.answer(self.task, batch, engine, self.settings, self.evaluation.seed)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if len(batch) == 1:
+                _logger.warning("item %s of %s failed: %r", batch[0].item.item_id, self.task.name, error)
+                yield _failure(error)
+                return
+            for question in batch:
+                yield from self._surviving([question], engine)
+
+    def _row(
+        self, item: Item, prompt_hash: str, engine: Engine, seconds: float, answer: dict[str, Any]
+    ) -> dict[str, Any]:
+        return {
+            **dict.fromkeys(fr.SCHEMA),
+            **asdict(self.evaluation.labels),
+            "evaluation_id": self.evaluation.evaluation_id,
+            "checkpoint": str(self.evaluation.checkpoint),
+            "checkpoint_digest": self.checkpoint_digest,
+            "task": self.task.name,
+            "task_version": self.task.version,
+            "protocol": self.name,
+            "template": self.protocol.template_of(self.settings),
+            "engine": engine.name,
+            "dtype": engine.dtype,
+            "seed": self.evaluation.seed,
+            "item_id": item.item_id,
+            "item_hash": item.item_hash,
+            "prompt_hash": prompt_hash,
+            "target": item.target,
+            "metric": self.protocol.METRIC,
+            "seconds": seconds,
+            "error": "",
+            **answer,
+        }
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    return {"finish_reason": "error", "error": f"{type(error).__name__}: {error}"}
+
+
+def _batches(questions: Sequence[_Question], size: int) -> Iterator[Sequence[_Question]]:
+    for start in range(0, len(questions), size):
+        yield questions[start : start + size]

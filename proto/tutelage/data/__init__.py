@@ -1,0 +1,1 @@
+"""Data that several services read: data set files, prompts, the hub, stored signals."""

@@ -1,0 +1,200 @@
+"""Both sides of every gRPC connection: message limits, keepalive, where to listen, TLS, errors as statuses.
+
+A server binds to loopback unless it has a certificate or is told `insecure`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from tutelage.errors import (
+    ConfigurationError,
+    NotAuthenticated,
+    Overloaded,
+    TutelageError,
+    Unreachable,
+    error_of_status,
+)
+from tutelage.rpc.tls import ClientTls, ServerTls
+from tutelage.rpc.v1 import teacher_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+STUDENT_METADATA_KEY = "tutelage-student"
+ADAPTER_METADATA_KEY = "tutelage-adapter"
+TOKEN_METADATA_KEY, BEARER = "authorization", "Bearer "
+MAX_MESSAGE_BYTES = 16 * 2**20
+
+# A dead peer is noticed after keepalive_time + ping_timeout. Core ignores misspelt keys silently.
+_COMMON_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+]
+CHANNEL_OPTIONS = [
+    *_COMMON_OPTIONS,
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.enable_http_proxy", 0),
+]
+SERVER_OPTIONS = [
+    *_COMMON_OPTIONS,
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.so_reuseport", 0),
+]
+
+
+_STATUS_BY_NUMBER = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+def open_channel(address: str, tls: ClientTls | None = None) -> grpc.Channel:
+    """A channel to host:port, encrypted if `tls` is given.
+
+    Raises:
+        ConfigurationError: a file of `tls` cannot be read.
+
+    """
+    if tls is None:
+        return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=_pem(tls.ca, "tls.ca"),
+        private_key=None if tls.key is None else _pem(tls.key, "tls.key"),
+        certificate_chain=None if tls.certificate is None else _pem(tls.certificate, "tls.certificate"),
+    )
+    return grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+
+
+def token_metadata(token_file: Path | None) -> tuple[tuple[str, str], ...]:
+    """The metadata that carries the bearer token in a file; none without a file.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+
+    """
+    if token_file is None:
+        return ()
+    return ((TOKEN_METADATA_KEY, f"{BEARER}{_pem(token_file, 'token_file').decode().strip()}"),)
+
+
+def _pem(path: Path, field: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error}", field) from error
+
+
+def _server_credentials(tls: ServerTls) -> Any:
+    """Credentials whose files are looked at again for each new connection, so that a renewed one needs no restart."""
+    read_as = _state_of(tls)
+    configuration = _certificates(tls)
+
+    def fetch() -> Any:
+        """The certificates if they have changed; None keeps the ones there are."""
+        nonlocal read_as
+        try:
+            state = _state_of(tls)
+            changed = None if state == read_as else _certificates(tls)
+        except ConfigurationError as error:  # half-renewed, perhaps: the next connection looks again
+            logger.error("the certificates stay as they were: %s", error)
+            return None
+        if changed is not None:
+            logger.info("read %s again", tls.certificate)
+            read_as = state
+        return changed
+
+    required = tls.client_ca is not None
+    return grpc.dynamic_ssl_server_credentials(configuration, fetch, require_client_authentication=required)
+
+
+def _certificates(tls: ServerTls) -> Any:
+    client_ca = None if tls.client_ca is None else _pem(tls.client_ca, "tls.client_ca")
+    pair = (_pem(tls.key, "tls.key"), _pem(tls.certificate, "tls.certificate"))
+    return grpc.ssl_server_certificate_configuration([pair], client_ca)
+
+
+def _state_of(tls: ServerTls) -> list[tuple[int, int, int]]:
+    paths = [path for path in (tls.certificate, tls.key, tls.client_ca) if path is not None]
+    try:
+        states = [path.stat() for path in paths]
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {error.filename}: {error}", "tls") from error
+    return [(state.st_mtime_ns, state.st_size, state.st_ino) for state in states]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(server: grpc.aio.Server, address: str, *, insecure: bool, tls: ServerTls | None = None) -> int:
+    """Adds `host:port` to a server and returns the port (the one chosen, for port 0).
+
+    Raises:
+        ConfigurationError: the address is not `host:port`; or the host is not loopback, there is no
+            `tls` and `insecure` was not said; or a file cannot be read; or the port is taken.
+
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ConfigurationError(f"{address!r} is not host:port, for example 127.0.0.1:50051", "address")
+    if tls is None and not insecure and not _is_loopback(host):
+        raise ConfigurationError(
+            f"{address} can be reached from other machines without encryption or authentication; give it a "
+            "certificate (tls), listen on 127.0.0.1 and tunnel, or pass --insecure on a network that you trust",
+            "address",
+        )
+    try:
+        if tls is not None:
+            return int(server.add_secure_port(address, _server_credentials(tls)))
+        return int(server.add_insecure_port(address))
+    except RuntimeError as error:
+        raise ConfigurationError(f"cannot listen on {address}: {error}", "address") from error
+
+
+# In the text of UNAVAILABLE, which is all that gRPC says; waiting for such a peer does not help.
+_SIGNS_OF_TLS = ("handshake failed", "Hostname Verification Check failed")
+
+
+def error_of_rpc(error: grpc.RpcError, address: str, what: str) -> TutelageError:
+    """The exception that a failed call stands for; `what` names the peer for people, e.g. "teacher"."""
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE and any(sign in details for sign in _SIGNS_OF_TLS):
+        return NotAuthenticated(f"the {what} at {address} and this client do not agree on TLS ({details})", "tls")
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return Unreachable(f"no {what} answers at {address} ({details}); is it started, and is this its address?")
+    return error_of_status(code.name, details)
+
+
+def error_of_refusal(refusal: pb.Refusal) -> TutelageError:
+    """The exception that a `Refusal` stands for."""
+    status = _STATUS_BY_NUMBER.get(refusal.code, "UNKNOWN")
+    if status == Overloaded.status:
+        return Overloaded(refusal.message, refusal.field, refusal.retry_after_milliseconds)
+    return error_of_status(status, refusal.message, refusal.field)
+
+
+def refusal_of_error(error: TutelageError) -> pb.Refusal:
+    """The `Refusal` that tells a peer of an exception."""
+    retry = error.retry_after_milliseconds if isinstance(error, Overloaded) else 0
+    return pb.Refusal(
+        code=status_code(error).value[0], field=error.field, message=error.message, retry_after_milliseconds=retry
+    )
+
+
+def status_code(error: TutelageError) -> grpc.StatusCode:
+    """The gRPC status of an exception."""
+    return grpc.StatusCode[error.status]

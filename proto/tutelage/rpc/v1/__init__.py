@@ -1,0 +1,1 @@
+"""The stubs of `proto/schema`, written by `make stubs`."""

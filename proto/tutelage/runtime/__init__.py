@@ -1,0 +1,1 @@
+"""Processes: children that never outlive their parent, and what ends the orphans of one that was killed."""

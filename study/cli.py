@@ -1,0 +1,188 @@
+"""`tutelage study plan | run | status | stop | resume | report FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from tutelage.errors import EXIT_DONE, EXIT_USAGE, ConfigurationError
+
+if TYPE_CHECKING:
+    from tutelage.study.folder import Folder
+    from tutelage.study.resolution import Study
+
+USAGE = """\
+usage: tutelage study COMMAND FILE [OPTIONS]
+
+commands:
+  plan      the cells, what they share, and what is missing of them will cost
+  run       do what is missing, and only that; with --submit as one Ray job
+  status    how far it is, and when it will end
+  stop      end the run; what is done stays
+  resume    the same as run
+  report    tables, figures and the verdict on each claim
+
+`tutelage study COMMAND --help` says more."""
+_STOP_SECONDS = 60.0
+
+
+def main(arguments: list[str]) -> int:
+    """Plans, runs and reports a whole study from one file."""
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "plan": plan,
+        "run": run,
+        "resume": run,
+        "status": status,
+        "stop": stop,
+        "report": report,
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return EXIT_DONE if arguments else EXIT_USAGE
+    if arguments[0] not in commands:
+        print(f"tutelage study: {arguments[0]!r} is not a command\n\n{USAGE}", file=sys.stderr)
+        return EXIT_USAGE
+    return commands[arguments[0]](arguments[1:])
+
+
+def plan(arguments: list[str]) -> int:
+    """Prints the cells and their cost; trains nothing."""
+    parser = _parser("plan")
+    parser.add_argument("--cells", action="store_true", help="list every cell")
+    study, folder = _opened(parser.parse_args(arguments).file)
+    from tutelage.study.plan import cost_of
+    from tutelage.study.printing import print_cells, print_plan
+
+    if parser.parse_args(arguments).cells:
+        print_cells(study, folder)
+    print_plan(study, cost_of(study, folder))
+    return EXIT_DONE
+
+
+def run(arguments: list[str]) -> int:
+    """Does what is missing of the study."""
+    parser = _parser("run")
+    parser.add_argument("--submit", metavar="ADDRESS", help="of a Ray dashboard: run there, as one job")
+    options = parser.parse_args(arguments)
+    if options.submit:
+        return _submit(options.file, options.submit)
+    study, folder = _opened(options.file)
+    from tutelage.study.driver import Driver
+    from tutelage.study.printing import progress
+
+    folder.make()
+    with folder.driven(), _interruptible(), progress(study) as (say, watch):
+        started = time.monotonic()
+        Driver(study, folder, say, watch).run()
+        say(f"all {len(study.cells)} cells are done, {(time.monotonic() - started) / 60:.1f} minutes")
+    print(f"frames are in {folder.path('frames')}; next: tutelage study report {options.file}")
+    return EXIT_DONE
+
+
+def status(arguments: list[str]) -> int:
+    """Prints how far the study is."""
+    study, folder = _opened(_parser("status").parse_args(arguments).file)
+    from tutelage.study.printing import print_status
+
+    print_status(study, folder)
+    return EXIT_DONE
+
+
+def stop(arguments: list[str]) -> int:
+    """Ends the run of the study."""
+    options = _parser("stop").parse_args(arguments)
+    study, folder = _opened(options.file)
+    process = folder.driver()
+    if process is None:
+        print(f"nothing runs {study.config.name}")
+        return EXIT_DONE
+    os.kill(process, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while folder.driver() is not None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    print(f"process {process} was told to stop; `tutelage study resume {options.file}` goes on")
+    return EXIT_DONE
+
+
+def report(arguments: list[str]) -> int:
+    """Writes the study's report through `tutelage report`."""
+    parser = _parser("report")
+    parser.add_argument("--out", type=Path, help="folder to write to; by default report/ in the study's own")
+    options = parser.parse_args(arguments)
+    study, folder = _opened(options.file)
+    import subprocess
+
+    from tutelage.study.driver import write_description
+    from tutelage.study.programs import flags, tutelage
+
+    write_description(study, folder)
+    out = (options.out or folder.path("report")).resolve()
+    chosen = {"frames": folder.path("frames"), "study": folder.root, "out": out / "report.html"}
+    return subprocess.run([*tutelage("report"), *flags(chosen)], check=False).returncode
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"tutelage study {command}", allow_abbrev=False)
+    parser.add_argument("file", type=Path, help="the study file (YAML)")
+    return parser
+
+
+def _opened(file: Path) -> tuple[Study, Folder]:
+    """The study of a file, and its folder."""
+    import yaml
+
+    from tutelage.config import validate
+    from tutelage.study.config import StudyConfig
+    from tutelage.study.folder import Folder
+    from tutelage.study.resolution import resolve
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"cannot read {file}: {error}", "file") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{file} holds {type(content).__name__}, expected keys and values", "file")
+    config = validate(StudyConfig, content)
+    return resolve(config), Folder(config.output)
+
+
+def _submit(file: Path, address: str) -> int:
+    """One Ray job that runs the study where the cluster is; the files must be there under the same paths."""
+    from ray.job_submission import JobSubmissionClient
+
+    from tutelage.study.programs import tutelage
+
+    entry = shlex.join([*tutelage("study", "run", str(file.resolve()))])
+    name = f"study-{file.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    variables = {key: os.environ[key] for key in ("PYTHONPATH",) if key in os.environ}
+    job = JobSubmissionClient(address).submit_job(
+        entrypoint=f"cd {shlex.quote(str(Path.cwd()))} && {entry}",
+        submission_id=name,
+        runtime_env={"env_vars": variables},
+    )
+    print(f"job {job}; watch it at {address}, or with `tutelage study status {file}`")
+    return EXIT_DONE
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that every process of the study ends with it."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,282 @@
+"""`tutelage teacher serve | precompute | write | info | usage | top`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tutelage.errors import EXIT_DONE, EXIT_USAGE
+from tutelage.teacher_server.server import logging as logs
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+USAGE = """\
+usage: tutelage teacher COMMAND [OPTIONS]
+
+commands:
+  serve       load a teacher and serve it over gRPC until SIGTERM
+  precompute  fill a signal store for a data set, without a server
+  write       have a served teacher write for a file of prompts, as a data set
+  info        who a served teacher is, what it serves and how exactly
+  usage       what it has done since it started, by student
+  top         the same, live
+
+`tutelage teacher COMMAND --help` says more."""
+_DEFAULT_ADDRESS = "127.0.0.1:50051"
+_TIMEOUT_SECONDS = 10.0
+
+
+def main(arguments: list[str]) -> int:
+    """Serves a teacher, or asks one who it is and what it has done."""
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "serve": serve,
+        "precompute": precompute,
+        "write": write,
+        "info": info,
+        "usage": usage,
+        "top": top,
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return EXIT_DONE if arguments else EXIT_USAGE
+    if arguments[0] not in commands:
+        print(f"tutelage teacher: {arguments[0]!r} is not a command\n\n{USAGE}", file=sys.stderr)
+        return EXIT_USAGE
+    return commands[arguments[0]](arguments[1:])
+
+
+def serve(arguments: list[str]) -> int:
+    """Serves a teacher until it is told to stop."""
+    from tutelage.config import load
+    from tutelage.teacher_server.config import TeacherConfig
+
+    config = load(TeacherConfig, arguments, program="tutelage teacher serve", environment_prefix="TUTELAGE_TEACHER_")
+    logs.to_stderr(config.log_format)
+    import asyncio
+    import uuid
+
+    from tutelage.runtime import orphan_reaper
+    from tutelage.teacher_server.model.loading import load_teacher
+    from tutelage.teacher_server.server.server import serve as serve_teacher
+
+    orphan_reaper.start(uuid.uuid4().hex)
+    asyncio.run(serve_teacher(config, lambda *identity: load_teacher(config, *identity)))
+    return EXIT_DONE
+
+
+def precompute(arguments: list[str]) -> int:
+    """Fills a signal store for a data set."""
+    from tutelage.config import load
+    from tutelage.teacher_server.config import PrecomputeConfig
+
+    program, prefix = "tutelage teacher precompute", "TUTELAGE_TEACHER_"
+    config = load(PrecomputeConfig, arguments, program=program, environment_prefix=prefix)
+    config = config.model_copy(update={"roles": ("score",)})
+    logs.to_stderr(config.log_format)
+    import asyncio
+    import uuid
+
+    from rich.console import Console
+
+    from tutelage.runtime import orphan_reaper
+    from tutelage.teacher_server.jobs.precompute import precompute as fill
+    from tutelage.teacher_server.jobs.precompute import read_sequences
+    from tutelage.teacher_server.jobs.progress import progress
+    from tutelage.teacher_server.model.loading import find_checkpoint, load_teacher
+
+    sequences = read_sequences(config, find_checkpoint(config.model, config.revision))
+    orphan_reaper.start(uuid.uuid4().hex)
+    with progress(Console(stderr=True), "sequences") as watch:
+        filled = asyncio.run(fill(config, sequences, lambda *identity: load_teacher(config, *identity), watch))
+    print(
+        f"{filled.sequences:,} sequences ({filled.tokens:,} tokens) are stored, {filled.computed:,} of them new; the "
+        f"store has {filled.stored_bytes / 2**20:,.1f} MiB"
+    )
+    return EXIT_DONE
+
+
+def write(arguments: list[str]) -> int:
+    """Has a served teacher write a data set."""
+    from tutelage.config import load
+    from tutelage.teacher_server.config import WriteConfig
+
+    program, prefix = "tutelage teacher write", "TUTELAGE_TEACHER_WRITE_"
+    config = load(WriteConfig, arguments, program=program, environment_prefix=prefix)
+    from rich.console import Console
+
+    from tutelage.teacher_server.jobs.generate import write_rationales
+    from tutelage.teacher_server.jobs.progress import progress
+
+    with progress(Console(stderr=True), "prompts") as watch:
+        counts = write_rationales(config, watch)
+    print(
+        f"{counts.kept:,} of {counts.written:,} continuations of {counts.prompts - counts.no_room:,} prompts are in "
+        f"{config.out}; left out: {counts.cut_off:,} without an end, {counts.wrong:,} with another answer, "
+        f"{counts.no_room:,} prompts too long"
+    )
+    return EXIT_DONE
+
+
+def info(arguments: list[str]) -> int:
+    """Prints who a served teacher is."""
+    from tutelage.rpc.v1 import teacher_pb2 as pb
+
+    return _ask("info", "GetTeacherInfo", pb.GetTeacherInfoRequest(), arguments, _print_info)
+
+
+def usage(arguments: list[str]) -> int:
+    """Prints what a served teacher has done."""
+    from tutelage.rpc.v1 import teacher_pb2 as pb
+
+    return _ask("usage", "GetTeacherUsage", pb.GetTeacherUsageRequest(), arguments, _print_usage)
+
+
+def top(arguments: list[str]) -> int:
+    """Shows the students of a served teacher until Ctrl-C."""
+    from rich.live import Live
+
+    from tutelage.rpc.v1 import teacher_pb2 as pb
+
+    parser = _client_parser("top")
+    parser.add_argument("--seconds", type=float, default=2.0, help="between two looks (%(default)s)")
+    parser.add_argument("--looks", type=int, default=sys.maxsize, help="end after so many looks")
+    options = parser.parse_args(arguments)
+    before: Any = None
+    with Live(auto_refresh=False) as live:
+        for look in range(options.looks):
+            time.sleep(options.seconds if look else 0)
+            answer = _call(options, "GetTeacherUsage", pb.GetTeacherUsageRequest())
+            live.update(_rates(answer, before, options.seconds), refresh=True)
+            before = answer
+    return EXIT_DONE
+
+
+def _rates(answer: Any, before: Any, seconds: float) -> Any:
+    """A table of what was done since the look before, a second; `before` is None at the first look."""
+    from rich.table import Table
+
+    title = f"{answer.waiting_sequences:,} sequences wait, {answer.engine_passes:,} engine passes so far"
+    if before is not None:
+        engine, head = (
+            (getattr(answer, field) - getattr(before, field)) / seconds
+            for field in ("engine_busy_seconds", "head_busy_seconds")
+        )
+        title += f"; busy: engine {engine:.0%}, head {head:.0%}"
+    table = Table(
+        "student", "streams", "sequences/s", "tokens/s", "rows/s", "MiB/s", "hits/s", "refused/s", title=title
+    )
+    earlier = {student.student_id: student for student in before.students} if before else {}
+    for student in answer.students:
+        last = earlier.get(student.student_id, student)
+        fields = ("sequences", "tokens", "rows", "bytes", "store_hits", "refusals")
+        rates = {field: (getattr(student, field) - getattr(last, field)) / seconds for field in fields}
+        rates["bytes"] /= 2**20
+        table.add_row(student.student_id, str(student.open_streams), *(f"{rates[field]:,.1f}" for field in fields))
+    return table
+
+
+def _client_parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"tutelage teacher {command}", allow_abbrev=False)
+    parser.add_argument("--address", default=_DEFAULT_ADDRESS, help="host:port of the teacher (%(default)s)")
+    parser.add_argument("--adapter", help="ask the teacher that has this LoRA adapter")
+    parser.add_argument("--ca", type=Path, help="PEM file that the teacher's certificate must come from: use TLS")
+    parser.add_argument("--certificate", type=Path, help="PEM file: our own certificate, if the teacher asks for one")
+    parser.add_argument("--key", type=Path, help="PEM file: its private key")
+    parser.add_argument("--token-file", type=Path, help="file with a bearer token of scope info")
+    return parser
+
+
+def _call(options: argparse.Namespace, method: str, request: Message) -> Any:
+    """The answer of the teacher that the options name."""
+    import grpc
+
+    from tutelage.config import validate
+    from tutelage.rpc.tls import ClientTls
+    from tutelage.rpc.transport import ADAPTER_METADATA_KEY, error_of_rpc, open_channel, token_metadata
+    from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
+
+    tls = None
+    if options.ca is not None:
+        tls = validate(ClientTls, {"ca": options.ca, "certificate": options.certificate, "key": options.key})
+    metadata = token_metadata(options.token_file)
+    if options.adapter is not None:
+        metadata += ((ADAPTER_METADATA_KEY, options.adapter),)
+    with open_channel(options.address, tls) as channel:
+        try:
+            call = getattr(pb_grpc.TeacherServiceStub(channel), method)
+            return call(request, timeout=_TIMEOUT_SECONDS, metadata=metadata)
+        except grpc.RpcError as error:
+            raise error_of_rpc(error, options.address, "teacher") from error
+
+
+def _ask(command: str, method: str, request: Message, arguments: list[str], show: Callable[[Any], None]) -> int:
+    parser = _client_parser(command)
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    options = parser.parse_args(arguments)
+    from google.protobuf.json_format import MessageToJson
+
+    answer = _call(options, method, request)
+    if options.json:
+        print(MessageToJson(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+    else:
+        show(answer)
+    return EXIT_DONE
+
+
+def _print_info(answer: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tutelage.rpc.v1 import teacher_pb2 as pb
+
+    limits, floor = answer.limits, answer.noise_floor
+    rows = {
+        "model": answer.model_name,
+        "roles": ", ".join(pb.TeacherRole.Name(role).removeprefix("TEACHER_ROLE_").lower() for role in answer.roles),
+        "signals": ", ".join(pb.SignalKind.Name(kind).removeprefix("SIGNAL_KIND_").lower() for kind in answer.kinds),
+        "vocabulary": f"{answer.vocabulary_size:,} ids",
+        "hidden size": str(answer.hidden_size),
+        "computes in": f"{answer.dtype} ({answer.engine})",
+        "limits": f"{limits.max_sequence_tokens:,} tokens, k ≤ {limits.max_k:,}, "
+        f"{limits.max_requests_in_flight} requests in flight a stream",
+        "noise floor": f"KL {floor.mean_kl:.2g} nats mean, {floor.max_kl:.2g} max ({floor.positions} positions)",
+        "weights": _short(answer.weights_digest),
+        **{f"tokenizer {field}": _short(digest) for field, digest in sorted(answer.tokenizer_digests.items())},
+        "chat template": _short(answer.chat_template_digest) or "none",
+        "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.started_at_seconds)),
+    }
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _short(digest: str) -> str:
+    """Enough of a digest for the eye; --json has all of it."""
+    return digest[:16]
+
+
+def _print_usage(answer: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "student", "streams", "sequences", "tokens", "rows", "MiB", "store hits", "refused", "written", "last seen"
+    )
+    for student in answer.students:
+        numbers = (student.open_streams, student.sequences, student.tokens, student.rows)
+        table.add_row(
+            student.student_id,
+            *(f"{number:,}" for number in numbers),
+            f"{student.bytes / 2**20:,.1f}",
+            f"{student.store_hits:,}",
+            f"{student.refusals:,}",
+            f"{student.written_tokens:,}",
+            time.strftime("%H:%M:%S", time.localtime(student.last_seen_seconds)),
+        )
+    Console().print(table)

@@ -1,0 +1,139 @@
+"""Fills the signal store for a data set: one engine pass for each sequence that is not there yet.
+
+Sequences and files are those that a server and a trainer would name, so either finds what was computed here. What
+is stored already is read and checked; so an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tutelage.data.signal_cache import sequence_key
+from tutelage.errors import ConfigurationError, DataError, TutelageError
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.teacher_server.config import PrecomputeConfig
+from tutelage.teacher_server.model.self_check import check
+from tutelage.teacher_server.model.teacher import Teacher
+from tutelage.teacher_server.signals.cache import SignalStore, file_bytes
+from tutelage.teacher_server.signals.hidden_states import HiddenStates
+
+_NAME = "precompute"
+
+Progress = Callable[[int, int], None]
+"""Called with the sequences done and their number."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What was done."""
+
+    sequences: int
+    tokens: int
+    computed: int
+    """Sequences that were not stored before."""
+    stored_bytes: int
+    """Size of the teacher's store now."""
+
+
+def read_sequences(config: PrecomputeConfig, checkpoint: Path) -> list[list[int]]:
+    """The different sequences of a data set, prompt and completion, as the teacher's token ids.
+
+    Raises:
+        DataError: the file is not as it must be, or has a row without a completion.
+
+    """
+    from transformers import AutoTokenizer
+
+    from tutelage.data.dataset_files import cut, read_examples
+
+    examples = read_examples(config.data, AutoTokenizer.from_pretrained(checkpoint), template=config.template)
+    different = {}
+    for example in cut(examples, config.max_tokens, config.data).examples:
+        if not len(example.completion_ids):
+            raise DataError(
+                f"a row of {config.data} has no completion to score; have one written (`tutelage teacher write`)",
+                "data",
+            )
+        ids = np.concatenate([example.prompt_ids, example.completion_ids])
+        different[sequence_key(ids)] = ids.tolist()
+    return list(different.values())
+
+
+async def precompute(
+    config: PrecomputeConfig, sequences: Sequence[Sequence[int]], load: Callable[[str, float], Teacher], watch: Progress
+) -> Filled:
+    """Has the teacher compute the states of all sequences that are not stored.
+
+    Args:
+        config: names the store.
+        sequences: token ids, no two alike.
+        load: makes the teacher; called in a thread.
+        watch: told after each sequence.
+
+    Raises:
+        ConfigurationError: a sequence is too long for the teacher, or the store too small for all of them.
+        DataError: the disk did not take all of them.
+        TutelageError: as `teacher_server.self_check.check`.
+
+    """
+    from tutelage.teacher_server.server.server import in_daemon_thread
+
+    teacher = await in_daemon_thread(lambda: load(uuid.uuid4().hex, 0.0))
+    try:
+        assert teacher.scoring is not None
+        states, head = teacher.scoring.states, teacher.scoring.head
+        assert states.store is not None
+        _require_room(states.store, sequences, teacher, head.hidden_size)
+        await check(teacher)
+        states.describe(teacher.info, head.unembedding)
+        await _fill(states, sequences, 2 * config.batch_sequences, watch)
+        _require_stored(states.store, sequences)
+        tokens = sum(map(len, sequences))
+        return Filled(len(sequences), tokens, states.engine_passes, states.store.bytes)
+    finally:
+        teacher.shutdown()
+
+
+async def _fill(states: HiddenStates, sequences: Sequence[Sequence[int]], at_once: int, watch: Progress) -> None:
+    counters = pb.StudentUsage(student_id=_NAME)
+    remaining, done = iter(sequences), 0
+
+    async def work() -> None:
+        nonlocal done
+        for sequence in remaining:
+            await states.of(sequence, counters)
+            done += 1
+            watch(done, len(sequences))
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(at_once):
+                tasks.create_task(work())
+    except* TutelageError as errors:
+        failure = errors.exceptions[0]
+    else:
+        return
+    raise failure
+
+
+def _require_room(store: SignalStore, sequences: Sequence[Sequence[int]], teacher: Teacher, hidden_size: int) -> None:
+    longest, most = max(map(len, sequences)), teacher.limits.max_sequence_tokens
+    if longest > most:
+        raise ConfigurationError(f"a sequence has {longest} tokens, the teacher takes {most}", "max_tokens")
+    needed = sum(file_bytes(len(sequence), hidden_size) for sequence in sequences)
+    if needed > store.max_bytes:
+        raise ConfigurationError(
+            f"the store may have {store.max_bytes:,} bytes and these sequences need {needed:,}; raise it", "store.bytes"
+        )
+
+
+def _require_stored(store: SignalStore, sequences: Sequence[Sequence[int]]) -> None:
+    missing = sum(sequence not in store for sequence in sequences)
+    if missing:
+        raise DataError(f"{missing} of {len(sequences)} sequences could not be stored; the log says why", "store.path")

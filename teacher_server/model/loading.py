@@ -1,0 +1,210 @@
+"""From a configuration to a loaded teacher that has answered real requests."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from tutelage import identity
+from tutelage.data.signal_cache import teacher_key
+from tutelage.errors import ConfigurationError
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.teacher_server.config import TeacherConfig
+from tutelage.teacher_server.engine import vllm as vllm_engine
+from tutelage.teacher_server.engine.base import ScoringEngine, WritingEngine
+from tutelage.teacher_server.engine.lora_adapters import Adapter, read_adapters
+from tutelage.teacher_server.model.head_check import check_head
+from tutelage.teacher_server.model.self_check import COMPARED_TEXT, check_sequences
+from tutelage.teacher_server.model.teacher import Teacher, adapted_parts, scoring_parts, writing_queue
+from tutelage.teacher_server.signals import unembedding
+from tutelage.teacher_server.signals.cache import SignalStore
+from tutelage.teacher_server.signals.logit_head import (
+    CHUNK_LOGITS_BYTES,
+    COPIES_OF_LOGITS,
+    SignalHead,
+    use_bfloat16_products,
+)
+
+logger = logging.getLogger(__name__)
+
+_ROLES = {"score": pb.TEACHER_ROLE_SCORE, "write": pb.TEACHER_ROLE_WRITE}
+DEFAULT_SEQUENCE_TOKENS = 2048
+_NEEDED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A teacher's files, and what was read from them."""
+
+    folder: Path
+    weights_digest: str
+    tokenizer_digests: dict[str, str]
+    chat_template_digest: str
+    vocabulary_size: int
+    hidden_size: int
+    max_sequence_tokens: int
+    """Longest sequence that is served."""
+
+
+def find_checkpoint(model: str, revision: str | None) -> Path:
+    """The directory of a model, downloaded from the hub if `model` is no directory.
+
+    Raises:
+        ConfigurationError: neither a directory nor a model that the hub gives us.
+
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_NEEDED_FILES))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{model!r} is no directory, and the hub does not give it: {error}", "model"
+        ) from error
+
+
+def read_checkpoint(folder: Path, config: TeacherConfig) -> Checkpoint:
+    """Digests and sizes of a checkpoint.
+
+    Raises:
+        ConfigurationError: the model is shorter than `max_sequence_tokens`.
+        DataError: tokenizer or weights are missing.
+
+    """
+    digests = identity.tokenizer_digests(folder)
+    model_config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return Checkpoint(
+        folder=folder,
+        weights_digest=identity.weights_digest(folder),
+        tokenizer_digests=digests,
+        chat_template_digest=identity.chat_template_digest(folder),
+        vocabulary_size=identity.vocabulary_size(folder),
+        hidden_size=model_config["hidden_size"],
+        max_sequence_tokens=_longest(config.max_sequence_tokens, model_config.get("max_position_embeddings")),
+    )
+
+
+def _longest(wanted: int | None, of_model: int | None) -> int:
+    if wanted is None:
+        return min(DEFAULT_SEQUENCE_TOKENS, of_model or DEFAULT_SEQUENCE_TOKENS)
+    if of_model is not None and wanted > of_model:
+        raise ConfigurationError(f"{wanted} tokens are more than the model's {of_model}", "max_sequence_tokens")
+    return wanted
+
+
+def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: float) -> Teacher:
+    """Reads the checkpoint and starts the engines: a minute or more, to be run outside the event loop.
+
+    Sets how torch computes in this process, which is the teacher's alone.
+
+    Raises:
+        ConfigurationError: vLLM does not start with this configuration.
+        NotServed: the model's head is not one that is known here, or makes other logits than the model does.
+        DataError: files of the checkpoint are missing.
+
+    """
+    vllm_engine.prepare_environment(config)
+    import torch
+
+    read_adapters(config)  # to refuse them before the minute that an engine takes
+    logger.info("reading %s", config.model)
+    checkpoint = read_checkpoint(find_checkpoint(config.model, config.revision), config)
+    texts = check_sequences(checkpoint.folder, checkpoint.max_sequence_tokens)
+    head = load_head(checkpoint, config) if "score" in config.roles else None
+    own_logits = None if head is None else check_head(checkpoint.folder, head, texts[COMPARED_TEXT])
+    torch.set_num_threads(1)  # each head thread computes alone; more would fight the engine for its cores
+    use_bfloat16_products()
+    logger.info("starting vLLM to %s, in %s", " and to ".join(config.roles), config.dtype)
+    engines = vllm_engine.start_engines(checkpoint.folder, config, checkpoint.max_sequence_tokens)
+    info = describe(checkpoint, config, head)
+    info.instance_id, info.started_at_seconds, info.engine = instance_id, started_at_seconds, vllm_engine.version()
+    scoring = None
+    if head is not None:
+        engine, longest = cast(ScoringEngine, engines["score"]), checkpoint.max_sequence_tokens
+        scoring = scoring_parts(engine, head, config, longest, _open_store(config, info))
+    writing = cast(WritingEngine | None, engines.get("write"))
+    teacher = Teacher(info, scoring, writing, writing_queue(config), texts, own_logits)
+    adapters = {adapter.name: _with_adapter(teacher, adapter, config) for adapter in read_adapters(config)}
+    return replace(teacher, adapters=adapters)
+
+
+def _with_adapter(base: Teacher, adapter: Adapter, config: TeacherConfig) -> Teacher:
+    info = pb.GetTeacherInfoResponse()
+    info.CopyFrom(base.info)
+    info.model_name = f"{base.info.model_name}@{adapter.name}"
+    info.weights_digest = adapter.weights_digest(base.info.weights_digest)
+    scoring, writing = None, None
+    if base.scoring is not None:
+        engine = vllm_engine.AdaptedScoringEngine(base.scoring.engine, adapter)
+        scoring = adapted_parts(base.scoring, engine, _open_store(config, info))
+    if base.writing is not None:
+        writing = vllm_engine.AdaptedWritingEngine(base.writing, adapter)
+    return replace(base, info=info, scoring=scoring, writing=writing, own_logits=None)
+
+
+def _open_store(config: TeacherConfig, info: pb.GetTeacherInfoResponse) -> SignalStore | None:
+    if config.store is None:
+        return None
+    store = SignalStore(
+        config.store.path, teacher_key(info.weights_digest, info.dtype, info.engine), config.store.bytes
+    )
+    logger.info("%d sequences (%.1f MiB) are stored", len(store), store.bytes / 2**20)
+    return store
+
+
+def load_head(checkpoint: Checkpoint, config: TeacherConfig) -> SignalHead:
+    """The signal head of a checkpoint, on the device that the configuration names."""
+    import torch
+
+    device = config.head_device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chunk_bytes = min(CHUNK_LOGITS_BYTES, config.head_mib * 2**20 // (config.head_threads * COPIES_OF_LOGITS))
+    head = unembedding.load(checkpoint.folder, checkpoint.vocabulary_size)
+    return SignalHead(head, device=device, chunk_bytes=chunk_bytes)
+
+
+def describe(checkpoint: Checkpoint, config: TeacherConfig, head: SignalHead | None) -> pb.GetTeacherInfoResponse:
+    """Who the teacher is and what it serves; what is measured or drawn at start is filled in later."""
+    info = pb.GetTeacherInfoResponse(
+        model_name=config.served_name,
+        weights_digest=checkpoint.weights_digest,
+        tokenizer_digests=checkpoint.tokenizer_digests,
+        chat_template_digest=checkpoint.chat_template_digest,
+        vocabulary_size=checkpoint.vocabulary_size,
+        hidden_size=checkpoint.hidden_size,
+        dtype=config.dtype,
+        limits=pb.Limits(
+            max_sequence_tokens=checkpoint.max_sequence_tokens,
+            max_k=min(config.max_k, checkpoint.vocabulary_size),
+            max_temperatures=config.max_temperatures,
+            max_samples=config.max_samples,
+            max_requests_in_flight=config.max_requests_in_flight,
+            frame_bytes=config.frame_bytes,
+        ),
+        roles=[_ROLES[role] for role in config.roles],
+    )
+    if head is not None:
+        info.kinds.extend([pb.SIGNAL_KIND_TOPK, pb.SIGNAL_KIND_CANDIDATES, pb.SIGNAL_KIND_HIDDEN])
+        info.unembedding.CopyFrom(_describe_unembedding(head.unembedding))
+    return info
+
+
+def _describe_unembedding(head: unembedding.Unembedding) -> pb.Unembedding:
+    import torch
+
+    rows, columns = head.weight_VD.shape
+    return pb.Unembedding(
+        rows=rows,
+        columns=columns,
+        dtype=pb.DTYPE_BFLOAT16 if head.weight_VD.dtype == torch.bfloat16 else pb.DTYPE_FLOAT32,
+        digest=head.digest,
+        has_bias=head.bias_V is not None,
+        logit_scale=head.scale,
+        logit_softcap=head.softcap,
+    )

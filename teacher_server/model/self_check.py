@@ -1,0 +1,143 @@
+"""The first real requests of a teacher: they must be the model's own, and they measure its noise floor.
+
+The same tokens computed alone and in a batch give slightly different logits, because sums are split
+differently. A student whose KL to the teacher is below that difference has nothing left to learn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tutelage.errors import NotServed, TutelageError
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.teacher_server.engine.base import Sampling, WritingEngine
+from tutelage.teacher_server.signals.logit_head import SignalHead
+
+if TYPE_CHECKING:
+    from tutelage.teacher_server.model.teacher import ScoringParts, Teacher
+
+logger = logging.getLogger(__name__)
+
+TEXT = """\
+A baker has 24 rolls. She sells 9 of them in the morning and bakes 12 more at noon, so in the afternoon there
+are 24 - 9 + 12 = 27 rolls. Of these, a third goes to the school next door. How many are left? A third of 27
+is 9, and 27 - 9 = 18, so 18 rolls are left.
+
+The harbour lies on the northern side of the island, where the water is deep enough for larger ships. In
+winter, when storms come from the west, the fishing boats stay in the bay for weeks, and the people mend their
+nets, tell stories, and wait for the wind to turn."""
+# The first must have more than four tokens: on a CPU with AMX, a process must ask the kernel for its tiles before it
+# uses them. vLLM's small matrix products do, but only for more than four rows; its attention relies on it and dies of
+# SIGILL else. One longer sequence, once, makes every length safe.
+_LENGTHS = (8, 24, 64, 128)
+COMPARED_TEXT = 1
+"""Which of the check sequences is compared with the model's own logits."""
+_COPIES = 8
+# nats a token. bfloat16 costs a few thousandths; states of another layer, or normalised once more, whole nats.
+_LARGEST_KL = 0.1
+
+
+def check_sequences(checkpoint: Path, longest: int) -> list[list[int]]:
+    """Ordinary text as the teacher's token ids, cut to several lengths of at most `longest` tokens."""
+    from tokenizers import Tokenizer
+
+    token_ids = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(TEXT).ids
+    return [token_ids[: min(length, longest)] for length in _LENGTHS]
+
+
+async def check(teacher: Teacher) -> None:
+    """All checks of a teacher that was just loaded; fills in its noise floor.
+
+    Raises:
+        NotServed: its distributions are not the model's own.
+        TutelageError: its log-probabilities are not finite.
+        Unreachable: an engine died.
+
+    """
+    logger.info("checking")
+    if teacher.scoring is not None:
+        floor = await check_scoring(teacher.scoring, teacher.check_sequences)
+        teacher.info.noise_floor.CopyFrom(floor)
+        logger.info("noise floor: KL %.2g nats a token, over %d tokens", floor.mean_kl, floor.positions)
+        if teacher.own_logits is not None:
+            text = teacher.check_sequences[COMPARED_TEXT]
+            kl = await check_states(teacher.scoring, text, teacher.own_logits)
+            logger.info("KL to the model's own logits: %.2g nats a token, over %d tokens", kl, len(text))
+    if teacher.writing is not None:
+        await check_writing(teacher.writing, teacher.check_sequences[0])
+    for name, adapted in teacher.adapters.items():
+        logger.info("adapter %s", name)
+        await check(adapted)
+        if adapted.scoring is not None and teacher.scoring is not None:
+            await _require_another(adapted.scoring, teacher.scoring, teacher.check_sequences[COMPARED_TEXT], name)
+
+
+async def _require_another(adapted: ScoringParts, base: ScoringParts, sequence: Sequence[int], name: str) -> None:
+    one, other = [await parts.engine.hidden_states(sequence) for parts in (adapted, base)]
+    if torch.equal(one, other):
+        raise NotServed("it changes nothing; is it trained, and for layers of this model?", f"adapters.{name}")
+
+
+async def check_scoring(scoring: ScoringParts, sequences: Sequence[Sequence[int]]) -> pb.NoiseFloor:
+    """Scores sequences alone, then among copies of themselves, and compares.
+
+    Raises:
+        TutelageError: log-probabilities are not finite.
+
+    """
+    alone = [await scoring.engine.hidden_states(sequence) for sequence in sequences]
+    # The first to arrive are computed before the others are there; the last ones are in the fullest batch.
+    batched = await asyncio.gather(*map(scoring.engine.hidden_states, [*sequences] * _COPIES))
+    kl = await asyncio.to_thread(_kl_between, alone, batched[-len(sequences) :], scoring.head)
+    if not torch.isfinite(kl).all():
+        raise TutelageError("the teacher's log-probabilities are not finite; its weights or its dtype are broken")
+    return pb.NoiseFloor(mean_kl=kl.mean().item(), max_kl=kl.max().item(), positions=len(kl))
+
+
+async def check_states(scoring: ScoringParts, sequence: Sequence[int], own_logits_TV: torch.Tensor) -> float:
+    """Mean KL of the model's own distributions and those of the engine's states, nats a token.
+
+    Args:
+        scoring: engine and head.
+        sequence: a text.
+        own_logits_TV: the model's own logits of it.
+
+    Raises:
+        NotServed: they are not the same but for rounding.
+
+    """
+    served = (await scoring.engine.hidden_states(sequence))[: len(own_logits_TV)]
+    kl = _kl(own_logits_TV, scoring.head.logits(served).cpu()).mean().item()
+    if not kl < _LARGEST_KL:  # false for NaN, as it should be
+        raise NotServed(
+            f"the engine's hidden states give other distributions than the model's own (KL {kl:.3g} nats a token, at "
+            f"most {_LARGEST_KL} is rounding); this version of vLLM treats the model differently",
+            "model",
+        )
+    return kl
+
+
+async def check_writing(engine: WritingEngine, prompt_token_ids: Sequence[int]) -> None:
+    """Writes one token."""
+    one_token = Sampling(samples=1, max_new_tokens=1, temperature=0.0, top_p=1.0, seed=0, stop=())
+    async for _ in engine.write(prompt_token_ids, one_token):
+        pass
+
+
+def _kl_between(alone: Sequence[torch.Tensor], batched: Sequence[torch.Tensor], head: SignalHead) -> torch.Tensor:
+    """KL(alone ‖ batched) of each position, nats; not below 0 but for rounding."""
+    parts = []
+    for one, other in zip(alone, batched, strict=True):
+        parts.append(_kl(head.logits(one), head.logits(other)))
+    return torch.cat(parts)
+
+
+def _kl(p_TV: torch.Tensor, q_TV: torch.Tensor) -> torch.Tensor:
+    p_logp, q_logp = (logits.double().log_softmax(dim=1) for logits in (p_TV, q_TV))
+    return (p_logp.exp() * (p_logp - q_logp)).sum(dim=1)

@@ -1,0 +1,207 @@
+"""A server's life: listen, load, check, serve, drain, end.
+
+It listens from the first moment, so that its health can be asked for: NOT_SERVING until the teacher has
+answered real requests, SERVING until SIGTERM, SIGINT or the death of an engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from tutelage.errors import TutelageError
+from tutelage.rpc.auth import TokenInterceptor
+from tutelage.rpc.transport import SERVER_OPTIONS, bind
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
+from tutelage.teacher_server.config import TeacherConfig
+from tutelage.teacher_server.model.teacher import Teacher
+from tutelage.teacher_server.server.servicer import TeacherServicer
+
+logger = logging.getLogger(__name__)
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
+SCOPE_OF_METHOD = {
+    f"/{SERVICE_NAME}/GetTeacherInfo": "info",
+    f"/{SERVICE_NAME}/GetTeacherUsage": "info",
+    f"/{SERVICE_NAME}/ScoreSequences": "score",
+    f"/{SERVICE_NAME}/GetUnembedding": "score",
+    f"/{SERVICE_NAME}/WriteRationales": "write",
+}
+"""What a bearer token must allow."""
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_DEATH_CHECK_SECONDS = 0.25
+# After an engine's death: long enough for a health check to see it, short enough to be restarted soon.
+_DEATH_GRACE_SECONDS = 1.0
+
+T = TypeVar("T")
+
+
+class TeacherServer:
+    """gRPC server, health and servicer of one teacher."""
+
+    def __init__(self, config: TeacherConfig) -> None:
+        self._config = config
+        interceptors = [TokenInterceptor(config.token_file, SCOPE_OF_METHOD)] if config.token_file else []
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
+        self._health = HealthServicer()
+        self._stop_metrics: Callable[[], None] | None = None
+        self.servicer = TeacherServicer(
+            max_streams=config.max_streams,
+            stream_bytes=config.stream_mib * 2**20,
+            stall_seconds=config.stall_seconds,
+        )
+        pb_grpc.add_TeacherServiceServicer_to_server(self.servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if config.reflection:
+            from grpc_reflection.v1alpha import reflection
+
+            names = (SERVICE_NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+        port = bind(self._server, config.address, insecure=config.insecure, tls=config.tls)
+        self.address = f"{config.address.rpartition(':')[0]}:{port}"
+
+    async def start(self) -> None:
+        """Listens; all but health answers UNAVAILABLE."""
+        await self._set_health(_NOT_SERVING)
+        if self._config.metrics_port is not None:
+            from tutelage.teacher_server.server import metrics
+
+            self._stop_metrics = metrics.serve(self._config.metrics_port, self.servicer.usage)
+        await self._server.start()
+
+    async def open(self, teacher: Teacher) -> None:
+        """Serves a teacher that has been checked, and says so where others wait for it."""
+        for each in teacher.all:
+            if each.scoring is not None:
+                try:
+                    each.scoring.states.describe(each.info, each.scoring.head.unembedding)
+                except OSError as error:  # a full disk costs those who read the store alone, not answers
+                    logger.warning("the store cannot say whose states it holds: %s", error)
+        self.servicer.open(teacher)
+        await self._set_health(_SERVING)
+        if self._config.address_file is not None:
+            _write_atomically(self._config.address_file, self.address)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Takes nothing new, waits for what is in flight, then cancels it; health answers until then."""
+        await self._set_health(_NOT_SERVING)
+        # Not the server's own grace, which would wait for everybody who watches the health.
+        await self.servicer.drain(grace_seconds)
+        await self._server.stop(0)
+        if self._stop_metrics is not None:
+            stop_metrics, self._stop_metrics = self._stop_metrics, None
+            await asyncio.to_thread(stop_metrics)
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", SERVICE_NAME):
+            await self._health.set(service, status)
+
+
+async def serve(config: TeacherConfig, load: Callable[[str, float], Teacher]) -> None:
+    """Runs a server until it is told to stop; returns once everything has ended in order.
+
+    Args:
+        config: where to listen, how to drain.
+        load: makes the teacher, given instance id and start time; called in a thread.
+
+    Raises:
+        TutelageError: the teacher cannot be loaded, or an engine died.
+
+    """
+    server = TeacherServer(config)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await server.start()
+    logger.info("listening at %s; health is NOT_SERVING until the teacher has answered", server.address)
+    try:
+        stopped = asyncio.create_task(stop.wait())
+        preparing = asyncio.create_task(_prepare(server, load))
+        await asyncio.wait({stopped, preparing}, return_when=asyncio.FIRST_COMPLETED)
+        if not preparing.done():
+            logger.info("told to stop while loading")
+            return
+        teacher = preparing.result()
+        await server.open(teacher)
+        logger.info("serving %s at %s", config.served_name, server.address)
+        await _until_stopped(server, teacher, stopped, config.drain_seconds)
+    finally:
+        await server.stop(0)
+
+
+async def _prepare(server: TeacherServer, load: Callable[[str, float], Teacher]) -> Teacher:
+    from tutelage.teacher_server.model.self_check import check
+
+    servicer = server.servicer
+    teacher = await in_daemon_thread(lambda: load(servicer.instance_id, servicer.started_at_seconds))
+    await check(teacher)
+    return teacher
+
+
+async def _until_stopped(
+    server: TeacherServer, teacher: Teacher, stopped: asyncio.Task[bool], drain_seconds: float
+) -> None:
+    died = asyncio.create_task(_until_dead(teacher))
+    await asyncio.wait({stopped, died}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if not stopped.done():
+            logger.error("an engine died")
+            await server.stop(_DEATH_GRACE_SECONDS)
+            raise TutelageError("an engine died (vLLM's message is above); start the teacher again")
+        died.cancel()
+        logger.info("draining, at most %g s", drain_seconds)
+        await server.stop(drain_seconds)
+    finally:
+        teacher.shutdown()
+        logger.info("stopped")
+
+
+async def _until_dead(teacher: Teacher) -> None:
+    while not teacher.dead:
+        await asyncio.sleep(_DEATH_CHECK_SECONDS)
+
+
+async def in_daemon_thread(function: Callable[[], T]) -> T:
+    """The function's result, from a thread that does not hold up the end of the process."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def resolve(outcome: concurrent.futures.Future[T]) -> None:
+        if future.cancelled():
+            return
+        error = outcome.exception()
+        if error is None:
+            future.set_result(outcome.result())
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+        try:
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+        with contextlib.suppress(RuntimeError):  # the loop has ended, nobody waits any more
+            loop.call_soon_threadsafe(resolve, outcome)
+
+    threading.Thread(target=run, daemon=True, name="loading").start()
+    return await future
+
+
+def _write_atomically(path: Path, content: str) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(content, encoding="utf-8")
+    temporary.replace(path)

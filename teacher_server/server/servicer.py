@@ -1,0 +1,203 @@
+"""The teacher's RPCs. Until a teacher is loaded, and once the server drains, they answer UNAVAILABLE."""
+
+# ruff: noqa: N802, D102 (the contract names the RPCs and says what they do)
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import grpc.aio
+
+from tutelage.errors import ConfigurationError, InvalidRequest, Overloaded, Stalled, TutelageError, Unreachable
+from tutelage.names import check_name
+from tutelage.rpc.codec import encode
+from tutelage.rpc.transport import ADAPTER_METADATA_KEY, STUDENT_METADATA_KEY, refusal_of_error
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
+from tutelage.teacher_server.model.teacher import Teacher
+from tutelage.teacher_server.server.scoring_stream import (
+    DRAINING,
+    Context,
+    Output,
+    ScoringStream,
+    abort_with,
+    log_refusal,
+    write_rationales,
+)
+from tutelage.teacher_server.server.usage import Usage
+from tutelage.teacher_server.signals.unembedding import Unembedding, rows_bytes
+
+logger = logging.getLogger(__name__)
+
+_STATUS_SECONDS = 0.2
+ANONYMOUS = "anonymous"
+_STARTING = "the teacher is loading; wait until its health is SERVING"
+
+
+class TeacherServicer(pb_grpc.TeacherServiceServicer):
+    """Serves one teacher once it is loaded.
+
+    Args:
+        max_streams: calls open at once.
+        stream_bytes: hidden states that one stream holds for answers that are not read yet.
+        stall_seconds: after which a stream that is not read is ended.
+
+    """
+
+    def __init__(self, *, max_streams: int, stream_bytes: int, stall_seconds: float) -> None:
+        self._max_streams, self._stream_bytes, self._stall_seconds = max_streams, stream_bytes, stall_seconds
+        self.instance_id = uuid.uuid4().hex
+        self.started_at_seconds = time.time()
+        self._usage = Usage()
+        self._teacher: Teacher | None = None
+        self._draining = asyncio.Event()
+        self._calls_open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def open(self, teacher: Teacher) -> None:
+        """Starts answering."""
+        self._teacher = teacher
+
+    async def drain(self, seconds: float) -> None:
+        """Takes no new requests, on open streams either, and waits so long at most for those in flight."""
+        self._draining.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
+
+    async def GetTeacherInfo(self, request: pb.GetTeacherInfoRequest, context: Context) -> pb.GetTeacherInfoResponse:
+        async with self._call(context) as (teacher, _):
+            return teacher.info
+
+    async def GetTeacherUsage(self, request: pb.GetTeacherUsageRequest, context: Context) -> pb.GetTeacherUsageResponse:
+        return self.usage()
+
+    def usage(self) -> pb.GetTeacherUsageResponse:
+        """What was done since the start."""
+        usage = pb.GetTeacherUsageResponse(
+            instance_id=self.instance_id,
+            started_at_seconds=self.started_at_seconds,
+            students=self._usage.snapshot(),
+        )
+        if self._teacher is not None and self._teacher.scoring is not None:
+            usage.waiting_sequences = self._teacher.scoring.states.waiting
+            usage.engine_busy_seconds = self._teacher.scoring.states.queue.busy_seconds
+            usage.head_busy_seconds = self._teacher.scoring.head_queue.busy_seconds
+            states = [teacher.scoring.states for teacher in self._teacher.all if teacher.scoring is not None]
+            usage.engine_passes = sum(each.engine_passes for each in states)
+            usage.stored_bytes = sum(each.stored_bytes for each in states)
+        return usage
+
+    # Requests are read from the context, which does not end the call when reading is given up.
+    async def ScoreSequences(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
+        async with self._call(context) as (teacher, student_id):
+            teacher.validator.role(pb.TEACHER_ROLE_SCORE)
+            assert teacher.scoring is not None
+            with self._usage.stream(student_id):
+                output = Output(context, self._stall_seconds)
+                counters, held_bytes = self._usage.of(student_id), self._stream_bytes
+                await ScoringStream(
+                    teacher, teacher.scoring, counters, output, self._draining, held_bytes=held_bytes
+                ).run()
+            if self._draining.is_set():
+                raise Unreachable(DRAINING)
+
+    async def WriteRationales(  # type: ignore[override]
+        self, request: pb.WriteRationalesRequest, context: Context
+    ) -> None:
+        async with self._call(context) as (teacher, student_id):
+            counters, output = self._usage.of(student_id), Output(context, self._stall_seconds)
+            with self._usage.stream(student_id):
+                try:
+                    writing = teacher.validator.writing(request)
+                    async with aclosing(write_rationales(teacher, writing, request.request_id, counters)) as responses:
+                        async for response in responses:
+                            await output.write(response)
+                except (Unreachable, Stalled):
+                    raise
+                except TutelageError as error:
+                    counters.refusals += 1
+                    log_refusal(error, student_id, request.request_id)
+                    refusal = refusal_of_error(error)
+                    await output.write(pb.WriteRationalesResponse(request_id=request.request_id, refusal=refusal))
+
+    async def GetUnembedding(  # type: ignore[override]
+        self, request: pb.GetUnembeddingRequest, context: Context
+    ) -> None:
+        async with self._call(context) as (teacher, _):
+            row_start = teacher.validator.unembedding_row(request)
+            assert teacher.scoring is not None
+            unembedding = teacher.scoring.head.unembedding
+            for chunk in unembedding_chunks(unembedding, row_start, teacher.limits.frame_bytes):
+                await Output(context, self._stall_seconds).write(chunk)
+
+    @asynccontextmanager
+    async def _call(self, context: Context) -> AsyncIterator[tuple[Teacher, str]]:
+        """The teacher and the student of a call; turns our errors into its status."""
+        self._calls_open += 1
+        self._idle.clear()
+        student_id = ""
+        try:
+            student_id = _student_id(context)
+            if self._draining.is_set():
+                raise Unreachable(DRAINING)
+            if self._teacher is None:
+                raise Unreachable(_STARTING)
+            if self._calls_open > self._max_streams:
+                raise Overloaded(f"{self._max_streams} calls are open already; ask again later")
+            yield self._teacher.adapted(_metadata(context).get(ADAPTER_METADATA_KEY, "")), student_id
+        except Stalled as error:
+            logger.warning("%s", error, extra={"student": student_id})
+            # The status waits behind what is not read, and is there when the student reads on; we do not wait.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(abort_with(context, error), _STATUS_SECONDS)
+            raise asyncio.CancelledError from error
+        except TutelageError as error:
+            await abort_with(context, error)
+        except grpc.aio.InternalError as error:  # a write to a student that has gone: nobody is left to be told
+            raise asyncio.CancelledError from error
+        finally:
+            self._calls_open -= 1
+            if self._calls_open == 0:
+                self._idle.set()
+
+
+def unembedding_chunks(
+    unembedding: Unembedding, row_start: int, chunk_bytes: int
+) -> Iterator[pb.GetUnembeddingResponse]:
+    """The rows from `row_start` on, in messages of about `chunk_bytes`."""
+    import torch
+
+    total, columns = unembedding.weight_VD.shape
+    rows_a_chunk = max(1, chunk_bytes // (columns * unembedding.weight_VD.element_size()))
+    bfloat16 = unembedding.weight_VD.dtype == torch.bfloat16
+    for start in range(row_start, total, rows_a_chunk):
+        rows = unembedding.weight_VD[start : start + rows_a_chunk]
+        bias = None if unembedding.bias_V is None else unembedding.bias_V[start : start + rows_a_chunk]
+        crc = zlib.crc32(rows_bytes(rows))
+        yield pb.GetUnembeddingResponse(
+            row_start=start,
+            rows=encode(rows.view(torch.uint16).numpy() if bfloat16 else rows.numpy(), bfloat16=bfloat16),
+            bias=None if bias is None else encode(bias.numpy()),
+            checksum=crc if bias is None else zlib.crc32(rows_bytes(bias), crc),
+            last=start + len(rows) == total,
+        )
+
+
+def _metadata(context: Context) -> dict[str, str]:
+    return {key: str(value) for key, value in context.invocation_metadata() or ()}
+
+
+def _student_id(context: Context) -> str:
+    try:
+        return check_name(_metadata(context).get(STUDENT_METADATA_KEY, ANONYMOUS), STUDENT_METADATA_KEY)
+    except ConfigurationError as error:
+        raise InvalidRequest(error.message, error.field) from error

@@ -1,0 +1,173 @@
+"""Hidden states on disk, named by what they are the states of: one engine pass for all students, kinds and times.
+
+`tutelage.data.signal_cache` says what the files are. One is written beside its place, fsynced and renamed, so that a
+kill leaves either all of it or nothing with that name; and it is believed only if all of it fits. What was used
+longest ago goes first when the bytes run out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import RLock
+from typing import IO
+
+import torch
+from safetensors.torch import save
+
+from tutelage.data.signal_cache import SUFFIX, digest, paths_of_teacher, read_states, sequence_key, teacher_folder
+from tutelage.errors import ConfigurationError, CorruptFrame
+from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.teacher_server.signals.unembedding import Unembedding
+
+logger = logging.getLogger(__name__)
+
+_PART_SUFFIX = ".part"
+_HEADER_BYTES = 256
+
+
+class SignalStore:
+    """The stored hidden states of one teacher. Safe to use from several threads, by one process at a time.
+
+    Args:
+        root: folder of the stores of all teachers; made if it is missing.
+        teacher: `teacher_key` of this one.
+        max_bytes: size of this teacher's files together.
+
+    Raises:
+        ConfigurationError: another process uses the folder.
+
+    """
+
+    def __init__(self, root: Path, teacher: str, max_bytes: int) -> None:
+        self._folder, self.max_bytes = teacher_folder(root, teacher), max_bytes
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock_file = _locked(self._folder / "lock")
+        self._lock = RLock()
+        self._part_numbers = itertools.count()
+        self._sizes = self._found()
+        self.bytes = sum(self._sizes.values())
+        self._evict()
+
+    def close(self) -> None:
+        """Lets another process use the folder."""
+        self._lock_file.close()
+
+    def get(self, token_ids: Sequence[int]) -> torch.Tensor | None:
+        """bfloat16 [tokens, hidden_size]: the states after each token, or None if they are not (or no longer) here."""
+        key = sequence_key(token_ids)
+        with self._lock:
+            if key not in self._sizes:
+                return None
+            self._sizes.move_to_end(key)
+        path = self._path(key)
+        try:
+            states = torch.from_numpy(read_states(path, token_ids)).view(torch.bfloat16)
+            os.utime(path)  # the order of use outlives this process
+        except FileNotFoundError:  # evicted just now
+            return None
+        except (OSError, CorruptFrame) as error:
+            logger.warning("%s is damaged and will be computed again: %s", path, error)
+            self._remove(key)
+            return None
+        return states
+
+    def put(self, token_ids: Sequence[int], states_TD: torch.Tensor) -> None:
+        """Stores the states of a sequence; when it returns, they survive a kill.
+
+        Raises:
+            OSError: the disk is full or broken.
+
+        """
+        key, content = sequence_key(token_ids), _content(token_ids, states_TD)
+        part = self._folder / f"{key}.{next(self._part_numbers)}{_PART_SUFFIX}"
+        _write(part, self._path(key), content)
+        with self._lock:
+            self.bytes += len(content) - self._sizes.pop(key, 0)
+            self._sizes[key] = len(content)
+        self._evict()
+
+    def describe(self, info: pb.GetTeacherInfoResponse, unembedding: Unembedding) -> None:
+        """Writes who the teacher is, and what turns its states into logits, for those who read without a server.
+
+        Raises:
+            OSError: the disk is full or broken.
+
+        """
+        info_path, unembedding_path = paths_of_teacher(self._folder)
+        info_path.parent.mkdir(exist_ok=True)
+        if not info_path.exists():  # it is written last, and a folder has one teacher only
+            tensors = {"weight": unembedding.weight_VD}
+            if unembedding.bias_V is not None:
+                tensors["bias"] = unembedding.bias_V
+            _write(unembedding_path.with_suffix(_PART_SUFFIX), unembedding_path, save(tensors))
+        _write(info_path.with_suffix(_PART_SUFFIX), info_path, info.SerializeToString())
+
+    def __contains__(self, token_ids: Sequence[int]) -> bool:
+        return sequence_key(token_ids) in self._sizes
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def _found(self) -> OrderedDict[str, int]:
+        """Sizes by key, in the order of use; clears away what a kill left half-written."""
+        for part in self._folder.glob(f"*{_PART_SUFFIX}"):
+            part.unlink()
+        files = [(path, path.stat()) for path in self._folder.glob(f"*{SUFFIX}")]
+        files.sort(key=lambda file: file[1].st_mtime)
+        return OrderedDict((path.stem, status.st_size) for path, status in files)
+
+    def _evict(self) -> None:
+        with self._lock:
+            while self.bytes > self.max_bytes and self._sizes:
+                self._remove(next(iter(self._sizes)))
+
+    def _remove(self, key: str) -> None:
+        with self._lock:
+            self.bytes -= self._sizes.pop(key, 0)
+            self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}{SUFFIX}"
+
+
+def file_bytes(tokens: int, hidden_size: int) -> int:
+    """Size of a sequence's file, at most: states, token ids and header."""
+    return tokens * (2 * hidden_size + 4) + _HEADER_BYTES
+
+
+def _locked(path: Path) -> IO[bytes]:
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        message = f"{path.parent} is in use by another teacher server; give each its own folder"
+        raise ConfigurationError(message, "store.path") from error
+    return file
+
+
+def _content(token_ids: Sequence[int], states_TD: torch.Tensor) -> bytes:
+    states, ids = states_TD.to(torch.bfloat16).contiguous(), torch.tensor(token_ids, dtype=torch.int32)
+    metadata = {"sha256": digest(states.view(torch.uint16).numpy(), ids.numpy())}
+    content: bytes = save({"states": states, "token_ids": ids}, metadata=metadata)
+    return content
+
+
+def _write(part: Path, path: Path, content: bytes) -> None:
+    """Writes a file, first as `part`, so that a kill leaves all of it or nothing under its name."""
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,112 @@
+"""`tutelage train --config cohort.yaml`: trains the students of a cohort and shows how they do.
+
+`tutelage students list | pause | resume | stop | scale` steers them while they train.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tutelage.errors import EXIT_DONE, ConfigurationError
+from tutelage.trainer.cluster.run_control import Board, Command, ask, is_on, read_board, texts_of
+
+if TYPE_CHECKING:
+    from tutelage.trainer.config.run import CohortConfig
+
+_HELP = {
+    "list": "every student with its state, step and newest loss",
+    "pause": "a student stands still after its present step",
+    "resume": "a paused one goes on; a stopped one is queued again and goes on from its checkpoint",
+    "stop": "a student saves and ends after its present step",
+    "scale": "how many students may run at once; those beyond it save, end, and wait for their turn",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Trains students of a served teacher."""
+    from tutelage.config import load
+    from tutelage.trainer.config.run import CohortConfig
+
+    config = load(CohortConfig, arguments, program="tutelage train", environment_prefix="TUTELAGE_TRAIN_")
+    if not config.students:
+        raise ConfigurationError("there are none; list at least one, with id, init and data", "students")
+    return _train(config)
+
+
+def _train(config: CohortConfig) -> int:
+    from rich.console import Console
+
+    from tutelage.config import to_yaml
+    from tutelage.trainer.checkpoint.store import write_durably
+    from tutelage.trainer.cluster.console import Display
+    from tutelage.trainer.cluster.supervisor import local_or_connected_ray, supervise
+
+    config.output.mkdir(parents=True, exist_ok=True)
+    write_durably(config.output / "cohort.yaml", to_yaml(config).encode())
+    console = Console()
+    console.print(
+        f"run {config.run}: {len(config.students)} students, results in {config.output}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    with local_or_connected_ray(config), Display(console) as display:
+        students = supervise(config, display.update)
+    for student in students:
+        if student.outcome and student.outcome.checkpoint:
+            console.print(f"{student.config.id}: {student.outcome.checkpoint}", highlight=False, soft_wrap=True)
+    failed = [student.error for student in students if student.error]
+    if failed:
+        raise failed[0]
+    return EXIT_DONE
+
+
+def students(arguments: list[str]) -> int:
+    """Lists and steers the students of a run."""
+    options = _parser().parse_args(arguments)
+    board = read_board(options.output) if options.action == "list" else ask(options.output, _command(options))
+    if options.json:
+        print(json.dumps(asdict(board)))
+    else:
+        _show(board)
+    return EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tutelage students", description="Lists and steers the students of a run.")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in _HELP.items():
+        action = actions.add_parser(name, help=text, description=text)
+        if name == "scale":
+            action.add_argument("concurrency", type=int, help="students at once, at least 1")
+        elif name != "list":
+            action.add_argument("student", help="its id")
+        action.add_argument("--output", type=Path, default=Path("runs/run"), help="the run's folder (default runs/run)")
+        action.add_argument("--json", action="store_true", help="print the board as JSON")
+    return parser
+
+
+def _command(options: argparse.Namespace) -> Command:
+    if options.action != "scale":
+        return Command(options.action, student=options.student)
+    if options.concurrency < 1:
+        raise ConfigurationError(f"{options.concurrency} students at once is none; give at least 1", "concurrency")
+    return Command("scale", concurrency=options.concurrency)
+
+
+def _show(board: Board) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    on = "on" if is_on(board) else "not on"
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("student", "state", "step", "loss", "held-out KL", "now"):
+        table.add_column(name)
+    for row in board.students:
+        table.add_row(*texts_of(row))
+    console = Console()
+    console.print(f"run {board.run} ({on}), {board.concurrency} at once", highlight=False)
+    console.print(table)

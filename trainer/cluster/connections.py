@@ -1,0 +1,54 @@
+"""The teacher and the evaluator that a cohort's configuration names, connected to for one student."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from tutelage.identity import tokenizer_digests
+from tutelage.trainer.cluster.evaluator_client import EvaluatorClient
+from tutelage.trainer.config.run import CohortConfig, StudentConfig
+from tutelage.trainer.teacher.cached import StoredTeacher
+from tutelage.trainer.teacher.grpc_client import Teacher, TeacherClient, Waiting
+
+
+def open_teacher(config: CohortConfig, student: StudentConfig, waiting: Waiting, stack: ExitStack) -> Teacher | None:
+    """Who scores for this student, for as long as the stack is open; None if the configuration names nobody.
+
+    Several connections of one student count as one to the teacher: they share its part of the capacity.
+
+    Raises:
+        TutelageError: as `StoredTeacher` and `TeacherClient`.
+
+    """
+    if config.signals_from is not None:
+        return StoredTeacher(config.signals_from, tokenizer_digests=tokenizer_digests(student.init))
+    if config.teacher is None:
+        return None
+    return stack.enter_context(
+        TeacherClient(
+            config.teacher.address,
+            student_id=student.id,
+            wait_seconds=config.teacher.wait_seconds,
+            tokenizer_digests=tokenizer_digests(student.init),
+            adapter=config.teacher.adapter,
+            waiting=waiting,
+            tls=config.teacher.tls,
+            token_file=config.teacher.token_file,
+        )
+    )
+
+
+def open_evaluator(
+    config: CohortConfig, student: StudentConfig, teacher: Teacher | None, stack: ExitStack
+) -> EvaluatorClient | None:
+    """Where this student's checkpoints go, for as long as the stack is open; None means nowhere."""
+    if config.evaluator is None:
+        return None
+    client = EvaluatorClient(
+        config.evaluator,
+        run=config.run,
+        student=student,
+        teacher=teacher.identity.model_name if teacher else "",
+        folder=config.folder(student.id),
+    )
+    return stack.enter_context(client)

@@ -1,0 +1,116 @@
+"""Sends checkpoints to the evaluator without making the training wait.
+
+A failure does not stop a training: it is logged, and every submission and its fate is a line of
+`evaluations.jsonl` in the student's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+
+from tutelage.errors import TutelageError
+from tutelage.rpc.transport import STUDENT_METADATA_KEY, error_of_rpc, open_channel, token_metadata
+from tutelage.rpc.v1 import evaluator_pb2 as pb
+from tutelage.rpc.v1 import evaluator_pb2_grpc as rpc
+from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.config.services import EvaluatorConfig
+
+_ATTEMPTS, _TIMEOUT_SECONDS, _PAUSE_SECONDS = 5, 10.0, 2.0
+_log = logging.getLogger(__name__)
+
+
+class EvaluatorClient:
+    """`trainer.loop.Evaluations` over gRPC; one submission after the other, in a thread of its own.
+
+    Args:
+        config: where and what.
+        run: name of the run.
+        student: whose checkpoints.
+        teacher: name of its teacher.
+        folder: the student's.
+
+    Raises:
+        ConfigurationError: a file of TLS or the token cannot be read.
+
+    """
+
+    def __init__(
+        self, config: EvaluatorConfig, *, run: str, student: StudentConfig, teacher: str, folder: Path
+    ) -> None:
+        self.every_steps = config.every_steps
+        self._config, self._run, self._student, self._teacher = config, run, student, teacher
+        self._log_path = folder / "evaluations.jsonl"
+        self._metadata()  # a token that cannot be read is better known now than in the thread
+        self._channel = open_channel(config.address, config.tls)
+        self._stub = rpc.EvaluatorServiceStub(self._channel)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="evaluations")
+
+    def submit(self, step: int, checkpoint: Path) -> None:
+        """Hands a checkpoint over and returns at once; the same one twice is the same work."""
+        self._thread.submit(self._send, step, checkpoint.resolve())
+
+    def close(self) -> None:
+        """Waits for submissions that are under way."""
+        self._thread.shutdown(wait=True)
+        self._channel.close()
+
+    def __enter__(self) -> EvaluatorClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _send(self, step: int, checkpoint: Path) -> None:
+        request = self._request(step, checkpoint)
+        problem = self._try_to_send(request)
+        if problem:
+            _log.warning("evaluation %s was not submitted: %s", request.evaluation_id, problem)
+        line = {"evaluation_id": request.evaluation_id, "step": step, "submitted": not problem, "error": problem}
+        with self._log_path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def _try_to_send(self, request: pb.SubmitEvaluationRequest) -> str:
+        """Why it could not be sent; empty if it was."""
+        problem: TutelageError | None = None
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(_PAUSE_SECONDS)
+            try:
+                self._stub.SubmitEvaluation(request, timeout=_TIMEOUT_SECONDS, metadata=self._metadata())
+            except grpc.RpcError as error:
+                problem = error_of_rpc(error, self._config.address, "evaluator")
+                if problem.status not in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"):
+                    break
+            else:
+                return ""
+        return str(problem)
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return ((STUDENT_METADATA_KEY, self._student.id), *token_metadata(self._config.token_file))
+
+    def _request(self, step: int, checkpoint: Path) -> pb.SubmitEvaluationRequest:
+        student = self._student
+        return pb.SubmitEvaluationRequest(
+            evaluation_id=f"{self._run}.{student.id}.step-{step}",
+            checkpoint=str(checkpoint),
+            labels=pb.EvaluationLabels(
+                run=self._run,
+                student=student.id,
+                teacher=self._teacher,
+                objective=student.objective.name,
+                temperature=student.objective.temperature,
+                noise=student.objective.noise,
+                step=step,
+                training_seed=student.seed,
+            ),
+            tasks=[
+                pb.TaskRequest(task=task.task, protocol=task.protocol, limit=task.limit) for task in self._config.tasks
+            ],
+            seed=student.seed,
+        )

@@ -1,0 +1,135 @@
+"""One student as a Ray actor: `student-<id>` in the namespace of the run.
+
+Ray restarts it when its process dies, and calls `run` again, which goes on from the last checkpoint; the
+future that the first call returned is the one that completes. `status`, `pause`, `resume` and `stop` have
+a concurrency group of their own and answer while it trains. A student with several workers (`trainer.torch_trainer`)
+trains in those; its actor speaks for them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Literal
+
+import ray
+
+from tutelage.trainer.config.run import CohortConfig
+from tutelage.trainer.metrics.progress import Outcome, Progress, Status, in_words
+from tutelage.trainer.metrics.prometheus import Gauges
+from tutelage.trainer.training.control import Control, Stopped
+
+_log = logging.getLogger(__name__)
+
+
+class StudentActor:
+    """Runs the training of one student of a cohort.
+
+    Args:
+        config: the cohort's.
+        student_id: which of its students.
+
+    """
+
+    def __init__(self, config: CohortConfig, student_id: str) -> None:
+        # Ray keeps what its process says on stderr, and shows that on the actor's page of the dashboard.
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        self._config, self._student = config, config.student(student_id)
+        self._control = Control()
+        self._gauges = Gauges(config.run, student_id)
+        self._progress = Progress(student_id, 0, self._student.steps, "starting")
+        self._report(self._progress)
+
+    def __repr__(self) -> str:
+        """What the dashboard and Ray's logs call it."""
+        return f"{self._student.objective.name} student {self._student.id}"
+
+    @ray.method(max_task_retries=-1)
+    def run(self) -> Outcome:
+        """Trains to the end, or until `stop`.
+
+        Raises:
+            TutelageError: as `trainer.loop.train` and `TeacherClient`.
+
+        """
+        try:
+            return self._train_with_workers() if self._student.workers > 1 else self._train()
+        except Stopped:
+            return Outcome(self._student.id, self._progress.step, finished=False, checkpoint=None)
+
+    def _train(self) -> Outcome:
+        # The driver, which imports this module too, needs no torch.
+        from tutelage.trainer.cluster.connections import open_evaluator, open_teacher
+        from tutelage.trainer.training.loop import train
+
+        with ExitStack() as stack:
+            teacher = open_teacher(self._config, self._student, self._waiting, stack)
+            return train(
+                self._student,
+                folder=self._config.folder(self._student.id),
+                teacher=teacher,
+                report=self._report,
+                evaluations=open_evaluator(self._config, self._student, teacher, stack),
+                control=self._control,
+            )
+
+    def _train_with_workers(self) -> Outcome:
+        from tutelage.trainer.cluster.worker_group import Task, train_with_workers
+
+        myself = ray.get_runtime_context().current_actor
+        return train_with_workers(Task(self._config, self._student.id, myself))
+
+    # Asked for twice a second: as events these calls would bury everything else that the dashboard lists.
+    @ray.method(concurrency_group="control", enable_task_events=False)
+    def status(self) -> Status:
+        """Where it is."""
+        return Status(self._progress, self._control.paused, os.getpid(), self._updated_at_seconds)
+
+    @ray.method(concurrency_group="control")
+    def pause(self) -> None:
+        """Stands still after the present step."""
+        self._control.pause()
+
+    @ray.method(concurrency_group="control")
+    def resume(self) -> None:
+        """Goes on after a pause."""
+        self._control.resume()
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Saves and ends after the present step."""
+        self._control.stop()
+
+    @ray.method(concurrency_group="control")
+    def asked(self) -> Literal["run", "pause", "stop"]:
+        """What its workers are to do."""
+        if self._control.stopped:
+            return "stop"
+        return "pause" if self._control.paused else "run"
+
+    @ray.method(concurrency_group="control")
+    def take_progress(self, progress: Progress) -> None:
+        """Where its workers are."""
+        self._report(progress)
+
+    @ray.method(concurrency_group="control")
+    def take_waiting(self, seconds: float, reason: str) -> None:
+        """How long the teacher has not answered, and why."""
+        self._report(replace(self._progress, phase=f"waiting for the teacher, {seconds:.0f} s: {reason}"))
+
+    def _report(self, progress: Progress) -> None:
+        if self._is_news(progress):
+            _log.info(in_words(progress))
+        self._progress, self._updated_at_seconds = progress, time.time()
+        self._gauges.show(progress)
+
+    def _is_news(self, progress: Progress) -> bool:
+        """Phases are told one by one until there are steps, then with each step."""
+        return progress.step != self._progress.step or not progress.metrics
+
+    def _waiting(self, seconds: float, reason: str) -> None:
+        self._control.check_stopped()
+        self.take_waiting(seconds, reason)

@@ -1,0 +1,156 @@
+"""One student trained by several processes: its actor runs `trainer.loop.train` in the workers of a Ray `TorchTrainer`.
+
+The actor stays the one that is asked and steered; its workers ask it what to do, and the first tells it how far they
+are. What they know besides is in the student's folder, so workers that died are replaced by others, which go on from
+the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from tutelage.errors import TutelageError
+from tutelage.trainer.config.run import CohortConfig
+from tutelage.trainer.metrics.progress import Outcome, Progress
+from tutelage.trainer.training.control import Control, Stopped
+
+# Ray reads it when a trainer is made: paths of a configuration are relative to where the command was started.
+os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+
+_POLL_SECONDS = 0.3
+# Workers wait for the first one, which may be paused. One that dies is noticed by its connections.
+_LONGEST_PAUSE_SECONDS = 30 * 24 * 3600
+# What workers in their place would meet as well.
+_FINAL = (TutelageError, Stopped)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is started with."""
+
+    config: CohortConfig
+    student_id: str
+    actor: Any
+    """Handle of the student's `StudentActor`."""
+
+
+def train_with_workers(task: Task) -> Outcome:
+    """Trains the student with `workers` processes; for its actor.
+
+    Workers of which one died are replaced, all of them, `ray.max_restarts` times.
+
+    Raises:
+        Stopped: it was asked to stop while it waited for the teacher.
+        TutelageError: as `trainer.loop.train` and `TeacherClient`.
+        WorkerGroupError: the workers failed otherwise, once more than they may.
+
+    """
+    from ray.train import WorkerGroupError
+
+    restarts = 0
+    while True:
+        try:
+            outcome: Outcome = _trainer(task).fit().return_value
+            return outcome
+        except WorkerGroupError as error:
+            final = [failure for failure in error.worker_failures.values() if isinstance(failure, _FINAL)]
+            if final:
+                raise final[0] from error
+            if restarts == task.config.ray.max_restarts:
+                raise
+            restarts += 1
+            _log.warning("%s: workers are replaced, since %s", task.student_id, error)
+
+
+def _trainer(task: Task) -> Any:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    student = task.config.student(task.student_id)
+    resources = {"CPU": student.threads} | ({"GPU": student.gpus} if student.gpus else {})
+    return TorchTrainer(
+        _work,
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(timeout_s=_LONGEST_PAUSE_SECONDS),
+        scaling_config=ScalingConfig(
+            num_workers=student.workers, use_gpu=student.gpus > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=task.student_id, storage_path=str(task.config.folder(task.student_id).resolve() / "ray_train")
+        ),
+    )
+
+
+def _work(settings: dict[str, Task]) -> Outcome:
+    """The training in one worker."""
+    from tutelage.trainer.cluster.connections import open_evaluator, open_teacher
+    from tutelage.trainer.model.process_group import workers_of_process_group
+    from tutelage.trainer.training.loop import train
+
+    task, workers = settings["task"], workers_of_process_group()
+    config, student = task.config, task.config.student(task.student_id)
+    with ExitStack() as stack:
+        control = stack.enter_context(_Obeying(task.actor))
+        teacher = open_teacher(config, student, control.waiting, stack)
+        return train(
+            student,
+            folder=config.folder(student.id),
+            teacher=teacher,
+            report=control.report,
+            evaluations=open_evaluator(config, student, teacher, stack) if workers.first else None,
+            control=control,
+            workers=workers,
+        )
+
+
+class _Obeying(Control):
+    """What the student's actor was asked, brought over by a thread.
+
+    Args:
+        actor: its handle.
+
+    """
+
+    def __init__(self, actor: Any) -> None:
+        super().__init__()
+        self._actor, self._ended = actor, threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="control", daemon=True)
+
+    def __enter__(self) -> _Obeying:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def report(self, progress: Progress) -> None:
+        """Tells the actor where the training is."""
+        self._actor.take_progress.remote(progress)
+
+    def waiting(self, seconds: float, reason: str) -> None:
+        """Tells the actor that the teacher does not answer; for `TeacherClient`.
+
+        Raises:
+            Stopped: a stop was asked for.
+
+        """
+        self.check_stopped()
+        self._actor.take_waiting.remote(seconds, reason)
+
+    def _follow(self) -> None:
+        while not self._ended.wait(_POLL_SECONDS):
+            asked = ray.get(self._actor.asked.remote())
+            if asked == "stop":
+                self.stop()
+            elif asked == "pause":
+                self.pause()
+            else:
+                self.resume()

@@ -1,0 +1,68 @@
+"""What a run's students are connected to: their teacher, the evaluator, the cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tutelage.config import Config
+from tutelage.rpc.tls import ClientTls
+from tutelage.trainer.config.objective import NotNegative, Positive
+
+
+class TeacherConfig(Config):
+    """Where the teacher is."""
+
+    address: str = "127.0.0.1:50051"
+    """host:port of the teacher server."""
+    adapter: str | None = None
+    """Name of the LoRA adapter to learn from; none means the base model."""
+    wait_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """How long to wait for a teacher that does not answer before giving up."""
+    tls: ClientTls | None = None
+    """How to know the teacher; none means an unencrypted connection."""
+    token_file: Path | None = None
+    """File with the bearer token that the teacher asks for."""
+
+
+class TaskConfig(Config):
+    """One task that the evaluator is asked for."""
+
+    task: str
+    """Name of the task, as the evaluator lists it."""
+    protocol: Literal["paper", "loglik", "open"] = "paper"
+    """How it is scored."""
+    limit: NotNegative = 0
+    """Items to score, the first ones; 0 means all."""
+
+
+class EvaluatorConfig(Config):
+    """Where the evaluator is and what it is asked for."""
+
+    address: str = "127.0.0.1:50052"
+    """host:port of the evaluator."""
+    tls: ClientTls | None = None
+    """How to know the evaluator; none means an unencrypted connection."""
+    token_file: Path | None = None
+    """File with the bearer token that the evaluator asks for."""
+    tasks: tuple[TaskConfig, ...]
+    """Tasks for each evaluated checkpoint."""
+    every_steps: NotNegative = 0
+    """Evaluate every so many steps besides before and after training; must be saved steps; 0 means not."""
+
+
+class RayConfig(Config):
+    """The cluster that the students run on."""
+
+    address: str | None = None
+    """Address of a running cluster; none starts a local one and stops it afterwards."""
+    cpus: Positive | None = None
+    """CPUs of the local cluster; none means what the students that run at once ask for."""
+    dashboard: bool = False
+    """Whether the local cluster serves the Ray dashboard (on loopback)."""
+    object_store_bytes: Positive = 80 * 2**20
+    """Shared memory of the local cluster; students keep nothing in it."""
+    max_restarts: NotNegative = 10
+    """How often Ray restarts a student whose process died."""

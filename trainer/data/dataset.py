@@ -1,0 +1,100 @@
+"""Data sets as token ids: read, checked, templated, truncated with a count, ordered by a seed.
+
+dataset = read_dataset(Path("train.jsonl"), tokenizer, template="chat", max_tokens=512)
+first, held = dataset.split(held_out=16, seed=0)
+order = Order(len(first.examples), seed=0)
+batch = [first.examples[index] for index in order.take(drawn=0, count=8)]
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tutelage.data.dataset_files import Example, cut, read_examples
+from tutelage.data.prompts import Template
+from tutelage.errors import DataError
+from tutelage.trainer.data.seeding import numpy_generator
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Rows of one file, in the file's order."""
+
+    examples: tuple[Example, ...]
+    fingerprint: str
+    """SHA-256, hex, of the token ids of all examples."""
+    dropped_prompts: int
+    """Rows left out because their prompt alone fills `max_tokens`."""
+    truncated_completions: int
+    """Rows whose completion lost its end."""
+    tokens_cut: int
+    """Completion tokens that truncation removed."""
+
+    def split(self, *, held_out: int, seed: int) -> tuple[Dataset, tuple[Example, ...]]:
+        """The rows to train on, and `held_out` seeded rows that are not among them.
+
+        Raises:
+            DataError: no row would be left to train on.
+
+        """
+        if held_out >= len(self.examples):
+            raise DataError(
+                f"{held_out} held-out sequences of {len(self.examples)} rows leave none to train on; "
+                "give more data or lower held_out.sequences"
+            )
+        order = numpy_generator(seed, "held-out").permutation(len(self.examples))
+        held = {int(index) for index in order[:held_out]}
+        rest = tuple(example for index, example in enumerate(self.examples) if index not in held)
+        return replace(self, examples=rest), tuple(self.examples[index] for index in sorted(held))
+
+
+@dataclass(frozen=True)
+class Order:
+    """A seeded permutation per epoch, addressed by the number of examples drawn before."""
+
+    size: int
+    seed: int
+
+    def take(self, drawn: int, count: int) -> list[int]:
+        """Indices of the `count` examples that follow the first `drawn`."""
+        indices: list[int] = []
+        while len(indices) < count:
+            epoch, offset = divmod(drawn + len(indices), self.size)
+            permutation = numpy_generator(self.seed, "order", epoch).permutation(self.size)
+            indices += permutation[offset : offset + count - len(indices)].tolist()
+        return indices
+
+
+def read_dataset(path: Path, tokenizer: Any, *, template: Template, max_tokens: int) -> Dataset:
+    """Reads a `.jsonl`, `.json` (a list of rows) or `.parquet` file.
+
+    Args:
+        path: the file.
+        tokenizer: a transformers tokenizer with an end-of-sequence token.
+        template: as `tutelage.data.dataset_files.read_examples`.
+        max_tokens: as `tutelage.data.dataset_files.cut`.
+
+    Raises:
+        DataError: as `read_examples` and `cut`.
+
+    """
+    kept = cut(read_examples(path, tokenizer, template=template), max_tokens, path)
+    return Dataset(
+        kept.examples,
+        _fingerprint(kept.examples),
+        kept.dropped_prompts,
+        kept.truncated_completions,
+        kept.tokens_cut,
+    )
+
+
+def _fingerprint(examples: Sequence[Example]) -> str:
+    total = hashlib.sha256()
+    for example in examples:
+        for ids in (example.prompt_ids, example.completion_ids):
+            total.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+    return total.hexdigest()

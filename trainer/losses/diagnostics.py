@@ -1,0 +1,151 @@
+"""What tells a person how near a student is to its teacher, one number per row, without gradients.
+
+Legend: N rows, n rows of a block, V vocabulary, A atoms (kept ids and the tail).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from tutelage.trainer.losses.chunked import BlockFunction, evaluate_rows
+from tutelage.trainer.losses.divergences import entropy, forward_kl, generalized_jsd, reverse_kl
+from tutelage.trainer.losses.gradients import row_dot
+from tutelage.trainer.losses.losses import DEFAULT_CHUNK_ROWS, check_same_vocabulary
+from tutelage.trainer.losses.tail_bucket import bucketed_logps
+from tutelage.trainer.losses.teacher_distribution import Smoothing, smooth_teacher
+from tutelage.trainer.teacher.signals import BucketedRows, HiddenRows, TeacherRows, Unembedding
+
+SUPPORT_IDS = 64
+"""Size of the student's support whose teacher mass is reported for `hidden` rows."""
+
+_Measures = dict[str, Tensor]
+
+
+def diagnostics(
+    student_hidden_ND: Tensor,
+    student_head: Unembedding,
+    teacher: TeacherRows,
+    *,
+    smoothing: Smoothing,
+    chunk_rows: int = DEFAULT_CHUNK_ROWS,
+) -> dict[str, Tensor]:
+    """Measures per row, each float32 [N], at the smoothing's temperatures.
+
+    `forward_kl`, `reverse_kl`, `jsd` (β = ½), in nats: with `topk` and `candidates` over kept ids and tail, so lower
+    bounds. `teacher_entropy` likewise; `student_entropy` over the vocabulary. `top1_agreement`: 1 if both have the
+    same likeliest id (with `candidates`: of the candidates). `tail_mass` and `student_tail_mass`: probability
+    outside the support; for `hidden` rows the support is the student's likeliest `SUPPORT_IDS` ids, so that 1 −
+    tail_mass is the share of the teacher's mass on the student's support, as it is for `candidates`.
+    """
+    measure: _OfWhole | _OfBuckets
+    if isinstance(teacher, HiddenRows):
+        check_same_vocabulary(student_head, teacher)
+        measure = _OfWhole(teacher, smoothing)
+    else:
+        measure = _OfBuckets(teacher, smoothing)
+    names: list[str] = []
+    function = _Stacked(measure.of_chunk, names)
+    with torch.no_grad():
+        values_NM = evaluate_rows(student_hidden_ND, student_head, function, chunk_rows=chunk_rows)
+    return {name: values_NM[:, column] for column, name in enumerate(names)}
+
+
+@dataclass(frozen=True)
+class _Stacked:
+    """Measures as the columns of one tensor."""
+
+    measures_of_chunk: Callable[[slice], Callable[[Tensor, slice], _Measures]]
+    names: list[str]
+
+    def of_chunk(self, rows: slice) -> BlockFunction:
+        measure = self.measures_of_chunk(rows)
+
+        def evaluate(logits_nV: Tensor, block: slice, with_gradient: bool) -> tuple[Tensor, None]:
+            measures = measure(logits_nV, block)
+            self.names[:] = list(measures)
+            return torch.stack([value_n.float() for value_n in measures.values()], dim=-1), None
+
+        return evaluate
+
+
+@dataclass(frozen=True)
+class _OfWhole:
+    teacher: HiddenRows
+    smoothing: Smoothing
+
+    def of_chunk(self, rows: slice) -> Callable[[Tensor, slice], _Measures]:
+        head = self.teacher.unembedding
+        product_nV = head.product(self.teacher.hidden_ND[rows])
+        digest_n, position_n = self.teacher.sequence_digest_N[rows], self.teacher.position_N[rows]
+
+        def measure(logits_nV: Tensor, block: slice) -> _Measures:
+            raw_nV = head.finish(product_nV[block])
+            teacher_nV = smooth_teacher(raw_nV, digest_n[block], position_n[block], self.smoothing).log_softmax(-1)
+            student_nV = (logits_nV / self.smoothing.temperature_of_student).log_softmax(-1)
+            support = student_nV.topk(min(SUPPORT_IDS, student_nV.shape[1]), dim=-1)
+            compare = _with_zeros if self.smoothing.truncates else _without_zeros
+            return {
+                **compare(teacher_nV, student_nV),
+                "top1_agreement": teacher_nV.argmax(-1) == support.indices[:, 0],
+                "tail_mass": 1.0 - teacher_nV.gather(-1, support.indices).exp().sum(-1),
+                "student_tail_mass": 1.0 - support.values.exp().sum(-1),
+            }
+
+        return measure
+
+
+@dataclass(frozen=True)
+class _OfBuckets:
+    teacher: BucketedRows
+    smoothing: Smoothing
+
+    def of_chunk(self, rows: slice) -> Callable[[Tensor, slice], _Measures]:
+        teacher = self.teacher.at(rows)
+
+        def measure(logits_nV: Tensor, block: slice) -> _Measures:
+            rows = teacher.at(block)
+            student_nV = (logits_nV / self.smoothing.temperature_of_student).log_softmax(-1)
+            teacher_nA, student_nA = bucketed_logps(rows, logits_nV, self.smoothing)
+            best_n = rows.kept_logits.masked_fill(rows.kept_ids < 0, -math.inf).argmax(-1, keepdim=True)
+            return {
+                **_with_zeros(teacher_nA, student_nA),
+                "student_entropy": entropy(student_nV),
+                "top1_agreement": rows.kept_ids.gather(-1, best_n)[:, 0] == student_nV.argmax(-1),
+                "tail_mass": teacher_nA[:, -1].exp(),
+                "student_tail_mass": student_nA[:, -1].exp(),
+            }
+
+        return measure
+
+
+def _with_zeros(teacher_logp_nA: Tensor, student_logp_nA: Tensor) -> _Measures:
+    return {
+        "forward_kl": forward_kl(teacher_logp_nA, student_logp_nA),
+        "reverse_kl": reverse_kl(teacher_logp_nA, student_logp_nA),
+        "jsd": generalized_jsd(teacher_logp_nA, student_logp_nA, beta=0.5),
+        "teacher_entropy": entropy(teacher_logp_nA),
+        "student_entropy": entropy(student_logp_nA),
+    }
+
+
+def _without_zeros(teacher_logp_nV: Tensor, student_logp_nV: Tensor) -> _Measures:
+    """The same where no probability is 0, in a third of the time for want of masks."""
+    teacher_nV, student_nV = teacher_logp_nV.exp(), student_logp_nV.exp()
+    log_ratio_nV = teacher_logp_nV - student_logp_nV
+    forward_n, reverse_n = row_dot(teacher_nV, log_ratio_nV), -row_dot(student_nV, log_ratio_nV)
+    # ln m/q = softplus(ln p/q) − ln 2.
+    mixture_nV = softplus(log_ratio_nV)
+    mixtures_n = row_dot(teacher_nV, mixture_nV) + row_dot(student_nV, mixture_nV)
+    return {
+        "forward_kl": forward_n,
+        "reverse_kl": reverse_n,
+        "jsd": 0.5 * (forward_n - mixtures_n) + math.log(2.0),
+        "teacher_entropy": -row_dot(teacher_nV, teacher_logp_nV),
+        "student_entropy": -row_dot(student_nV, student_logp_nV),
+    }

@@ -1,0 +1,190 @@
+"""The losses: a value per row from the student's hidden states and what the teacher said about the same rows.
+
+Rows are the scored positions, chosen before: no function takes a mask. Logits exist for one chunk of rows at a time
+(`chunked`), and never the gradient of a chunk beside the next.
+
+Legend: N rows, V vocabulary, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from tutelage.errors import ConfigurationError
+from tutelage.trainer.losses import divergences, estimators, gradients
+from tutelage.trainer.losses import released_code as paper
+from tutelage.trainer.losses.chunked import RowFunction, evaluate_rows
+from tutelage.trainer.losses.gradients import Divergence, ValueAndGradient
+from tutelage.trainer.losses.registry import Setting, check_signal, resolve_parameters
+from tutelage.trainer.losses.row_functions import KeptIdsAndTail, SmoothedTokenLogp, TokenLogp, WholeVocabulary
+from tutelage.trainer.losses.teacher_distribution import Smoothing
+from tutelage.trainer.teacher.signals import HiddenRows, TeacherRows, Unembedding
+
+DEFAULT_CHUNK_ROWS = 512
+
+
+def token_divergence(
+    student_hidden_ND: Tensor,
+    student_head: Unembedding,
+    teacher: TeacherRows,
+    *,
+    objective: str,
+    parameters: Mapping[str, Setting] | None = None,
+    smoothing: Smoothing,
+    chunk_rows: int = DEFAULT_CHUNK_ROWS,
+    approximate: bool = False,
+) -> Tensor:
+    """The objective's divergence per row, float32 [N] in nats (times T² if the smoothing says so).
+
+    Gradients flow to the hidden states and to the head's matrix and bias.
+
+    Args:
+        student_hidden_ND: final hidden states [N, D], the head's input.
+        student_head: the student's, over the same vocabulary as the teacher's.
+        teacher: the same rows of the teacher.
+        objective: a name of `table.OBJECTIVES` that compares distributions.
+        parameters: of the objective; the rest by default.
+        smoothing: temperatures, noise, truncation.
+        chunk_rows: rows of logits that exist at once.
+        approximate: accept a signal that serves the objective only approximately.
+
+    Raises:
+        ConfigurationError: the signal does not serve the objective, or the vocabularies differ in size.
+
+    """
+    given = resolve_parameters(objective, parameters or {})
+    divergence = divergence_named(objective, given)
+    check_signal(
+        objective,
+        teacher.kind,
+        parameters=given,
+        noise=smoothing.noise,
+        truncates=smoothing.truncates,
+        approximate=approximate,
+    )
+    function: RowFunction
+    if isinstance(teacher, HiddenRows):
+        check_same_vocabulary(student_head, teacher)
+        fast = _closed_form(objective, given) if not smoothing.truncates else None
+        function = WholeVocabulary(teacher, smoothing, fast or gradients.by_autograd(divergence))
+    else:
+        function = KeptIdsAndTail(teacher, smoothing, divergence, student_head.vocabulary_size)
+    value_N = evaluate_rows(student_hidden_ND, student_head, function, chunk_rows=chunk_rows)
+    return value_N if smoothing.loss_factor == 1.0 else value_N * smoothing.loss_factor
+
+
+def token_cross_entropy(
+    student_hidden_ND: Tensor, student_head: Unembedding, targets_N: Tensor, *, chunk_rows: int = DEFAULT_CHUNK_ROWS
+) -> Tensor:
+    """−ln q(target), float32 [N] in nats, at temperature 1: the objectives `sft` and `seq_kd`."""
+    return -evaluate_rows(student_hidden_ND, student_head, TokenLogp(targets_N, 1.0), chunk_rows=chunk_rows)
+
+
+def token_policy_gradient(
+    student_hidden_ND: Tensor,
+    student_head: Unembedding,
+    teacher: TeacherRows,
+    sampled_ids_N: Tensor,
+    *,
+    estimator: str = "policy_gradient",
+    sampler_logp_N: Tensor | None = None,
+    smoothing: Smoothing,
+    chunk_rows: int = DEFAULT_CHUNK_ROWS,
+) -> Tensor:
+    """The objective `policy_gradient_kl`, float32 [N] (times T² if the smoothing says so); see `estimators`.
+
+    Args:
+        student_hidden_ND: as in `token_divergence`.
+        student_head: as in `token_divergence`.
+        teacher: as in `token_divergence`; `topk` and `candidates` need `realized_logits_N`.
+        sampled_ids_N: int64, the token that the student sampled at each row.
+        estimator: `policy_gradient`, `k2_reverse_kl` or `k3_forward_kl`.
+        sampler_logp_N: ln q of those tokens under the weights that sampled them, if those were older.
+        smoothing: temperatures and noise.
+        chunk_rows: as in `token_divergence`.
+
+    Raises:
+        ConfigurationError: the estimator is unknown, or noise or truncation is asked of another signal than `hidden`.
+
+    """
+    parameters = {"estimator": estimator}
+    check_signal(
+        "policy_gradient_kl",
+        teacher.kind,
+        parameters=parameters,
+        noise=smoothing.noise,
+        truncates=smoothing.truncates,
+    )
+    teacher_logp_N = teacher_token_logp(teacher, sampled_ids_N, smoothing=smoothing, chunk_rows=chunk_rows)
+    function = TokenLogp(sampled_ids_N, smoothing.temperature_of_student)
+    student_logp_N = evaluate_rows(student_hidden_ND, student_head, function, chunk_rows=chunk_rows)
+    if estimator == "policy_gradient":
+        value_N = estimators.policy_gradient(student_logp_N, teacher_logp_N, sampler_logp_N)
+    else:
+        value_N = getattr(estimators, estimator)(student_logp_N, teacher_logp_N)
+    return value_N * smoothing.loss_factor
+
+
+def teacher_token_logp(teacher: TeacherRows, ids_N: Tensor, *, smoothing: Smoothing, chunk_rows: int) -> Tensor:
+    """Ln p of one id per row under the smoothed teacher, float32 [N]; of `topk` and `candidates` the realised ids."""
+    if isinstance(teacher, HiddenRows):
+        function = SmoothedTokenLogp(ids_N, teacher, smoothing)
+        with torch.no_grad():
+            return evaluate_rows(teacher.hidden_ND, teacher.unembedding, function, chunk_rows=chunk_rows)
+    assert teacher.realized_logits_N is not None
+    return teacher.realized_logits_N / smoothing.temperature - teacher.logsumexp_N
+
+
+def divergence_named(objective: str, parameters: Mapping[str, Setting]) -> Divergence:
+    """The definition that a name and resolved parameters stand for, of (teacher_logp, student_logp).
+
+    Raises:
+        ConfigurationError: the objective does not compare distributions.
+
+    """
+    plain: dict[str, Callable[..., Tensor]] = {
+        "forward_kl": divergences.forward_kl,
+        "reverse_kl": divergences.reverse_kl,
+        "gkd": divergences.generalized_jsd,
+        "jsd": partial(divergences.generalized_jsd, beta=0.5),
+        "skew_kl": divergences.skew_kl,
+        "skew_reverse_kl": divergences.skew_reverse_kl,
+        "tvd": divergences.total_variation,
+        "adaptive_kl": divergences.adaptive_kl,
+        "paper_code/forward_kl": paper.released_forward_kl,
+        "paper_code/reverse_kl": paper.released_reverse_kl,
+        "paper_code/gkd": paper.released_jsd,
+    }
+    if objective not in plain:
+        raise ConfigurationError(f"{objective} compares no distributions; use one of {', '.join(plain)}", "objective")
+    return partial(plain[objective], **parameters)
+
+
+def check_same_vocabulary(student_head: Unembedding, teacher: HiddenRows) -> None:
+    """Refuses heads over vocabularies of different sizes, such as with padded rows on one side.
+
+    Raises:
+        ConfigurationError: names both sizes.
+
+    """
+    student, theirs = student_head.vocabulary_size, teacher.unembedding.vocabulary_size
+    if student != theirs:
+        raise ConfigurationError(
+            f"the student's head has {student} rows, the teacher's {theirs}; cut both to the tokenizer's vocabulary"
+        )
+
+
+def _closed_form(objective: str, parameters: Mapping[str, Setting]) -> ValueAndGradient | None:
+    beta = 0.5 if objective == "jsd" else parameters.get("beta")
+    if objective == "forward_kl" or (objective == "gkd" and beta == 0.0):
+        return gradients.forward_kl
+    if objective == "reverse_kl" or (objective == "gkd" and beta == 1.0):
+        return gradients.reverse_kl
+    if objective in ("gkd", "jsd"):
+        return gradients.generalized_jsd(cast(float, beta), bool(parameters.get("normalize_beta", False)))
+    return None

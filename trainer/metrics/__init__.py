@@ -1,0 +1,4 @@
+"""What a training says of itself: rows on disk, trackers, Prometheus gauges, progress.
+
+May import `config` and `data`.
+"""

@@ -1,0 +1,53 @@
+"""Adapters beside a model's frozen weights (LoRA: Hu et al. 2021, arXiv 2106.09685), by peft.
+
+The model itself is changed in place, so forward, backward and sampling go through the adapters without knowing of
+them; the handle that comes back writes the standard adapter directory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tutelage.errors import ConfigurationError
+from tutelage.trainer.config.run import LoraConfig
+
+
+def add_adapters(model: Any, settings: LoraConfig, *, seed: int) -> Any:
+    """Freezes the model, adds adapters in its dtype, and returns peft's handle on them.
+
+    Args:
+        model: a transformers causal language model.
+        settings: where, how wide.
+        seed: of the adapters' first values; they change no logit before the first step.
+
+    Raises:
+        ConfigurationError: a target is the name of no linear layer of the model.
+
+    """
+    import peft
+
+    _check_targets(model, settings)
+    torch.manual_seed(seed)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.target_modules),
+    )
+    # As with full fine-tuning the float32 copies are the optimizer's, not the model's.
+    return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def _check_targets(model: Any, settings: LoraConfig) -> None:
+    """Peft passes over a target that it does not find as long as it finds another."""
+    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    for target in settings.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            known = sorted({name.rsplit(".", 1)[-1] for name in layers})
+            raise ConfigurationError(
+                f"{target!r} is no linear layer of {type(model).__name__}; it has {', '.join(known)}",
+                "lora.target_modules",
+            )

@@ -1,0 +1,293 @@
+"""A student: its weights, its optimizer, and everything of them that a checkpoint keeps.
+
+Forward and backward run in `dtype`; the optimizer steps float32 weights, which are copied back after each
+step (mixed precision as Micikevicius et al. 2018, arXiv 1710.03740, without loss scaling, which bfloat16
+does not need). With LoRA the trained weights are those of the adapters; all others are frozen and have
+neither gradients nor float32 copies. Shared out over several workers (`trainer.sharding`), a trained weight is
+float32 only, and each worker has, steps and clears a part of it.
+
+Shape suffixes: B sequences, T positions, N scored rows, V vocabulary, D hidden width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tutelage.errors import CheckpointError
+from tutelage.trainer.config.run import LoraConfig, OptimizerConfig
+from tutelage.trainer.model.cpu_attention import use_fast_attention
+from tutelage.trainer.model.fsdp import gathered, part_of, shard, whole
+from tutelage.trainer.model.lora import add_adapters
+from tutelage.trainer.model.process_group import Workers
+from tutelage.trainer.teacher.signals import Unembedding
+from tutelage.trainer.teacher.to_tensors import Scored
+
+STATE_FILE = "trainer_state.st"
+"""Safetensors by another suffix: engines take every `*.safetensors` of a folder for weights."""
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Student:
+    """A causal language model under training.
+
+    Args:
+        folder: Hugging Face directory with safetensors weights.
+        dtype: of forward and backward.
+        optimizer: AdamW's settings.
+        vocabulary_size: ids that the tokenizer can produce; later rows of the head are padding.
+        lora: adapters to train instead of all weights.
+        adapter_seed: of the adapters' first values.
+        gradient_checkpointing: compute layers again in the backward pass instead of keeping their values.
+        sharded: keep only this worker's part of it; the other workers of the process group make the same student.
+
+    Raises:
+        ConfigurationError: as `add_adapters`.
+
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: str,
+        optimizer: OptimizerConfig,
+        vocabulary_size: int,
+        lora: LoraConfig | None = None,
+        adapter_seed: int = 0,
+        gradient_checkpointing: bool = False,
+        sharded: bool = False,
+    ) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.sharded = sharded
+        # The full path, since an adapter's files name the model that it belongs to.
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            folder.resolve(), dtype=getattr(torch, dtype), use_safetensors=True
+        )
+        self._adapters = None if lora is None else add_adapters(self.model, lora, seed=adapter_seed)
+        self._saved_names = list((self._adapters or self.model).state_dict())
+        self.model.final_hidden = MethodType(_final_hidden, self.model)
+        if sharded:
+            shard(self.model, dtype=getattr(torch, dtype), device=self.device, forward="final_hidden")
+        else:
+            self.model.to(self.device)
+        use_fast_attention(self.model)
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.train()
+        self._settings = optimizer
+        self.vocabulary_size = vocabulary_size
+        # Tied weights occur once in named_parameters.
+        self._parameters: dict[str, Tensor] = {
+            name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
+        }
+        # In float32 the optimizer steps the model's own weights.
+        self._masters = {
+            name: parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_()
+            for name, parameter in self._parameters.items()
+        }
+        self._optimizer = _adamw(self._masters, optimizer)
+
+    @property
+    def parameters_count(self) -> int:
+        """Trained numbers."""
+        return sum(parameter.numel() for parameter in self._parameters.values())
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a sequence: the tokenizer's and the model's."""
+        configured = self.model.generation_config.eos_token_id
+        configured = [] if configured is None else configured
+        return frozenset({self.tokenizer.eos_token_id, *([configured] if isinstance(configured, int) else configured)})
+
+    def whole(self) -> AbstractContextManager[None]:
+        """In here, and when training after `hidden`, its weights are all there; all workers enter it at once.
+
+        Whatever runs the model without gradients does so in here. None of that takes part in what the others do.
+        """
+        return whole(self.model)
+
+    def head(self) -> Unembedding:
+        """What turns its hidden states into logits, over the tokenizer's vocabulary; gradients reach it.
+
+        To be asked for after `hidden`, which brings a sharded head together.
+        """
+        layer = self.model.get_output_embeddings()
+        bias = getattr(layer, "bias", None)
+        config = self.model.config
+        # A slice, be it of everything, costs the backward pass a matrix of zeros and a copy.
+        padded = len(layer.weight) > self.vocabulary_size
+        return Unembedding(
+            layer.weight[: self.vocabulary_size] if padded else layer.weight,
+            bias[: self.vocabulary_size] if padded and bias is not None else bias,
+            _logit_scale(config),
+            float(getattr(config, "final_logit_softcapping", None) or 0.0),
+        )
+
+    def hidden(self, sequences: Sequence[Scored]) -> Tensor:
+        """Final hidden states [N, D] of the scored positions of each sequence, one after the other."""
+        ids_BT = torch.zeros(len(sequences), max(len(sequence.ids) for sequence in sequences), dtype=torch.long)
+        for place, sequence in enumerate(sequences):
+            ids_BT[place, : len(sequence.ids)] = torch.from_numpy(sequence.ids)
+        # Padding is on the right, where causal attention never looks, so no mask is needed.
+        hidden_BTD = self.model.final_hidden(ids_BT.to(self.device))
+        return torch.cat([hidden_BTD[place, item.start : item.end] for place, item in enumerate(sequences)])
+
+    @torch.no_grad()
+    def likeliest_ids(self, sequence: Scored, k: int) -> npt.NDArray[np.int32]:
+        """The k ids that it finds likeliest at each scored position, int32 [rows, k]."""
+        self.model.eval()
+        hidden_ND = self.hidden([sequence])
+        self.model.train()
+        logits_NV = self.head().logits(hidden_ND)
+        ids_NK = logits_NV.topk(min(k, self.vocabulary_size), dim=-1).indices
+        return ids_NK.to(torch.int32).cpu().numpy()
+
+    def collect_gradients(self) -> None:
+        """Adds the model's gradients to the float32 ones and clears them; after each backward."""
+        for name, parameter in self._parameters.items():
+            master = self._masters[name]
+            if parameter.grad is None or master is parameter:
+                continue
+            if master.grad is None:
+                master.grad = parameter.grad.to(torch.float32, copy=True)
+            else:
+                master.grad += parameter.grad
+            parameter.grad = None
+
+    def sum_gradients(self, workers: Workers) -> None:
+        """Adds up what the workers collected of a step; backward passes of a sharded student have done so."""
+        if not self.sharded:
+            workers.sum_gradients(list(self._masters.values()))
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> float:
+        """Clips, steps, clears the gradients, and returns their norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self._masters.values(), self._settings.clip, error_if_nonfinite=True)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._publish()
+        return float(gathered(norm))
+
+    def save(self, folder: Path | None) -> None:
+        """Writes the Hugging Face checkpoint (with LoRA, the adapter's) and `trainer_state.st`.
+
+        All workers of a sharded student save at once: one gives a folder, the others None and write nothing.
+        """
+        state = self._gathered_state(keep=folder is not None)
+        with self.whole():
+            if folder is None:
+                return
+            if self._adapters is None:
+                self.model.save_pretrained(folder, state_dict=self._weights())
+            else:
+                self._adapters.save_pretrained(folder, state_dict=self._weights(), save_embedding_layers=False)
+        self.tokenizer.save_pretrained(folder)
+        save_file(state, folder / STATE_FILE)
+
+    def _gathered_state(self, *, keep: bool) -> dict[str, Tensor]:
+        """The optimizer's weights and their moments, one brought together after the other; nothing unless kept."""
+        tensors = {}
+        for name, master in self._masters.items():
+            moments = self._optimizer.state.get(master, {})
+            parts = {"master": master.detach()} | {key: moments[key] for key in _MOMENTS if key in moments}
+            for key, part in parts.items():
+                tensor = gathered(part)
+                if keep:
+                    tensors[f"{key}.{name}"] = tensor
+        return tensors
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What `state_dict` would give: asked for it, a sharded model has only parts."""
+        model = self._adapters or self.model
+        tensors = {
+            name: tensor.detach()
+            for named in (model.named_parameters, model.named_buffers)
+            for name, tensor in named(remove_duplicate=False)
+        }
+        return {name: tensors[name] for name in self._saved_names}
+
+    @torch.no_grad()
+    def load_state(self, folder: Path, *, steps_done: int) -> None:
+        """Takes weights and optimizer from a checkpoint of `save`.
+
+        Raises:
+            CheckpointError: its tensors are not this model's.
+
+        """
+        with safe_open(folder / STATE_FILE, framework="pt") as tensors:
+            stored = set(tensors.keys())
+            if {name for name in stored if name.startswith("master.")} != {f"master.{name}" for name in self._masters}:
+                raise CheckpointError(f"{folder / STATE_FILE} is of another model; begin a new run in another folder")
+            for name, master in self._masters.items():
+                master.copy_(part_of(tensors.get_tensor(f"master.{name}"), master))
+                moments = {
+                    moment: part_of(tensors.get_tensor(f"{moment}.{name}"), master)
+                    for moment in _MOMENTS
+                    if f"{moment}.{name}" in stored
+                }
+                if moments:  # A weight that never had a gradient has none.
+                    self._optimizer.state[master] = {
+                        "step": torch.tensor(float(steps_done), device=self.device),
+                        **moments,
+                    }
+        self._publish()
+
+    def _publish(self) -> None:
+        """Copies the optimizer's weights into the model."""
+        for name, parameter in self._parameters.items():
+            if parameter is not self._masters[name]:
+                parameter.data.copy_(self._masters[name])
+
+
+def learning_rate_at(step: int, steps: int, settings: OptimizerConfig) -> float:
+    """The rate of step `step` (0, 1, …) of `steps`: linear warm-up, then the schedule.
+
+    The first step after a warm-up of w steps is at the peak; `linear` and `cosine` would reach 0 one
+    step after the last.
+    """
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
+    progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    match settings.schedule:
+        case "constant":
+            return settings.learning_rate
+        case "linear":
+            return settings.learning_rate * (1.0 - progress)
+        case "cosine":
+            return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _final_hidden(model: Any, ids_BT: Tensor) -> Tensor:
+    """Final hidden states [B, T, D]; a method that the model is given."""
+    hidden_BTD: Tensor = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    return hidden_BTD
+
+
+def _adamw(masters: dict[str, Tensor], settings: OptimizerConfig) -> torch.optim.AdamW:
+    groups = [
+        {"params": [tensor for tensor in masters.values() if tensor.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [tensor for tensor in masters.values() if tensor.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+
+
+def _logit_scale(config: Any) -> float:
+    """Factor on the logits: Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`."""
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)

@@ -1,0 +1,160 @@
+"""Live sampling with vLLM in the student's own process; its weights are replaced in place before each step's sampling.
+
+vLLM computes with a copy of the weights, fused and packed its way. `reload_weights` makes that copy anew from the
+student's tensors, which are handed over by reference, so a sample is always of the weights of its step. Nothing else
+outlives a step: prefix caching is off, and every sequence has a seed of its own.
+
+The engine starts with random weights. What it then finds likeliest after the first refresh is compared with what the
+student does, so a model whose weights do not all arrive is refused at start.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from tutelage.errors import ConfigurationError
+from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.data.seeding import derived_seed
+from tutelage.trainer.model.student import Student
+
+if TYPE_CHECKING:
+    from tutelage.trainer.rollout.hf_sampler import TokenIds
+
+# Also the first that the engine computes: on CPUs with AMX one of fewer than five tokens would kill the process.
+_PROBE_IDS = tuple(range(8))
+_PROBED = 20
+# bfloat16 logits of two engines differ by a few tenths at most; those of a model that lacks a tensor by more than one.
+_TOLERANCE_NATS = 0.5
+# Of the key-value cache; none of vLLM's own is larger.
+_BLOCK_TOKENS = 128
+
+
+class VllmSampler:
+    """A `Sampler` that writes with vLLM.
+
+    Args:
+        config: the student's, without `lora`.
+        student: whose weights are taken.
+
+    Raises:
+        ConfigurationError: vLLM is not installed, does not start with this model, or does not compute it.
+
+    """
+
+    def __init__(self, config: StudentConfig, student: Student) -> None:
+        if find_spec("vllm") is None:
+            raise ConfigurationError("vllm is not installed here; install it, or use transformers", "sampling.engine")
+        self._config, self._student = config, student
+        logp_V, cache_bytes_a_token = _probe(student)
+        try:
+            self._llm = _start(config, cache_bytes_a_token)
+            self.refresh()
+        except (RuntimeError, ValueError) as error:
+            raise ConfigurationError(
+                f"vLLM does not start with this student: {error}; use transformers", "sampling.engine"
+            ) from error
+        self._require_same(logp_V)
+
+    def write(self, step: int, places: Sequence[int], prompts: Sequence[TokenIds]) -> list[TokenIds]:
+        """As `Sampler.write`."""
+        self.refresh()
+        settings = [
+            request_settings(self._config, self._student, step=step, place=place, prompt_tokens=len(prompt))
+            for place, prompt in zip(places, prompts, strict=True)
+        ]
+        outputs = self._generate([prompt.tolist() for prompt in prompts], settings)
+        return [np.asarray(output.token_ids, np.int32) for output in outputs]
+
+    def _generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]]) -> list[Any]:
+        """What vLLM makes of each prompt, in order."""
+        from vllm import SamplingParams
+
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        parameters = [SamplingParams(**values) for values in settings]
+        return [result.outputs[0] for result in self._llm.generate(inputs, parameters, use_tqdm=False)]
+
+    def refresh(self) -> None:
+        """Gives the engine the student's present weights."""
+        # The state dict has tied weights under each of their names, and vLLM packs each of them apart.
+        weights = self._student.model.state_dict()
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+
+    def _require_same(self, logp_V: torch.Tensor) -> None:
+        """Refuses an engine that finds other tokens likeliest than the student."""
+        settings = {"max_tokens": 1, "logprobs": _PROBED, "seed": 0, "detokenize": False}
+        (output,) = self._generate([_PROBE_IDS], [settings])
+        found = {token: one.logprob for token, one in output.logprobs[0].items()}
+        difference = max(abs(logp - float(logp_V[token])) for token, logp in found.items())
+        if difference > _TOLERANCE_NATS:
+            raise ConfigurationError(
+                f"vLLM's log-probabilities are {difference:.2f} from the student's, allowed is {_TOLERANCE_NATS}: it "
+                "computes this model otherwise, or not all weights reach it; use transformers",
+                "sampling.engine",
+            )
+
+
+def request_settings(
+    config: StudentConfig, student: Student, *, step: int, place: int, prompt_tokens: int
+) -> dict[str, Any]:
+    """What vLLM is told about one sequence.
+
+    Args:
+        config: the student's.
+        student: whose end tokens and vocabulary count.
+        step: optimizer steps done.
+        place: of the sequence among those of the step.
+        prompt_tokens: of its prompt.
+
+    """
+    size = student.vocabulary_size
+    padded = student.model.get_output_embeddings().weight.shape[0] > size
+    return {
+        "max_tokens": min(config.sampling.max_new_tokens, config.batch.max_tokens - prompt_tokens),
+        "temperature": config.sampling.temperature,
+        "top_p": config.sampling.top_p,
+        "seed": derived_seed(config.seed, "sampling", config.id, step, place),
+        "stop_token_ids": sorted(student.end_ids),
+        "allowed_token_ids": list(range(size)) if padded else None,
+        "detokenize": False,
+    }
+
+
+@torch.no_grad()
+def _probe(student: Student) -> tuple[torch.Tensor, int]:
+    """The student's log-probabilities after `_PROBE_IDS`, float32 [V], and bytes of its key-value cache a token."""
+    student.model.eval()
+    output = student.model(torch.tensor([_PROBE_IDS], device=student.device), use_cache=True)
+    student.model.train()
+    cached = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
+    return output.logits[0, -1].float().log_softmax(-1), cached // len(_PROBE_IDS)
+
+
+def _start(config: StudentConfig, cache_bytes_a_token: int) -> Any:
+    """An engine in this process, with random weights, for the student's longest batch."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    from vllm import LLM
+
+    longest = max(config.batch.max_tokens, len(_PROBE_IDS) + 1)
+    # One more than are written: vLLM keeps a block for itself.
+    cached_tokens = (config.batch.sequences + 1) * (longest + _BLOCK_TOKENS)
+    return LLM(
+        str(config.init),
+        load_format="dummy",
+        dtype=config.dtype,
+        max_model_len=longest,
+        max_num_seqs=config.batch.sequences,
+        kv_cache_memory_bytes=cached_tokens * cache_bytes_a_token,
+        gpu_memory_utilization=0.01,  # Only compared with what is free, since the size of the cache is given.
+        enforce_eager=True,  # Compiling takes minutes at the first start.
+        enable_prefix_caching=False,
+        skip_tokenizer_init=True,
+        generation_config="vllm",  # Its own, not the model's: `sampling` alone says how to write.
+    )

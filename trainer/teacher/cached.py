@@ -1,0 +1,137 @@
+"""A teacher that is a folder: answers from stored hidden states, exactly, with every kind of signal.
+
+What a teacher server (or `tutelage teacher precompute`) has stored is enough for all objectives, temperatures and
+noises over the same sequences; sequences that nobody has stored need a teacher.
+
+Shape suffixes: R rows (scored positions), V vocabulary, K kept ids, D hidden width, M temperatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tutelage.data.signal_cache import SUFFIX, find_teacher, read_states, read_teacher, sequence_key
+from tutelage.errors import DataError, IdentityMismatch
+from tutelage.identity import require_same_tokenizer
+from tutelage.trainer.teacher.frame_decoder import SignalRequest, Signals, SignalSpec, joined
+from tutelage.trainer.teacher.grpc_client import TeacherIdentity, UnembeddingArrays
+from tutelage.trainer.teacher.signals import Unembedding
+
+_CHUNK_LOGITS_BYTES = 24 * 2**20
+
+
+class StoredTeacher:
+    """A `Teacher` behind a signal store.
+
+    Args:
+        folder: the store, with the states of one teacher, or one teacher's folder in it.
+        tokenizer_digests: of the student; must equal the teacher's.
+
+    Raises:
+        CorruptFrame: the folder's description of its teacher is damaged.
+        DataError: the folder does not hold the states of one teacher.
+        IdentityMismatch: the student has another tokenizer.
+
+    """
+
+    waited_seconds = 0.0
+
+    def __init__(self, folder: Path, *, tokenizer_digests: Mapping[str, str]) -> None:
+        self._folder = find_teacher(folder)
+        stored = read_teacher(self._folder)
+        require_same_tokenizer(stored.info.tokenizer_digests, tokenizer_digests)
+        announced = stored.info.unembedding
+        self._arrays = UnembeddingArrays(stored.rows_VD, stored.bias_V, announced.logit_scale, announced.logit_softcap)
+        self._head: Unembedding | None = None
+        self.identity = TeacherIdentity(
+            stored.info.model_name,
+            stored.info.weights_digest,
+            stored.info.vocabulary_size,
+            stored.info.hidden_size,
+            stored.info.noise_floor.mean_kl,
+        )
+
+    def unembedding(self) -> UnembeddingArrays:
+        """As `Teacher.unembedding`."""
+        return self._arrays
+
+    def score(self, requests: Sequence[SignalRequest], spec: SignalSpec) -> list[Signals]:
+        """As `Teacher.score`.
+
+        Raises:
+            CorruptFrame: a file of the store is damaged.
+            DataError: a sequence is not stored.
+
+        """
+        return [self._signals(request, spec) for request in requests]
+
+    def _signals(self, request: SignalRequest, spec: SignalSpec) -> Signals:
+        hidden_RD = self._states(request.token_ids)[request.score_start : request.score_end]
+        if hidden_RD.shape[1] != self.identity.hidden_size:
+            raise IdentityMismatch(f"stored states have {hidden_RD.shape[1]} numbers", "signals_from")
+        if spec.kind == "hidden":
+            return Signals(hidden_RD=hidden_RD)
+        rows = max(1, _CHUNK_LOGITS_BYTES // (4 * self.identity.vocabulary_size))
+        starts = range(0, len(hidden_RD), rows)
+        parts = [self._part(request, spec, hidden_RD, slice(start, start + rows)) for start in starts]
+        names = ("ids_RK", "logits_RK", "realized_logits", "logsumexp_RM")
+        columns = dict(zip(names, zip(*parts, strict=True), strict=True))
+        return Signals(
+            **{name: joined(list(column), name) for name, column in columns.items() if column[0] is not None}
+        )
+
+    def _part(
+        self, request: SignalRequest, spec: SignalSpec, hidden_RD: npt.NDArray[np.uint16], rows: slice
+    ) -> tuple[npt.NDArray[Any] | None, ...]:
+        """Ids, logits, realised logits and log-sum-exp of some rows."""
+        logits_RV = self._float_head().logits(torch.from_numpy(hidden_RD[rows].copy()).view(torch.bfloat16))
+        following = request.token_ids[request.score_start + 1 : request.score_end + 1][rows].astype(np.int64)
+        realized = logits_RV[: len(following)].gather(1, torch.from_numpy(following)[:, None])[:, 0]
+        logsumexp_RM = torch.stack([(logits_RV / T).logsumexp(1) for T in spec.temperatures], dim=1)
+        if request.candidate_ids_RK is None:
+            logits_RK, ids_RK = logits_RV.topk(spec.k)
+            if spec.min_mass > 0:
+                ids_RK, logits_RK = _kept(ids_RK, logits_RK, logsumexp_RM[:, 0], spec)
+            return ids_RK.to(torch.int32).numpy(), logits_RK.numpy(), realized.numpy(), logsumexp_RM.numpy()
+        ids_RC = torch.from_numpy(request.candidate_ids_RK[rows].astype(np.int64))
+        return None, _at(logits_RV, ids_RC).numpy(), realized.numpy(), logsumexp_RM.numpy()
+
+    def _float_head(self) -> Unembedding:
+        """The head in float32, so that logits are as exact as the server's; made when it is first needed."""
+        if self._head is None:
+            matrix_VD = torch.from_numpy(self._arrays.rows_VD)
+            if matrix_VD.dtype == torch.uint16:
+                matrix_VD = matrix_VD.view(torch.bfloat16)
+            bias_V = None if self._arrays.bias_V is None else torch.from_numpy(self._arrays.bias_V)
+            self._head = Unembedding(matrix_VD.float(), bias_V, self._arrays.scale, self._arrays.softcap)
+        return self._head
+
+    def _states(self, token_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.uint16]:
+        try:
+            return read_states(self._folder / f"{sequence_key(token_ids)}{SUFFIX}", token_ids)
+        except FileNotFoundError as error:
+            raise DataError(
+                f"a sequence of {len(token_ids)} tokens is not stored in {self._folder}; fill the store with "
+                "`tutelage teacher precompute` for this data, template and batch.max_tokens, or train with a teacher",
+                "signals_from",
+            ) from error
+
+
+def _kept(ids_RK: Tensor, logits_RK: Tensor, logsumexp_R: Tensor, spec: SignalSpec) -> tuple[Tensor, Tensor]:
+    """The fewest ids that have `min_mass`, padded to the longest row."""
+    mass_RK = (logits_RK / spec.temperatures[0] - logsumexp_R[:, None]).exp().cumsum(1)
+    lengths_R = ((mass_RK < spec.min_mass).sum(1) + 1).clamp(max=spec.k)
+    beyond_RK = torch.arange(int(lengths_R.max())) >= lengths_R[:, None]
+    width = beyond_RK.shape[1]
+    return ids_RK[:, :width].masked_fill(beyond_RK, -1), logits_RK[:, :width].masked_fill(beyond_RK, -torch.inf)
+
+
+def _at(logits_RV: Tensor, ids_RC: Tensor) -> Tensor:
+    return logits_RV.gather(1, ids_RC.clamp(min=0)).masked_fill(ids_RC < 0, -torch.inf)

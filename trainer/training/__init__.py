@@ -1,0 +1,4 @@
+"""The training of one student: batches that the teacher has scored, optimizer steps, validation, control.
+
+May import every room but `cluster`; knows nothing of Ray.
+"""

@@ -1,0 +1,252 @@
+"""The batches that a student learns from: whose sequences they hold, and what the teacher says about them.
+
+Each sequence of a batch is the student's own with probability λ, drawn for that sequence alone (or for its
+micro-batch); the others come from the data. The teacher scores in the background: the data's sequences of a batch while
+the student writes its own, and later batches while it steps. A later batch is begun early if it does not depend on the
+student's weights, or if `sampling.max_staleness` lets older weights write it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tutelage.data.dataset_files import Example, TokenIds
+from tutelage.errors import DataError
+from tutelage.trainer.checkpoint.trainer_state import Written
+from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.data.seeding import numpy_generator
+from tutelage.trainer.losses.registry import objective_named
+from tutelage.trainer.model.process_group import Workers
+from tutelage.trainer.model.student import Student
+from tutelage.trainer.rollout.hf_sampler import open_sampler
+from tutelage.trainer.teacher.frame_decoder import SignalRequest, Signals
+from tutelage.trainer.teacher.grpc_client import Teacher
+from tutelage.trainer.teacher.signals import TeacherRows, Unembedding
+from tutelage.trainer.teacher.to_tensors import Scored, scored, signal_spec, teacher_rows
+
+ExamplesOf = Callable[[int], Sequence[Example]]
+"""The `batch.sequences` examples of a step, for all workers together."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Sequences that go through the student at once, and what the teacher says about them."""
+
+    sequences: list[Scored]
+    teacher: TeacherRows | None
+    counts: bool = True
+    """Whether it is part of the loss; one that is not only accompanies the passes of other workers."""
+
+    @property
+    def rows(self) -> int:
+        """Scored positions."""
+        return sum(sequence.rows for sequence in self.sequences)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    request: SignalRequest
+    signals: Signals
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A batch that is being scored; places are those in the whole step's batch."""
+
+    sequences: Mapping[int, Scored]
+    answers: Sequence[Future[dict[int, _Answer]]]
+    written: Written
+    """What the student wrote of it."""
+
+
+class Batches:
+    """One worker's share of the batches of one student.
+
+    Args:
+        config: the student's.
+        student: writes its own sequences.
+        teacher: asked for signals; None if the objective needs none.
+        unembedding: the teacher's, for the signal `hidden`.
+        workers: who train the student together.
+        written: of later batches, as a checkpoint kept it.
+
+    Raises:
+        ConfigurationError: as `open_sampler`.
+
+    """
+
+    def __init__(
+        self,
+        config: StudentConfig,
+        student: Student,
+        teacher: Teacher | None,
+        unembedding: Unembedding | None,
+        workers: Workers,
+        written: Iterable[Written] = (),
+    ) -> None:
+        self._config, self._student, self._workers = config, student, workers
+        self._teacher = teacher if objective_named(config.objective.name).needs_teacher else None
+        self._unembedding = unembedding
+        self._sampler = open_sampler(config, student)
+        self._kept = {batch.step: batch for batch in written}
+        self._begun: dict[int, _Begun] = {}
+        self._background = ThreadPoolExecutor(
+            1, thread_name_prefix="scoring", initializer=torch.set_num_threads, initargs=(config.threads,)
+        )
+
+    def close(self) -> None:
+        """Asks for nothing more."""
+        self._background.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def written(self) -> tuple[Written, ...]:
+        """What the student wrote of batches that no step has taken yet, for a checkpoint."""
+        return tuple(begun.written for begun in self._begun.values() if begun.written.completions)
+
+    def begin(self, step: int, examples_of: ExamplesOf) -> None:
+        """Writes what step number `step` learns from, and as many later batches as may be, and has them scored.
+
+        Raises:
+            DataError: an example has no completion to learn from.
+
+        """
+        last = min(step + self._steps_ahead, self._config.steps - 1)
+        with self._student.whole() if self._asks_student else nullcontext():
+            for later in range(step, max(step, last) + 1):
+                if later not in self._begun:
+                    self._begun[later] = self._begin(later, step, examples_of(later))
+
+    def take(self, step: int) -> list[MicroBatch]:
+        """The batch of a step that was begun: micro-batches of sequences of like length, unless the loss depends on
+        them.
+
+        Raises:
+            TutelageError: as the teacher's `score`.
+
+        """
+        begun = self._begun[step]
+        answers = {place: answer for future in begun.answers for place, answer in future.result().items()}
+        del self._begun[step]
+        places, size = sorted(begun.sequences), self._config.batch.micro_batch_sequences
+        if not self._config.micro_batches_matter:
+            places.sort(key=lambda place: -len(begun.sequences[place].ids))
+        parts = [places[start : start + size] for start in range(0, len(places), size)]
+        return [self._micro_batch([begun.sequences[place] for place in part], answers, part) for part in parts]
+
+    @property
+    def _asks_student(self) -> bool:
+        """Whether the student writes batches, or chooses what the teacher is asked."""
+        objective = self._config.objective
+        return objective.own_fraction > 0 or objective.signal == "candidates"
+
+    @property
+    def _steps_ahead(self) -> int:
+        """How many batches are begun before it is their turn."""
+        objective = self._config.objective
+        if objective.own_fraction > 0:
+            return self._config.sampling.max_staleness
+        return 0 if self._teacher is None or objective.signal == "candidates" else 1
+
+    def _begin(self, step: int, weights_version: int, examples: Sequence[Example]) -> _Begun:
+        """The worker's share of a batch: own samples where the draw says so, else the data's completions."""
+        drawn = self._drawn(step, len(examples))
+        places = self._share(len(examples), drawn)
+        data = {
+            place: self._scored(examples[place], examples[place].completion_ids, None)
+            for place in places
+            if place not in drawn
+        }
+        answers = self._ask(data)
+        own_places = [place for place in places if place in drawn]
+        written = self._kept.pop(step, None) or self._write(step, weights_version, own_places, examples)
+        own = {
+            place: self._scored(examples[place], written.completions[place], written.weights_version)
+            for place in own_places
+        }
+        return _Begun(data | own, [*answers, *self._ask(own)], written)
+
+    def _drawn(self, step: int, count: int) -> set[int]:
+        """The places of a batch whose sequences the student writes itself."""
+        config = self._config
+        unit = config.batch.micro_batch_sequences if config.on_policy_unit == "micro_batch" else 1
+        draws = numpy_generator(config.seed, "on-policy", config.id, step).random(math.ceil(count / unit))
+        return {place for place in range(count) if draws[place // unit] < config.objective.own_fraction}
+
+    def _share(self, count: int, own: Collection[int]) -> list[int]:
+        """The worker's places of a step's `count`: whole micro-batches if the loss depends on them.
+
+        The places in `own` are dealt first, so that the writing, which takes longest, is shared evenly.
+        """
+        size = self._config.batch.micro_batch_sequences if self._config.micro_batches_matter else 1
+        units = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        units.sort(key=lambda unit: unit[0] not in own)
+        return sorted(place for unit in self._workers.share(units) for place in unit)
+
+    def _write(self, step: int, weights_version: int, places: Sequence[int], examples: Sequence[Example]) -> Written:
+        """The student's own completions at these places; of all workers, if a checkpoint may have to keep them."""
+        prompts = [examples[place].prompt_ids for place in places]
+        completions = self._sampler.write(step, places, prompts) if places else []
+        written = dict(zip(places, completions, strict=True))
+        if self._config.sampling.max_staleness and not self._workers.alone:
+            written = self._of_all(written, len(examples))
+        return Written(step, weights_version, written)
+
+    def _of_all(self, written: Mapping[int, TokenIds], count: int) -> dict[int, TokenIds]:
+        """What all workers wrote, by place; each gives a table with its own rows: length, token ids."""
+        table = np.zeros((count, 1 + self._config.sampling.max_new_tokens))
+        for place, ids in written.items():
+            table[place, 0], table[place, 1 : 1 + len(ids)] = len(ids), ids
+        whole = np.reshape(self._workers.total(table.ravel().tolist()), table.shape).astype(np.int32)
+        return {place: row[1 : 1 + row[0]] for place, row in enumerate(whole) if row[0]}
+
+    def _ask(self, sequences: Mapping[int, Scored]) -> list[Future[dict[int, _Answer]]]:
+        """Has the teacher score some sequences in the background; nothing if there are none, or no teacher."""
+        teacher = self._teacher
+        if teacher is None or not sequences:
+            return []
+        requests = {place: self._request(sequence) for place, sequence in sequences.items()}
+        spec = signal_spec(self._config.objective)
+
+        def answers() -> dict[int, _Answer]:
+            signals = teacher.score(list(requests.values()), spec)
+            return {
+                place: _Answer(request, answer)
+                for (place, request), answer in zip(requests.items(), signals, strict=True)
+            }
+
+        return [self._background.submit(answers)]
+
+    def _request(self, sequence: Scored) -> SignalRequest:
+        if self._config.objective.signal != "candidates":
+            return sequence.request()
+        return sequence.request(self._student.likeliest_ids(sequence, self._config.objective.k))
+
+    def _micro_batch(
+        self, sequences: list[Scored], answers: Mapping[int, _Answer], places: Sequence[int]
+    ) -> MicroBatch:
+        if self._teacher is None:
+            return MicroBatch(sequences, None)
+        asked, answered = zip(*((answers[place].request, answers[place].signals) for place in places), strict=True)
+        return MicroBatch(sequences, teacher_rows(sequences, asked, answered, self._unembedding, self._student.device))
+
+    def _scored(self, example: Example, completion_ids: TokenIds, weights_version: int | None) -> Scored:
+        if not len(completion_ids):
+            raise DataError(
+                f"a row of {self._config.data.path} has no completion, and the student was not to write one; give "
+                "completions, or set objective.on_policy_fraction: 1",
+                "data.path",
+            )
+        return scored(
+            example.prompt_ids,
+            completion_ids,
+            loss_on_prompt=self._config.loss_on_prompt,
+            loss_on_last_token=self._config.loss_on_last_token,
+            weights_version=weights_version,
+        )

@@ -1,0 +1,325 @@
+"""The training of one student, from its start or from its last checkpoint to its end.
+
+    outcome = train(config, folder=folder, teacher=client, report=print)
+
+`train` is the same in a test, in a Ray actor and anywhere else: what it does depends on its arguments and
+on what it finds in `folder`, where it keeps `student.yaml`, `metrics.jsonl`, `metrics.parquet`,
+`held_out.safetensors`, `checkpoints/step-…/` and, if asked for, the link `checkpoints/best`.
+
+Several workers (`trainer.parallel`) call `train` at once with the same arguments. The first one does what one alone
+does: it measures, writes, decides when to save and to stop. The others take their share of its steps, and are there
+when the weights of a sharded student come together.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from tutelage.config import to_yaml
+from tutelage.data.dataset_files import Example
+from tutelage.errors import ConfigurationError, DataError
+from tutelage.identity import vocabulary_size
+from tutelage.trainer.checkpoint.run_lock import student_lock
+from tutelage.trainer.checkpoint.store import Checkpoint, CheckpointStore, write_durably
+from tutelage.trainer.checkpoint.trainer_state import State, config_digest, read_state
+from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.data.dataset import Dataset, Order, read_dataset
+from tutelage.trainer.data.seeding import derived_seed
+from tutelage.trainer.losses.registry import objective_named
+from tutelage.trainer.metrics.log import MetricsLog
+from tutelage.trainer.metrics.progress import Outcome, Progress
+from tutelage.trainer.metrics.trackers import open_sinks
+from tutelage.trainer.model.process_group import ALONE, Workers
+from tutelage.trainer.model.student import Student
+from tutelage.trainer.teacher.grpc_client import Teacher
+from tutelage.trainer.teacher.to_tensors import Scored, scored, unembedding_of
+from tutelage.trainer.training.control import Control
+from tutelage.trainer.training.step import Stepper
+from tutelage.trainer.training.validation import HeldOut
+
+_log = logging.getLogger(__name__)
+
+
+class Evaluations(Protocol):
+    """Where checkpoints are sent for scoring."""
+
+    every_steps: int
+    """Besides before and after training; 0 means only those."""
+
+    def submit(self, step: int, checkpoint: Path) -> None:
+        """Hands a checkpoint over without waiting."""
+
+
+class NoEvaluations:
+    """Sends nothing."""
+
+    every_steps = 0
+
+    def submit(self, step: int, checkpoint: Path) -> None:
+        """Does nothing."""
+
+
+def _ignore(_progress: Progress) -> None:
+    pass
+
+
+def train(
+    config: StudentConfig,
+    *,
+    folder: Path,
+    teacher: Teacher | None,
+    report: Callable[[Progress], None] = _ignore,
+    evaluations: Evaluations | None = None,
+    control: Control | None = None,
+    workers: Workers = ALONE,
+) -> Outcome:
+    """Trains a student to its last step, or until it is asked to stop.
+
+    Args:
+        config: the student's.
+        folder: its own; one process writes it at a time. Several workers must all see it.
+        teacher: who scores; None if the objective needs no teacher.
+        report: told of every phase.
+        evaluations: sent the first, the last and the best checkpoint, and some between.
+        control: asked between steps whether to pause or stop.
+        workers: who train it together; `report`, `evaluations` and `control` are the first one's.
+
+    Returns:
+        How it ended; the checkpoint is known to the first worker only.
+
+    Raises:
+        Conflict: another process trains this student.
+        CheckpointError: the folder holds another configuration's training, or cannot be written.
+        ConfigurationError: the objective or the metric of the best checkpoint needs a teacher and there is none; or
+            as `Student` and `open_sinks`.
+        DataError: the data is not as it must be.
+        IdentityMismatch: the folder's training began with another teacher.
+        Stopped: it was asked to stop while it waited for the teacher.
+        TutelageError: as the teacher's `score`.
+
+    """
+    if teacher is None and objective_named(config.objective.name).needs_teacher:
+        raise ConfigurationError(f"{config.objective.name} needs a teacher; give teacher.address", "teacher")
+    if teacher is None and config.best and config.best.metric != "heldout/cross_entropy":
+        raise ConfigurationError("compares with a teacher; use heldout/cross_entropy", "best.metric")
+    torch.set_num_threads(config.threads)
+    if not workers.first:
+        with closing(_Training(config, folder, teacher, _ignore, workers)) as training:
+            return training.follow()
+    with student_lock(folder), closing(_Training(config, folder, teacher, report, workers)) as training:
+        sinks = open_sinks(config.sinks, folder)
+        with MetricsLog(folder, offset_bytes=training.metrics_bytes, sinks=sinks) as metrics:
+            return training.run(metrics, control or Control(), evaluations or NoEvaluations())
+
+
+class _Training:
+    """The parts of one training, and how far it is."""
+
+    def __init__(
+        self,
+        config: StudentConfig,
+        folder: Path,
+        teacher: Teacher | None,
+        report: Callable[[Progress], None],
+        workers: Workers,
+    ) -> None:
+        self._config, self._report_to, self._workers = config, report, workers
+        self._newest: dict[str, float] = {}
+        self._step = 0
+        self._report("loading the student and its data")
+        self._student = _open_student(config)
+        dataset, held_out = _read_data(config, self._student)
+        config = self._config = _with_steps(config, len(dataset.examples))
+        self._examples, self._order = dataset.examples, Order(len(dataset.examples), config.seed)
+        teacher_digest = teacher.identity.weights_digest if teacher else ""
+        self._state = State(0, 0, config_digest(config), dataset.fingerprint, teacher_digest)
+        self._checkpoints = CheckpointStore(folder / "checkpoints", keep=config.keep_checkpoints)
+        self._checkpoint = self._newest_checkpoint()
+        if self._checkpoint is not None:
+            self._resume(self._checkpoint)
+        if workers.first:
+            write_durably(folder / "student.yaml", to_yaml(config).encode())
+        self._report("asking the teacher about held-out sequences")
+        unembedding = unembedding_of(teacher.unembedding(), self._student.device) if teacher else None
+        self._held_out = HeldOut(
+            held_out if workers.first else [],
+            folder=folder,
+            teacher=teacher,
+            unembedding=unembedding,
+            batch=config.batch.micro_batch_sequences,
+        )
+        self._stepper = Stepper(config, self._student, teacher, unembedding, workers, self._state.written)
+
+    def close(self) -> None:
+        """Asks the teacher for nothing more."""
+        self._stepper.close()
+
+    @property
+    def metrics_bytes(self) -> int:
+        """Length of the metrics that count."""
+        return self._state.metrics_bytes
+
+    def run(self, metrics: MetricsLog, control: Control, evaluations: Evaluations) -> Outcome:
+        """Steps, measures, saves, until the end or a stop."""
+        if self._state.metrics_bytes == 0:
+            evaluations.submit(0, self._config.init)
+            self._record(metrics, self._held_out.measure(self._student))
+        while self._all_do(not self._finished and not control.stopped):
+            row = self._do_step()
+            self._record(metrics, row)
+            if self._all_do(self._is_best_so_far(row) or self._step % self._config.save_every_steps == 0):
+                self._save(metrics, evaluations)
+            control.wait_while_paused()
+        if self._all_do(not self._is_saved):
+            self._save(metrics, evaluations)
+        checkpoint = self._checkpoint
+        assert checkpoint is not None
+        finished, best_step = self._finished, self._state.best.step
+        if finished:
+            evaluations.submit(self._step, checkpoint.path)
+        if finished and best_step not in (0, self._step):
+            evaluations.submit(best_step, self._checkpoints.path(best_step))
+        self._report("finished" if finished else "stopped")
+        return Outcome(self._config.id, self._step, finished, checkpoint.path)
+
+    def follow(self) -> Outcome:
+        """What a worker that is not the first does: its share of each step, of each measurement and each checkpoint."""
+        if self._state.metrics_bytes == 0:
+            self._held_out.measure(self._student)
+        while self._all_do(False):
+            self._do_step()
+            if self._all_do(False):
+                self._student.save(None)
+        if self._all_do(False):
+            self._student.save(None)
+        return Outcome(self._config.id, self._step, self._step >= self._config.steps, None)
+
+    def _all_do(self, wanted: bool) -> bool:
+        """Whether to, which the first worker says: take another step, save."""
+        return bool(self._workers.of_first(wanted))
+
+    @property
+    def _finished(self) -> bool:
+        """Whether all steps are done, or the best checkpoint is too long ago."""
+        best = self._config.best
+        patience = best.patience if best else None
+        return self._step >= self._config.steps or (
+            patience is not None and self._state.best.measurements_since >= patience
+        )
+
+    def _is_best_so_far(self, row: dict[str, float]) -> bool:
+        """Takes a measurement into account, if this step had one."""
+        best = self._config.best
+        if best is None or best.metric not in row:
+            return False
+        after = self._state.best.after(self._step, best.metric, row[best.metric])
+        self._state = replace(self._state, best=after)
+        return after.step == self._step
+
+    def _do_step(self) -> dict[str, float]:
+        """One step, and the held-out measures where they are due."""
+        row = self._stepper.step(self._step, self._examples_of, self._report)
+        self._step += 1
+        if self._step % self._config.held_out.every_steps == 0 or self._step == self._config.steps:
+            self._report("measuring on held-out sequences")
+            row |= self._held_out.measure(self._student)
+        return row
+
+    def _examples_of(self, step: int) -> Sequence[Example]:
+        size = self._config.batch.sequences
+        return [self._examples[index] for index in self._order.take(step * size, size)]
+
+    def _record(self, metrics: MetricsLog, values: dict[str, float]) -> None:
+        metrics.append({"step": self._step, "time_seconds": time.time(), "student": self._config.id, **values})
+        self._newest |= values
+
+    @property
+    def _is_saved(self) -> bool:
+        """Whether this step is committed."""
+        return self._checkpoint is not None and self._checkpoint.step == self._step
+
+    def _save(self, metrics: MetricsLog, evaluations: Evaluations) -> None:
+        """Commits this step."""
+        self._report("saving")
+        state = replace(self._state, step=self._step, metrics_bytes=metrics.commit(), written=self._stepper.written)
+
+        def write(folder: Path) -> None:
+            self._student.save(folder)
+            state.save(folder)
+
+        every = evaluations.every_steps
+        scored_steps = range(every, self._step + 1, every) if every else ()
+        self._checkpoint = self._checkpoints.save(self._step, write, protected=scored_steps, best=self._state.best.step)
+        if self._step in scored_steps and not self._finished:
+            evaluations.submit(self._step, self._checkpoint.path)
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """The one that the first worker finds, so that all go on from the same step."""
+        newest = self._checkpoints.latest() if self._workers.first else None
+        step = self._workers.of_first(newest.step if newest else -1)
+        return None if step < 0 else Checkpoint(self._checkpoints.path(step), step)
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        state = read_state(checkpoint.path)
+        state.require_same_training(self._state)
+        self._student.load_state(checkpoint.path, steps_done=state.step)
+        self._state, self._step = state, state.step
+        if state.best.step and self._workers.first:
+            self._checkpoints.link_best(state.best.step)
+        _log.info("%s goes on from step %d", self._config.id, state.step)
+
+    def _report(self, phase: str) -> None:
+        config = self._config
+        self._report_to(Progress(config.id, self._step, config.steps, phase, dict(self._newest)))
+
+
+def _open_student(config: StudentConfig) -> Student:
+    return Student(
+        config.init,
+        dtype=config.dtype,
+        optimizer=config.optimizer,
+        vocabulary_size=vocabulary_size(config.init),
+        lora=config.lora,
+        adapter_seed=derived_seed(config.seed, "adapters"),
+        gradient_checkpointing=config.gradient_checkpointing,
+        sharded=config.sharding == "full",
+    )
+
+
+def _with_steps(config: StudentConfig, examples: int) -> StudentConfig:
+    """The configuration with the steps that its epochs come to."""
+    if config.epochs is None:
+        return config
+    return config.model_copy(update={"steps": max(1, config.epochs * examples // config.batch.sequences)})
+
+
+def _read_data(config: StudentConfig, student: Student) -> tuple[Dataset, list[Scored]]:
+    """The examples to train on, and the held-out sequences."""
+    whole = read_dataset(
+        config.data.path, student.tokenizer, template=config.data.template, max_tokens=config.batch.max_tokens
+    )
+    if whole.dropped_prompts or whole.truncated_completions:
+        _log.warning(
+            "%s: %d rows left out because their prompt fills batch.max_tokens, %d completions lost %d tokens",
+            *(config.data.path, whole.dropped_prompts, whole.truncated_completions, whole.tokens_cut),
+        )
+    dataset, held_out = whole.split(held_out=config.held_out.sequences, seed=config.seed)
+    return dataset, [_held_out_sequence(example, config) for example in held_out]
+
+
+def _held_out_sequence(example: Example, config: StudentConfig) -> Scored:
+    if not len(example.completion_ids):
+        raise DataError(
+            f"a held-out row of {config.data.path} has no completion to measure on; give completions, or set "
+            "held_out.sequences: 0",
+            "held_out.sequences",
+        )
+    return scored(example.prompt_ids, example.completion_ids, loss_on_prompt=config.loss_on_prompt)

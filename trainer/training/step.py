@@ -1,0 +1,243 @@
+"""One optimizer step: a batch that the teacher has scored, the loss, the update."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tutelage.trainer.checkpoint.trainer_state import Written
+from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.data.seeding import derived_seed
+from tutelage.trainer.losses.diagnostics import diagnostics
+from tutelage.trainer.losses.losses import token_cross_entropy, token_divergence, token_policy_gradient
+from tutelage.trainer.losses.reductions import reduce_micro_batch_token_mean, reduce_sequence_mean, reduce_token_mean
+from tutelage.trainer.losses.registry import objective_named, resolve_parameters
+from tutelage.trainer.model.process_group import ALONE, Workers
+from tutelage.trainer.model.student import Student, learning_rate_at
+from tutelage.trainer.teacher.grpc_client import Teacher
+from tutelage.trainer.teacher.signals import TeacherRows, Unembedding
+from tutelage.trainer.teacher.to_tensors import Scored, row_counts, smoothing_of, targets_of
+from tutelage.trainer.training.batch_builder import Batches, ExamplesOf, MicroBatch
+
+# Divergences of each row take three times as long as the loss itself; so many rows show where a step is.
+_DIAGNOSED_ROWS = 64
+_MEASURES = (
+    "forward_kl",
+    "reverse_kl",
+    "tail_mass",
+    "student_tail_mass",
+    "support_mass",
+    "teacher_entropy",
+    "student_entropy",
+    "top1_agreement",
+)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a step's loss is divided by: counts over all micro-batches of all workers."""
+
+    rows: int
+    sequences: int
+    micro_batches: int
+
+
+class Stepper:
+    """Takes optimizer steps of one student.
+
+    Args:
+        config: the student's.
+        student: its weights.
+        teacher: asked for signals if the objective needs them.
+        unembedding: the teacher's, for the signal `hidden`.
+        workers: who train the student together; each takes its share of a step's sequences.
+        written: of later batches, as a checkpoint kept it.
+
+    Raises:
+        ConfigurationError: as `Batches`.
+
+    """
+
+    def __init__(
+        self,
+        config: StudentConfig,
+        student: Student,
+        teacher: Teacher | None,
+        unembedding: Unembedding | None,
+        workers: Workers = ALONE,
+        written: Iterable[Written] = (),
+    ) -> None:
+        self._config, self._student, self._teacher, self._workers = config, student, teacher, workers
+        self._entry = objective_named(config.objective.name)
+        self._batches = Batches(config, student, teacher, unembedding, workers, written)
+        self._smoothing = smoothing_of(config.objective, derived_seed(config.seed, "noise"))
+
+    def close(self) -> None:
+        """Asks the teacher for nothing more."""
+        self._batches.close()
+
+    @property
+    def written(self) -> tuple[Written, ...]:
+        """What the student wrote of later batches, for a checkpoint."""
+        return self._batches.written
+
+    def step(self, step: int, examples_of: ExamplesOf, report: Callable[[str], None]) -> dict[str, float]:
+        """Does step number `step` (0, 1, …).
+
+        Args:
+            step: steps done before.
+            examples_of: asked for the examples of this step, and of later ones whose batches are begun early.
+            report: told the phase: sampling, scoring, stepping.
+
+        Returns:
+            The step's metrics by name, of all workers together but for the seconds.
+
+        Raises:
+            DataError: an example has no completion to learn from.
+            TutelageError: as the teacher's `score`.
+
+        """
+        # Dropout, where a model has it, is all that draws from the global generator.
+        others = () if self._workers.first else (self._workers.rank,)
+        torch.manual_seed(derived_seed(self._config.seed, "dropout", self._config.id, step, *others))
+        clock = _Clock(self._teacher)
+        report("sampling")
+        self._batches.begin(step, examples_of)
+        clock.lap("sampling")
+        report("scoring")
+        batches = self._batches.take(step)
+        clock.lap("scoring")
+        report("stepping")
+        metrics = self._update(step, batches)
+        clock.lap("stepping")
+        return metrics | self._own(step, batches) | clock.metrics()
+
+    def _update(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
+        """Forward and backward over all micro-batches, then the optimizer."""
+        totals = self._totals(batches)
+        loss, measured = 0.0, []
+        for batch in self._passes(batches):
+            hidden_ND = self._student.hidden(batch.sequences)
+            head = self._student.head()
+            if batch.teacher is not None and batch.counts:
+                measured.append(self._measure(hidden_ND.detach(), head, batch.teacher, totals.rows))
+            part = self._reduce(self._loss(hidden_ND, head, batch), batch.sequences, totals) * batch.counts
+            part.backward()
+            self._student.collect_gradients()
+            loss += float(part.detach())
+        learning_rate = learning_rate_at(step, self._config.steps, self._config.optimizer)
+        self._student.sum_gradients(self._workers)
+        norm = self._student.step(learning_rate)
+        (loss,) = self._workers.total([loss])
+        return {
+            "train/loss": loss,
+            **self._means(measured),
+            "train/gradient_norm": norm,
+            "train/learning_rate": learning_rate,
+            "train/tokens": totals.rows,
+        }
+
+    def _passes(self, batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
+        """What goes through the student: of a sharded one as often as with every other worker."""
+        if not self._student.sharded:
+            return batches
+        missing = self._workers.largest(len(batches)) - len(batches)
+        return [*batches, *[replace(batches[-1], counts=False)] * missing]
+
+    def _totals(self, batches: Sequence[MicroBatch]) -> Totals:
+        sequences = sum(len(batch.sequences) for batch in batches)
+        counts = self._workers.total([sum(batch.rows for batch in batches), sequences, len(batches)])
+        return Totals(*map(int, counts))
+
+    def _measure(
+        self, hidden_ND: Tensor, head: Unembedding, teacher: TeacherRows, total_rows: int
+    ) -> dict[str, Tensor]:
+        """Divergences of evenly spread rows, about `_DIAGNOSED_ROWS` of the whole step."""
+        places = slice(None, None, max(1, total_rows // _DIAGNOSED_ROWS))
+        values = diagnostics(hidden_ND[places], head, teacher.at(places), smoothing=self._smoothing)
+        if teacher.kind != "topk":  # Where the support is the student's: the teacher's mass that it covers.
+            values["support_mass"] = 1.0 - values["tail_mass"]
+        return values
+
+    def _loss(self, hidden_ND: Tensor, head: Unembedding, batch: MicroBatch) -> Tensor:
+        """Per row, [N]."""
+        objective = self._config.objective
+        if batch.teacher is None:
+            return token_cross_entropy(hidden_ND, head, self._targets(batch))
+        if self._entry.sampled_token:
+            estimator = str(resolve_parameters(objective.name, objective.parameters)["estimator"])
+            return token_policy_gradient(
+                hidden_ND, head, batch.teacher, self._targets(batch), estimator=estimator, smoothing=self._smoothing
+            )
+        return token_divergence(
+            hidden_ND,
+            head,
+            batch.teacher,
+            objective=objective.name,
+            parameters=objective.parameters,
+            smoothing=self._smoothing,
+            approximate=objective.approximate,
+        )
+
+    def _targets(self, batch: MicroBatch) -> Tensor:
+        return targets_of(batch.sequences).to(self._student.device)
+
+    def _reduce(self, loss_N: Tensor, sequences: Sequence[Scored], totals: Totals) -> Tensor:
+        """The part of the step's loss that comes from one of its micro-batches."""
+        match self._config.reduction:
+            case "token_mean":
+                return reduce_token_mean(loss_N, totals.rows)
+            case "sequence_mean":
+                counts_B = row_counts(sequences).to(loss_N.device)
+                return reduce_sequence_mean(loss_N, counts_B.repeat_interleave(counts_B), totals.sequences)
+            case "micro_batch_token_mean":
+                return reduce_micro_batch_token_mean(loss_N, totals.micro_batches)
+
+    def _means(self, measured: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+        """Means over all measured rows of the step."""
+        if not measured:
+            return {}
+        names = [name for name in _MEASURES if name in measured[0]]
+        columns = [torch.cat([values[name] for values in measured]).double() for name in names]
+        rows, *sums = self._workers.total([len(columns[0]), *(float(column_N.sum()) for column_N in columns)])
+        return {f"train/{name}": value / rows for name, value in zip(names, sums, strict=True)}
+
+    def _own(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
+        """How many sequences the student wrote; on average, how long they are and how old their weights (0 if none)."""
+        own = [sequence for batch in batches for sequence in batch.sequences if sequence.weights_version is not None]
+        ages = [step - sequence.weights_version for sequence in own if sequence.weights_version is not None]
+        tokens = sum(sequence.completion_tokens for sequence in own)
+        count, length, age = self._workers.total([len(own), tokens, sum(ages)])
+        return {
+            "train/own_sequences": int(count),
+            "train/sample_length": length / count if count else 0.0,
+            "train/staleness": age / count if count else 0.0,
+        }
+
+
+class _Clock:
+    """Seconds by phase. Scoring is what the step stood still for; what of it the teacher was away is waiting."""
+
+    def __init__(self, teacher: Teacher | None) -> None:
+        self._teacher = teacher
+        self._waited = self._waited_seconds()
+        self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """Ends a phase."""
+        now = time.perf_counter()
+        self._seconds[phase], self._last = now - self._last, now
+
+    def metrics(self) -> dict[str, float]:
+        """By name `seconds/…`."""
+        waiting = min(self._waited_seconds() - self._waited, self._seconds["scoring"])
+        seconds = self._seconds | {"scoring": self._seconds["scoring"] - waiting, "waiting": waiting}
+        return {f"seconds/{phase}": value for phase, value in seconds.items()}
+
+    def _waited_seconds(self) -> float:
+        return 0.0 if self._teacher is None else self._teacher.waited_seconds

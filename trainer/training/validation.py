@@ -1,0 +1,117 @@
+"""How far a student is from its teacher on sequences that it never trains on.
+
+The teacher scores them once, with hidden states, so the divergences are exact at temperature 1 whatever
+the student's own objective is; they are kept on disk, so that all measurements of a run, resumed or not,
+compare with the same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from tutelage.trainer.checkpoint.store import write_durably
+from tutelage.trainer.losses.diagnostics import diagnostics
+from tutelage.trainer.losses.losses import token_cross_entropy
+from tutelage.trainer.losses.teacher_distribution import Smoothing
+from tutelage.trainer.model.student import Student
+from tutelage.trainer.teacher.frame_decoder import SignalSpec
+from tutelage.trainer.teacher.grpc_client import Teacher
+from tutelage.trainer.teacher.signals import HiddenRows, TeacherRows, Unembedding
+from tutelage.trainer.teacher.to_tensors import Scored, positions, sequence_digests, targets_of
+
+_MEASURES = ("forward_kl", "reverse_kl", "jsd", "top1_agreement", "teacher_entropy", "student_entropy")
+
+
+class HeldOut:
+    """The held-out sequences and what the teacher says about them.
+
+    Args:
+        sequences: what to measure on.
+        folder: the student's; keeps `held_out.safetensors`.
+        teacher: asked once; None measures the cross-entropy only.
+        unembedding: the teacher's.
+        batch: sequences that go through the student at once.
+
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[Scored],
+        *,
+        folder: Path,
+        teacher: Teacher | None,
+        unembedding: Unembedding | None,
+        batch: int,
+    ) -> None:
+        self._batches = [list(sequences[start : start + batch]) for start in range(0, len(sequences), batch)]
+        self._rows: list[TeacherRows] | None = None
+        if teacher is not None and sequences:
+            assert unembedding is not None
+            hidden_ND = _stored_or_fetched(sequences, folder / "held_out.safetensors", teacher)
+            self._rows = _split(hidden_ND, self._batches, unembedding)
+
+    @torch.no_grad()
+    def measure(self, student: Student) -> dict[str, float]:
+        """Means over all scored positions, at temperature 1, by name `heldout/…`; empty without sequences.
+
+        All workers of a sharded student measure at once, though most of them nothing.
+        """
+        with student.whole():
+            return self._measured(student)
+
+    def _measured(self, student: Student) -> dict[str, float]:
+        parts: dict[str, list[Tensor]] = {}
+        head = student.head()
+        student.model.eval()
+        for index, batch in enumerate(self._batches):
+            hidden_ND = student.hidden(batch)
+            parts.setdefault("cross_entropy", []).append(
+                token_cross_entropy(hidden_ND, head, targets_of(batch).to(student.device))
+            )
+            if self._rows is not None:
+                values = diagnostics(hidden_ND, head, self._rows[index], smoothing=Smoothing())
+                for name in _MEASURES:
+                    parts.setdefault(name, []).append(values[name])
+        student.model.train()
+        return {f"heldout/{name}": float(torch.cat(values).double().mean()) for name, values in parts.items()}
+
+
+def _stored_or_fetched(sequences: Sequence[Scored], path: Path, teacher: Teacher) -> Tensor:
+    """The teacher's hidden states [N, D] of all rows."""
+    key = _key(sequences, teacher.identity.weights_digest)
+    if path.exists():
+        with safe_open(path, framework="pt") as stored:
+            if stored.metadata() == {"key": key}:
+                kept_ND: Tensor = stored.get_tensor("hidden_ND")
+                return kept_ND
+    requests = [item.request() for item in sequences]
+    signals = teacher.score(requests, SignalSpec("hidden"))
+    hidden_ND = torch.cat(
+        [torch.from_numpy(signal.hidden_RD.copy()) for signal in signals if signal.hidden_RD is not None]
+    )
+    hidden_ND = hidden_ND.view(torch.bfloat16)
+    write_durably(path, save({"hidden_ND": hidden_ND}, metadata={"key": key}))
+    return hidden_ND
+
+
+def _key(sequences: Sequence[Scored], weights_digest: str) -> str:
+    total = hashlib.sha256(weights_digest.encode())
+    for item in sequences:
+        total.update(len(item.ids).to_bytes(4, "little") + item.start.to_bytes(4, "little") + item.ids.tobytes())
+    return total.hexdigest()
+
+
+def _split(hidden_ND: Tensor, batches: Sequence[Sequence[Scored]], unembedding: Unembedding) -> list[TeacherRows]:
+    device = unembedding.matrix_VD.device
+    parts = hidden_ND.split([sum(item.rows for item in batch) for batch in batches])
+    return [
+        HiddenRows(part_ND.to(device), sequence_digests(batch).to(device), positions(batch).to(device), unembedding)
+        for part_ND, batch in zip(parts, batches, strict=True)
+    ]
