@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
 
+from tutelage.config import overlay
 from tutelage.study.config import WITHOUT_TEACHER, MethodConfig, Settings, StudyConfig, TrainingConfig
 
 Role = Literal["base", "tuned", "student"]
@@ -105,19 +106,9 @@ def used_models(study: StudyConfig) -> list[str]:
     return list(dict.fromkeys([*(teacher.model for teacher in study.teachers.values()), *study.students]))
 
 
-def merged(*layers: Mapping[str, Any]) -> Settings:
-    """Later layers over earlier ones, key by key; an `objective` of its own replaces the earlier whole."""
-    result: Settings = {}
-    for layer in layers:
-        for key, value in layer.items():
-            both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping) and key != "objective"
-            result[key] = merged(result[key], value) if both else value
-    return result
-
-
 def _training_cell(role: Role, study: StudyConfig, training: TrainingConfig, model: str) -> Cell:
     own = {"objective": {"name": WITHOUT_TEACHER}, "data": {"path": str(training.data)}, "seed": study.seeds[0]}
-    settings = merged(study.settings, own, training.settings)
+    settings = overlay(overlay(study.settings, own), training.settings)
     return Cell(role, model, int(settings["seed"]), settings)
 
 
@@ -132,7 +123,7 @@ def _student_cell(
         "student",
         student,
         seed,
-        merged(study.settings, own, method.settings),
+        overlay(overlay(study.settings, own), method.settings),
         method=method_name,
         teacher=teacher if method.needs_teacher else "",
         temperature=temperature,

@@ -1,17 +1,19 @@
 """One frozen pydantic model a command, filled from a YAML file, the environment and dotted flags.
 
 Later wins: the model's defaults, `--config FILE`, `<PREFIX>SECTION__KEY` in the environment,
-`--section.key VALUE`. Unknown keys are errors that suggest the nearest known one. `--dry-run` prints the
-resolved file and does nothing else.
+`--section.key VALUE`. Unknown keys are errors that suggest the nearest known one, and a key that has been renamed is
+an error that names the new one. `--dry-run` prints the resolved file and does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,6 +33,10 @@ class Config(BaseModel):
     """Base of every configuration: frozen, without unknown keys, its attributes' docstrings are its help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    RENAMED: ClassVar[dict[str, str]] = {}
+    """Keys that this model once had, each with what it is called now. An old one in a file, the environment or a flag
+    is refused, never read as the new one: a rename often comes with another default or unit."""
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -71,6 +77,7 @@ def load(model: type[ConfigT], arguments: list[str], *, program: str, environmen
     own.add_argument("--config", type=Path)
     own.add_argument("--dry-run", action="store_true")
     known, rest = own.parse_known_args(arguments)
+    _refuse_renamed_variables(model, environment_prefix)
     settings = _settings_class(model, known.config, program, environment_prefix)
     try:
         filled = CliApp.run(settings, cli_args=rest)
@@ -127,17 +134,67 @@ def _check_is_mapping(file: Path) -> None:
         raise ConfigurationError(f"{file} holds {type(content).__name__}, expected keys and values", "config")
 
 
+def overlay(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """`own` laid over `defaults`, key by key and section by section: the one way in which settings inherit.
+
+    Only an `objective` of another name replaces the one beneath it whole, since the parameters of one mean nothing to
+    another. A key without a value (None) in `defaults` says nothing; one in `own` takes the default's away.
+    """
+    merged = {key: value for key, value in defaults.items() if value is not None}
+    for key, value in own.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        replaces = key == "objective" and both and value.get("name") not in (None, merged[key].get("name"))
+        merged[key] = overlay(merged[key], value) if both and not replaces else value
+    return merged
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in a field's annotation, be it `Model`, `Model | None` or a collection of them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections(argument)
+
+
 def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _keys(field.annotation, f"{prefix}{name}.")
+        for section in _sections(field.annotation):
+            keys += _keys(section, f"{prefix}{name}.")
     return keys
 
 
+def _new_name(model: type[BaseModel], path: Sequence[str | int]) -> str | None:
+    """What a key, given by its path, is called now; None if it has not been renamed."""
+    models: list[type[BaseModel]] = [model]
+    for depth, part in enumerate(path):
+        for each in models:
+            if part in getattr(each, "RENAMED", {}):
+                return ".".join(map(str, [*path[:depth], each.RENAMED[part], *path[depth + 1 :]]))  # type: ignore[attr-defined]
+        fields = [each.model_fields[part] for each in models if isinstance(part, str) and part in each.model_fields]
+        # An index, or the name of an entry in a mapping of models, leads no deeper.
+        models = [section for field in fields for section in _sections(field.annotation)] or models
+    return None
+
+
+def _refuse_renamed_variables(model: type[BaseModel], prefix: str) -> None:
+    # pydantic-settings passes over variables that are no key of the model: an old name would change nothing, silently.
+    for variable in os.environ:
+        if variable.upper().startswith(prefix.upper()):
+            path = variable[len(prefix) :].lower().split("__")
+            new = _new_name(model, path)
+            if new is not None:
+                now = prefix + new.replace(".", "__").upper()
+                raise ConfigurationError(f"the environment's {variable} is called {now} now; rename it", ".".join(path))
+
+
 def _suggestion(model: type[BaseModel], key: str) -> str:
-    nearest = difflib.get_close_matches(key.replace("-", "_"), _keys(model), n=1)
+    path = key.replace("-", "_").split(".")
+    new = _new_name(model, [int(part) if part.isdigit() else part for part in path])
+    if new is not None:
+        return f"; it is called {new} now"
+    nearest = difflib.get_close_matches(".".join(path), _keys(model), n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 from pydantic import Field
 
-from tutelage.config import Config, load, to_yaml, validate
+from tutelage.config import Config, load, overlay, to_yaml, validate
 from tutelage.errors import ConfigurationError
 
 
 class Optimizer(Config):
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate."""
+    max_grad_norm: float = 1.0
+    """Largest norm."""
+    RENAMED: ClassVar[dict[str, str]] = {"clip": "max_grad_norm"}
     steps: int = 10
     """Steps."""
 
@@ -25,6 +30,13 @@ class Example(Config):
     """Optimizer."""
     tasks: list[str] = ["a"]
     """Tasks."""
+    others: tuple[Optimizer, ...] = ()
+    """More of them."""
+    named: dict[str, Optimizer] = Field(default_factory=dict)
+    """And by name."""
+    spare: Optimizer | None = None
+    """One that may be missing."""
+    RENAMED: ClassVar[dict[str, str]] = {"sinks": "tasks", "optim": "optimizer"}
 
 
 def fill(*arguments: str) -> Example:
@@ -88,3 +100,69 @@ def test_configurations_are_frozen_and_round_trip():
     with pytest.raises(ValueError, match="frozen"):
         config.name = "b"
     assert "learning_rate: 0.001" in to_yaml(config)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("sinks: [a]", "sinks is not a key; it is called tasks now"),
+        ("optim: {steps: 1}", "optim is not a key; it is called optimizer now"),
+        ("optimizer: {clip: 1}", "optimizer.clip is not a key; it is called optimizer.max_grad_norm now"),
+        ("others: [{}, {clip: 1}]", "others.1.clip is not a key; it is called others.1.max_grad_norm now"),
+        ("named: {one: {clip: 1}}", "named.one.clip is not a key; it is called named.one.max_grad_norm now"),
+        ("spare: {clip: 1}", "spare.clip is not a key; it is called spare.max_grad_norm now"),
+    ],
+)
+def test_an_old_name_in_a_file_is_refused_with_the_new_one(content, says, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"name: a\n{content}\n")
+    with pytest.raises(ConfigurationError) as refused:
+        fill("--config", str(file))
+    assert str(refused.value) == says
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--sinks", "it is called tasks now"),
+        ("--optim.steps", "it is called optimizer.steps now"),
+        ("--optimizer.clip", "it is called optimizer.max_grad_norm now"),
+        ("--spare.clip", "it is called spare.max_grad_norm now"),
+    ],
+)
+def test_an_old_name_as_a_flag_is_refused_with_the_new_one(flag, says):
+    for arguments in ([flag, "1"], [f"{flag}=1"]):
+        with pytest.raises(ConfigurationError, match=says):
+            fill("--name", "a", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("variable", "now"),
+    [
+        ("TUTELAGE_EXAMPLE_SINKS", "TUTELAGE_EXAMPLE_TASKS"),
+        ("TUTELAGE_EXAMPLE_OPTIM__STEPS", "TUTELAGE_EXAMPLE_OPTIMIZER__STEPS"),
+        ("TUTELAGE_EXAMPLE_OPTIMIZER__CLIP", "TUTELAGE_EXAMPLE_OPTIMIZER__MAX_GRAD_NORM"),
+    ],
+)
+def test_an_old_name_in_the_environment_is_refused_with_the_new_one(variable, now, monkeypatch):
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(ConfigurationError, match=f"{variable} is called {now} now"):
+        fill("--name", "a")
+
+
+def test_settings_inherit_key_by_key_and_an_objective_of_another_name_replaces_the_whole():
+    under = {"batch": {"sequences": 8, "max_tokens": 512}, "objective": {"name": "gkd", "beta": 0.1}, "lora": None}
+    assert overlay(under, {"batch": {"sequences": 4}, "steps": 3}) == {
+        "batch": {"sequences": 4, "max_tokens": 512},
+        "objective": {"name": "gkd", "beta": 0.1},
+        "steps": 3,
+    }
+    assert overlay(under, {"objective": {"temperature": 2}})["objective"] == {
+        "name": "gkd",
+        "beta": 0.1,
+        "temperature": 2,
+    }
+    assert overlay(under, {"objective": {"name": "gkd", "beta": 0.5}})["objective"] == {"name": "gkd", "beta": 0.5}
+    assert overlay(under, {"objective": {"name": "reverse_kl"}})["objective"] == {"name": "reverse_kl"}
+    assert overlay(under, {"batch": None})["batch"] is None
+    assert under["objective"] == {"name": "gkd", "beta": 0.1}

@@ -9,7 +9,7 @@ import pytest
 from study_cases import study_values
 from tutelage.config import validate
 from tutelage.errors import ConfigurationError, Conflict
-from tutelage.study.cells import Cell, base_cells, merged, student_cells, tuning_cells
+from tutelage.study.cells import Cell, base_cells, student_cells, tuning_cells
 from tutelage.study.config import StudyConfig
 from tutelage.study.folder import Folder
 from tutelage.study.plan import cost_of
@@ -65,14 +65,15 @@ def test_only_tuned_teachers_that_the_study_serves_are_tuned(config):
     assert tuning_cells(config(**served)) == []
 
 
-def test_settings_merge_key_by_key_but_an_objective_replaces_the_whole():
-    over = {"batch": {"sequences": 4}, "objective": {"name": "gkd"}}
-    under = {"batch": {"sequences": 8, "max_tokens": 64}, "objective": {"name": "sft", "noise": 1}, "steps": 3}
-    assert merged(under, over) == {
-        "batch": {"sequences": 4, "max_tokens": 64},
-        "objective": {"name": "gkd"},
-        "steps": 3,
-    }
+def test_a_methods_settings_lie_over_the_studys_as_a_students_over_its_defaults(config):
+    method = {"objective": {"name": "gkd"}, "settings": {"batch": {"sequences": 4}, "objective": {"beta": 0.25}}}
+    under = {"batch": {"sequences": 8, "max_tokens": 64}, "objective": {"name": "sft", "ignored": 1}, "steps": 3}
+    (cell, *_) = student_cells(
+        config(methods={"m": method}, grid=[{"methods": ["m"]}], settings=under, seeds=[0], **TEACHER)
+    )
+    assert cell.settings["batch"] == {"sequences": 4, "max_tokens": 64}
+    assert cell.settings["objective"] == {"name": "gkd", "temperature": 1.0, "noise": 0.0, "beta": 0.25}
+    assert cell.settings["steps"] == 3
 
 
 @pytest.fixture(scope="module")

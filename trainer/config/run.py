@@ -1,8 +1,7 @@
 """The configuration of `tutelage train`: one teacher, and students that share defaults.
 
-A student's settings are those of `defaults` with its own laid over them, key by key; only an `objective`
-of another name replaces the default one whole, since the parameters of one mean nothing to another. A `preset`
-lies beneath what is said beside it.
+A student's settings are those of `defaults` with its own laid over them (`tutelage.config.overlay`). A `preset` lies
+beneath what is said beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tutelage.config import Config
+from tutelage.config import Config, overlay
 from tutelage.errors import ConfigurationError
 from tutelage.names import check_name
 from tutelage.trainer.config.objective import Fraction, NotNegative, ObjectiveConfig, Positive, Temperature
@@ -311,7 +310,7 @@ class CohortConfig(Config):
         if not isinstance(values, Mapping) or not isinstance(values.get("defaults"), Mapping):
             return values
         students = [
-            _merged(_with_presets(values["defaults"]), _with_presets(student))
+            overlay(_with_presets(values["defaults"]), _with_presets(student))
             if isinstance(student, Mapping)
             else student
             for student in values.get("students") or ()
@@ -371,15 +370,5 @@ def _with_presets(values: Mapping[str, Any]) -> dict[str, Any]:
     names = values.get("preset") or ()
     settings: dict[str, Any] = {}
     for name in [names] if isinstance(names, str) else names:
-        settings = _merged(settings, as_settings(preset_named(name)))
-    return _merged(settings, values)
-
-
-def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """`own` over `defaults`, key by key; see the head of this module for `objective`."""
-    merged = {key: value for key, value in defaults.items() if value is not None}
-    for key, value in own.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        replaces = key == "objective" and both and value.get("name") not in (None, merged[key].get("name"))
-        merged[key] = _merged(merged[key], value) if both and not replaces else value
-    return merged
+        settings = overlay(settings, as_settings(preset_named(name)))
+    return overlay(settings, values)
