@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "deploy"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "tests")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import yaml  # noqa: E402
 from trainer_speed import BUILD, served_teacher  # noqa: E402
 
-from prepare_models import prepare  # noqa: E402
 from ray_cluster import RAY, cluster, environment, wait_until  # noqa: E402
 from tutelage.errors import NotFound  # noqa: E402
+from tutelage.studies.prepare_models import prepare  # noqa: E402
 from tutelage.trainer.cluster.run_control import read_board  # noqa: E402
 
 RUN = "word-problems"

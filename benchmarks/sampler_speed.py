@@ -20,15 +20,15 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "deploy")]
+sys.path[:0] = [str(ROOT / "proto")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import psutil  # noqa: E402
 import torch  # noqa: E402
 from trainer_speed import BUILD, write_prompts  # noqa: E402
 
-from prepare_models import prepare  # noqa: E402
 from tutelage.identity import vocabulary_size  # noqa: E402
+from tutelage.studies.prepare_models import prepare  # noqa: E402
 from tutelage.trainer.config.run import StudentConfig  # noqa: E402
 from tutelage.trainer.data.dataset import read_dataset  # noqa: E402
 from tutelage.trainer.model.student import Student  # noqa: E402

@@ -22,10 +22,10 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "deploy")]
+sys.path[:0] = [str(ROOT / "proto")]
 
-from prepare_models import prepare  # noqa: E402
 from tutelage.evaluator.tasks.arithmetic_generator import generate  # noqa: E402
+from tutelage.studies.prepare_models import prepare  # noqa: E402
 
 STUDY = "import sys; from tutelage.study.cli import main; sys.exit(main(sys.argv[1:]))"
 

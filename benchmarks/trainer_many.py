@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "deploy")]
+sys.path[:0] = [str(ROOT / "proto")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np  # noqa: E402
@@ -30,10 +30,10 @@ import psutil  # noqa: E402
 import yaml  # noqa: E402
 from trainer_speed import BUILD, TUTELAGE, served_teacher, write_prompts  # noqa: E402
 
-from prepare_models import prepare  # noqa: E402
 from tutelage.errors import NotFound  # noqa: E402
 from tutelage.identity import tokenizer_digests  # noqa: E402
 from tutelage.runtime.processes import running  # noqa: E402
+from tutelage.studies.prepare_models import prepare  # noqa: E402
 from tutelage.trainer.cluster.run_control import Command, ask, read_board  # noqa: E402
 from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec  # noqa: E402
 from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402

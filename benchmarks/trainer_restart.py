@@ -30,15 +30,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "deploy")]
+sys.path[:0] = [str(ROOT / "proto")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import yaml  # noqa: E402
 from trainer_many import stepping, wait_for, write_cohort  # noqa: E402
 from trainer_speed import BUILD, TUTELAGE, served_teacher, write_prompts  # noqa: E402
 
-from prepare_models import prepare  # noqa: E402
 from tutelage.runtime.processes import running  # noqa: E402
+from tutelage.studies.prepare_models import prepare  # noqa: E402
 from tutelage.trainer.cluster.run_control import read_board  # noqa: E402
 
 PROMISED_SECONDS = 10.0

@@ -28,15 +28,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "deploy")]
+sys.path[:0] = [str(ROOT / "proto")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
 from trl_environment import trl  # noqa: E402
 
-from prepare_models import prepare  # noqa: E402
 from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
 from tutelage.runtime.processes import running, wait_for_file  # noqa: E402
+from tutelage.studies.prepare_models import prepare  # noqa: E402
 from tutelage.trainer.config.run import StudentConfig  # noqa: E402
 from tutelage.trainer.data.dataset import Example, read_dataset  # noqa: E402
 from tutelage.trainer.model.student import Student  # noqa: E402

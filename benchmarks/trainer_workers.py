@@ -20,14 +20,14 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "deploy")]
+sys.path[:0] = [str(ROOT / "proto")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch.distributed as dist  # noqa: E402
 import torch.multiprocessing as multiprocessing  # noqa: E402
 from trainer_speed import BUILD  # noqa: E402
 
-from prepare_models import prepare  # noqa: E402
+from tutelage.studies.prepare_models import prepare  # noqa: E402
 from tutelage.trainer.config.run import StudentConfig  # noqa: E402
 from tutelage.trainer.model.process_group import workers_of_process_group  # noqa: E402
 from tutelage.trainer.training.loop import train  # noqa: E402

@@ -27,12 +27,12 @@ import grpc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from prepare_models import make_once, prepare
 from tutelage.errors import TutelageError
 from tutelage.rpc.transport import CHANNEL_OPTIONS
 from tutelage.rpc.v1 import evaluator_pb2 as epb
 from tutelage.rpc.v1 import evaluator_pb2_grpc as erpc
 from tutelage.runtime.processes import left_behind, running, start, stop, wait_for_file
+from tutelage.studies.prepare_models import make_once, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))

@@ -20,8 +20,8 @@ BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
     """A tiny Llama with random weights (tests/tiny.py)."""
-    from prepare_models import make_once
     from tiny import write_tiny_model
+    from tutelage.studies.prepare_models import make_once
 
     return make_once(BUILD / "models" / "tiny", write_tiny_model)
 
@@ -29,7 +29,7 @@ def tiny_model() -> Path:
 @pytest.fixture(scope="session")
 def packaged_models() -> tuple[Path, Path]:
     """SmolLM2-135M-Instruct and the student carved from it."""
-    from prepare_models import prepare
+    from tutelage.studies.prepare_models import prepare
 
     return prepare(BUILD / "models")
 

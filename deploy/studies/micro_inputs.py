@@ -13,14 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import zlib
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from prepare_models import make_once
+from tutelage.studies.prepare_models import make_once
 
 SIZES = {"t": (96, 4, 32), "l": (80, 3, 16), "m": (64, 2, 16), "s": (48, 2, 16), "xs": (32, 2, 16)}
 """Hidden width, layers and width of a head by name, the teacher first: on a CPU vLLM takes heads of 32 and more."""
@@ -184,8 +182,8 @@ def write_data(out: Path) -> None:
 def _write_task(folder: Path, name: str, rows: list[dict[str, str]]) -> None:
     _write_lines(folder / f"{name}.jsonl", rows)
     task = {"name": name, "data": f"{name}.jsonl", "question": "{question}", "answer": "{number}"}
-    task |= {"extraction": "number", "max_new_tokens": 40}
-    (folder / f"{name}.yaml").write_text(json.dumps(task) + "\n")
+    settings = {"extraction": "number", "max_new_tokens": 40}
+    (folder / f"{name}.yaml").write_text(json.dumps(task | settings) + "\n")
 
 
 def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:

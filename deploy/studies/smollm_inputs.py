@@ -10,11 +10,9 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from prepare_models import make_once, prepare
+from tutelage.studies.prepare_models import make_once, prepare
 
 DEPTHS = (8, 15, 22)
 ROWS, LONGEST_CHARACTERS = 2000, 700

@@ -8,21 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from fake_teacher import VOCABULARY_SIZE, FakeScoringEngine, fake_teacher, serving
+from stored_signals import store_signals
 from trainer_cases import metric_rows, student_config, write_rows
 from trainer_doubles import InProcessTeacher
 from tutelage.config import validate
-from tutelage.data.signal_cache import SUFFIX, sequence_key, teacher_key
+from tutelage.data.signal_cache import SUFFIX, sequence_key
 from tutelage.errors import ConfigurationError, CorruptFrame, DataError, IdentityMismatch, Unreachable
+from tutelage.identity import tokenizer_digests
 from tutelage.rpc import codec
-from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.config import PrecomputeConfig
 from tutelage.teacher_server.jobs import precompute as module
 from tutelage.teacher_server.jobs.precompute import precompute, read_sequences
-from tutelage.teacher_server.signals.cache import SignalStore
-from tutelage.teacher_server.signals.unembedding import Unembedding
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.teacher.cached import StoredTeacher
 from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
@@ -121,26 +119,6 @@ def test_a_folder_of_several_teachers_or_none_is_refused(filled, tmp_path):
         StoredTeacher(tmp_path / "nothing", tokenizer_digests={})
 
 
-def stored_model(folder: Path, model: Path, sequences: list[list[int]]) -> None:
-    """A store with the states that `InProcessTeacher` computes."""
-    teacher = InProcessTeacher(model)
-    rows = torch.from_numpy(teacher.unembedding().rows_VD).view(torch.bfloat16)
-    unembedding = Unembedding(rows, None, 1.0, 0.0)
-    info = pb.GetTeacherInfoResponse(
-        model_name="tiny",
-        weights_digest=teacher.identity.weights_digest,
-        vocabulary_size=teacher.identity.vocabulary_size,
-        hidden_size=teacher.identity.hidden_size,
-        unembedding=pb.Unembedding(digest=unembedding.digest, logit_scale=1.0),
-    )
-    store = SignalStore(folder, teacher_key(info.weights_digest, "float32", "here"), 10**9)
-    for ids in sequences:
-        (states,) = teacher.score([SignalRequest(np.array(ids, np.int32), 0, len(ids))], SPECS["hidden"])
-        store.put(ids, torch.from_numpy(states.hidden_RD.copy()).view(torch.bfloat16))
-    store.describe(info, unembedding)
-    store.close()
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", 12)
@@ -161,10 +139,11 @@ def config(data: Path, folder: Path, model: Path, **values) -> PrecomputeConfig:
     ids=["hidden", "topk", "candidates"],
 )
 def test_training_on_stored_signals_is_training_with_the_teacher(objective, tiny_model, data, tmp_path):
-    stored_model(tmp_path / "store", tiny_model, read_sequences(config(data, tmp_path, tiny_model), tiny_model))
+    store_signals(tmp_path / "store", tiny_model, read_sequences(config(data, tmp_path, tiny_model), tiny_model))
     settings = student_config(tiny_model, data, objective=objective, steps=2, save_every_steps=2, dtype="float32")
     train(settings, folder=tmp_path / "with", teacher=InProcessTeacher(tiny_model))
-    train(settings, folder=tmp_path / "without", teacher=StoredTeacher(tmp_path / "store", tokenizer_digests={}))
+    stored = StoredTeacher(tmp_path / "store", tokenizer_digests=tokenizer_digests(tiny_model))
+    train(settings, folder=tmp_path / "without", teacher=stored)
     for one, other in zip(metric_rows(tmp_path / "with"), metric_rows(tmp_path / "without"), strict=True):
         assert one.keys() == other.keys()
         numbers = [key for key, value in one.items() if isinstance(value, float)]

@@ -1,6 +1,6 @@
 """Makes the demonstration's models from the packaged SmolLM2-135M-Instruct, once.
 
-    python deploy/prepare_models.py build/models
+    python deploy/studies/prepare_models.py build/models
 
 writes `teacher/` (the dequantised model as a Hugging Face directory) and `student/` (some of its layers).
 What is there already is left alone; a directory appears only when it is complete.
