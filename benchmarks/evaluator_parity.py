@@ -19,7 +19,8 @@ from typing import Any
 from harness_environment import BUILD, data_dir, run_harness
 
 from tutelage.evaluator.config import EvaluationSettings
-from tutelage.evaluator.models.engines import Engine, TransformersEngine
+from tutelage.evaluator.models.base import Engine
+from tutelage.evaluator.models.transformers_engine import TransformersEngine
 from tutelage.evaluator.protocols import loglik, paper
 from tutelage.evaluator.results.lm_eval import gsm8k_exact_match, gsm8k_flexible, gsm8k_strict
 from tutelage.evaluator.scoring.extraction import canonical_number
@@ -36,7 +37,7 @@ OURS = {
     "hellaswag": "hellaswag",
 }
 TOLERANCE = 1e-3  # nats
-BATCH_ITEMS = 32
+BATCH_SIZE = 32
 EXTRACTED_ITEMS = 20
 HAND_MADE = (
     "#### 42",
@@ -97,8 +98,8 @@ def our_scores(engine: Engine, task: str, count: int) -> list[dict[str, Any]]:
     questions = [loglik.prepare(ours, item, engine, settings) for item in ours.items(data_dir(), count)]
     by_length = sorted(questions, key=lambda question: question.tokens)
     rows: dict[str, dict[str, Any]] = {}
-    for start in range(0, len(by_length), BATCH_ITEMS):
-        batch = by_length[start : start + BATCH_ITEMS]
+    for start in range(0, len(by_length), BATCH_SIZE):
+        batch = by_length[start : start + BATCH_SIZE]
         answers = loglik.answer(ours, batch, engine, settings, 0)
         rows |= {question.item.item_id: answer for question, answer in zip(batch, answers, strict=True)}
     return [rows[question.item.item_id] for question in questions]
@@ -106,7 +107,7 @@ def our_scores(engine: Engine, task: str, count: int) -> list[dict[str, Any]]:
 
 def same_scores(tasks: list[str], options: argparse.Namespace) -> bool:
     """Log-probabilities and decisions of the first items."""
-    engine = TransformersEngine(options.model, dtype="float32", batch_items=BATCH_ITEMS)
+    engine = TransformersEngine(options.model, dtype="float32", batch_size=BATCH_SIZE)
     same = [compare(task, their_scores(task, options), our_scores(engine, task, options.items)) for task in tasks]
     return all(same)
 
@@ -143,15 +144,15 @@ def compare(task: str, theirs: list[dict[str, Any]], ours: list[dict[str, Any]])
 def gsm8k_outputs(model: Path) -> list[dict[str, str]]:
     """The hand-made outputs, each against two targets, and what the model writes after real questions."""
     made = [{"output": text, "target": target} for text in HAND_MADE for target in ("18", "1,234")]
-    engine = TransformersEngine(model, dtype="float32", batch_items=EXTRACTED_ITEMS)
+    engine = TransformersEngine(model, dtype="float32", batch_size=EXTRACTED_ITEMS)
     task, settings = TASKS["gsm8k"], EvaluationSettings(prompt="chat", max_new_tokens=64)
     questions = [paper.prepare(task, item, engine, settings) for item in task.items(data_dir(), EXTRACTED_ITEMS)]
-    written = engine.write(
+    completions = engine.generate(
         [one.prompt_ids for one in questions], [0] * EXTRACTED_ITEMS, paper.sampling_of(task, settings)
     )
     real = [
-        {"output": writing.text, "target": canonical_number(float(question.item.target))}
-        for question, writing in zip(questions, written, strict=True)
+        {"output": completion.text, "target": canonical_number(float(question.item.target))}
+        for question, completion in zip(questions, completions, strict=True)
     ]
     return made + real
 

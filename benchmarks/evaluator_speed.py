@@ -1,6 +1,6 @@
 """Is the evaluator twice as fast as what people would use instead? Same items, model, dtype and threads, in one run.
 
-python benchmarks/evaluator_speed.py [--loglik-items 400] [--write-items 100] [--dtype bfloat16] [--profile]
+python benchmarks/evaluator_speed.py [--loglik-items 400] [--generate-items 100] [--dtype bfloat16] [--profile]
 
 `loglik`: ARC-Easy against lm-evaluation-harness 0.4.13 with its transformers backend, at the better of two batch
 sizes. `paper`: AddSub with 64 new tokens, greedy, against transformers' `generate` on left-padded batches, at the
@@ -26,7 +26,9 @@ from evaluator_parity import lines_of
 from harness_environment import BUILD, data_dir, run_harness
 
 from tutelage.evaluator.config import EvaluationSettings
-from tutelage.evaluator.models.engines import Engine, TransformersEngine, open_engine
+from tutelage.evaluator.models.base import Engine
+from tutelage.evaluator.models.registry import open_engine
+from tutelage.evaluator.models.transformers_engine import TransformersEngine
 from tutelage.evaluator.protocols import loglik, paper
 from tutelage.evaluator.tasks import TASKS
 
@@ -49,8 +51,8 @@ def our_loglik(engine: Engine, count: int) -> float:
     def work() -> None:
         questions = [loglik.prepare(task, item, engine, settings) for item in items]
         questions.sort(key=lambda question: question.tokens)
-        for start in range(0, count, engine.batch_items):
-            loglik.answer(task, questions[start : start + engine.batch_items], engine, settings, 0)
+        for start in range(0, count, engine.batch_size):
+            loglik.answer(task, questions[start : start + engine.batch_size], engine, settings, 0)
 
     return count / seconds_of(work)
 
@@ -72,19 +74,19 @@ def prompts_of(engine: Engine, count: int) -> list[list[int]]:
     return sorted((question.prompt_ids for question in questions), key=len)
 
 
-def our_writing(engine: Engine, prompts: list[list[int]]) -> float:
+def our_generation(engine: Engine, prompts: list[list[int]]) -> float:
     """Items a second."""
     sampling = paper.sampling_of(TASKS["AddSub"], EvaluationSettings(max_new_tokens=NEW_TOKENS))
 
     def work() -> None:
-        for start in range(0, len(prompts), engine.batch_items):
-            batch = prompts[start : start + engine.batch_items]
-            engine.write(batch, [0] * len(batch), sampling)
+        for start in range(0, len(prompts), engine.batch_size):
+            batch = prompts[start : start + engine.batch_size]
+            engine.generate(batch, [0] * len(batch), sampling)
 
     return len(prompts) / seconds_of(work)
 
 
-def plain_writing(model: Any, prompts: list[list[int]], batch_size: int) -> float:
+def plain_generation(model: Any, prompts: list[list[int]], batch_size: int) -> float:
     """Items a second of `generate`, shortest first, left-padded."""
 
     def work() -> None:
@@ -113,7 +115,7 @@ def report(name: str, theirs: float, ours: float) -> None:
 
 def compare_loglik(options: argparse.Namespace) -> None:
     """ARC-Easy, both sides alternating."""
-    engine = TransformersEngine(options.model, dtype=options.dtype, batch_items=32)
+    engine = TransformersEngine(options.model, dtype=options.dtype, batch_size=32)
     our_loglik(engine, 32)
     ours, theirs = 0.0, 0.0
     for batch_size in BATCH_SIZES:
@@ -122,13 +124,13 @@ def compare_loglik(options: argparse.Namespace) -> None:
     report(f"loglik, ARC-Easy, {options.loglik_items} items", theirs, ours)
 
 
-def compare_writing(options: argparse.Namespace) -> None:
+def compare_generation(options: argparse.Namespace) -> None:
     """AddSub; every round of either side in a process of its own, which has the machine for itself."""
     ours, theirs = 0.0, 0.0
     for batch_size in BATCH_SIZES:
         theirs = max(theirs, in_a_process(f"--plain-batch-size={batch_size}"))
-        ours = max(ours, in_a_process("--writing-only"))
-    report(f"paper, AddSub, {options.write_items} items, {options.engine}", theirs, ours)
+        ours = max(ours, in_a_process("--generation-only"))
+    report(f"paper, AddSub, {options.generate_items} items, {options.engine}", theirs, ours)
 
 
 def in_a_process(flag: str) -> float:
@@ -138,20 +140,20 @@ def in_a_process(flag: str) -> float:
     return float(answer.splitlines()[-1])
 
 
-def writing_side(options: argparse.Namespace) -> float:
+def generation_side(options: argparse.Namespace) -> float:
     """Items a second of one side."""
     settings = EvaluationSettings(engine=options.engine)
-    batch_items = options.batch_items or settings.batch_size
-    engine = open_engine(options.engine, options.model, dtype=options.dtype, batch_items=batch_items)
-    prompts = prompts_of(engine, options.write_items)
+    batch_size = options.batch_size or settings.engine_batch_size
+    engine = open_engine(options.engine, options.model, dtype=options.dtype, batch_size=batch_size)
+    prompts = prompts_of(engine, options.generate_items)
     if options.plain_batch_size:
         model = plain_model(options)
-        plain_writing(model, prompts[:8], 8)
-        return plain_writing(model, prompts, options.plain_batch_size)
-    our_writing(engine, prompts[:8])
+        plain_generation(model, prompts[:8], 8)
+        return plain_generation(model, prompts, options.plain_batch_size)
+    our_generation(engine, prompts[:8])
     if options.profile:
         profile(engine, prompts)
-    rate = our_writing(engine, prompts)
+    rate = our_generation(engine, prompts)
     engine.close()
     return rate
 
@@ -162,7 +164,7 @@ def profile(engine: Engine, prompts: list[list[int]]) -> None:
     from torch.profiler import profile as torch_profile
 
     with torch_profile(activities=[ProfilerActivity.CPU]) as profiled:
-        our_writing(engine, prompts[: engine.batch_items])
+        our_generation(engine, prompts[: engine.batch_size])
     print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40))
 
 
@@ -171,25 +173,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=BUILD / "models" / "teacher")
     parser.add_argument("--loglik-items", type=int, default=400)
-    parser.add_argument("--write-items", type=int, default=100)
+    parser.add_argument("--generate-items", type=int, default=100)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--engine", default="vllm", choices=["transformers", "vllm"], help="ours, for writing")
-    parser.add_argument("--batch-items", type=int, help="ours, for writing; by default as the evaluator's")
+    parser.add_argument("--engine", default="vllm", choices=["transformers", "vllm"], help="ours, for generation")
+    parser.add_argument("--batch-size", type=int, help="ours, for generation; by default as the evaluator's")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--profile", action="store_true", help="also where the time of our writing goes")
-    parser.add_argument("--writing-only", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--profile", action="store_true", help="also where the time of our generation goes")
+    parser.add_argument("--generation-only", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--plain-batch-size", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.writing_only or options.plain_batch_size:
-        print(writing_side(options))
+    if options.generation_only or options.plain_batch_size:
+        print(generation_side(options))
         return
     print(f"{options.dtype}, {options.threads} threads; items a second\n")
     print("| protocol | theirs | ours | ratio |\n|---|---|---|---|")
     if options.loglik_items:
         compare_loglik(options)
-    if options.write_items:
-        compare_writing(options)
+    if options.generate_items:
+        compare_generation(options)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from tutelage.config import Config
 from tutelage.rpc.tls import ServerTls
 
-_BATCH_ITEMS = {"vllm": 128, "transformers": 32}
+EngineName = Literal["transformers", "vllm"]
+Dtype = Literal["bfloat16", "float16", "float32"]
+_BATCH_SIZE: dict[EngineName, int] = {"vllm": 128, "transformers": 32}
 
 
 class EvaluationSettings(Config):
     """How items are asked and answered; all of it is in the rows."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"batch_items": "batch_size"}
 
     prompt: Literal["alpaca_leaked_indentation", "alpaca", "chat"] = "alpaca_leaked_indentation"
     """Prompt template of the protocol `paper`: LLM-Adapters' own, a clean one, or the model's chat template."""
@@ -22,20 +26,20 @@ class EvaluationSettings(Config):
     """Of generated answers; 0 is greedy. The paper's authors sampled at 1."""
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     """Length limit of generated answers; by default each task's own."""
-    engine: Literal["vllm", "transformers"] = "vllm"
-    """What generates: `vllm` writes faster, `transformers` starts faster, which pays for few items of a small
+    engine: EngineName = "vllm"
+    """What generates: `vllm` is faster, `transformers` starts faster, which pays for few items of a small
     model. Choices are always scored by transformers."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     """Arithmetic of the model."""
-    batch_items: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
     """Items handled together and made durable together; by default 128 with `vllm`, 32 with `transformers`."""
     data_dir: Path | None = None
     """Folder with `tasks/<task>/test.json`; by default what TUTELAGE_DATA_DIR names."""
 
     @property
-    def batch_size(self) -> int:
-        """`batch_items`, or the engine's own."""
-        return self.batch_items or _BATCH_ITEMS[self.engine]
+    def engine_batch_size(self) -> int:
+        """`batch_size`, or the engine's own."""
+        return self.batch_size or _BATCH_SIZE[self.engine]
 
 
 class EvaluateConfig(EvaluationSettings):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tutelage.evaluator.models.engines import Sampling, ScoringGroup, Writing
+from tutelage.evaluator.models.base import Generation, Sampling, ScoringGroup
 
 
 class WordTokenizer:
@@ -27,27 +27,27 @@ class WordTokenizer:
 
 
 class EchoEngine:
-    """Writes "The answer is <number of prompt tokens>."; prefers the first choice; notes what it was asked.
+    """Generates "The answer is <number of prompt tokens>."; prefers the first choice; notes what it was asked.
 
     `fails_on` makes it raise whenever a prompt of that many tokens is in the batch.
     """
 
     name, dtype = "echo", "none"
 
-    def __init__(self, *, batch_items: int = 4, max_tokens: int = 4096, delay: float = 0.0, fails_on: int = -1) -> None:
-        self.batch_items, self.max_tokens = batch_items, max_tokens
+    def __init__(self, *, batch_size: int = 4, max_tokens: int = 4096, delay: float = 0.0, fails_on: int = -1) -> None:
+        self.batch_size, self.max_tokens = batch_size, max_tokens
         self.tokenizer = WordTokenizer()
         self.delay, self.fails_on = delay, fails_on
         self.batches: list[int] = []
 
-    def write(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Writing]:
+    def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Generation]:
         time.sleep(self.delay)
         self.batches.append(len(prompts))
         if any(len(prompt) == self.fails_on for prompt in prompts):
             raise RuntimeError("out of memory, say")
-        return [Writing(f"The answer is {len(prompt)}.", 5, "stop") for prompt in prompts]
+        return [Generation(f"The answer is {len(prompt)}.", 5, "stop") for prompt in prompts]
 
-    def score(self, groups: Sequence[ScoringGroup]) -> list[list[float]]:
+    def loglikelihood(self, groups: Sequence[ScoringGroup]) -> list[list[float]]:
         time.sleep(self.delay)
         self.batches.append(len(groups))
         return [[-float(rank + 1) for rank in range(len(group.continuations))] for group in groups]

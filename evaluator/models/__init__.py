@@ -1,4 +1,4 @@
 """Engines that generate and score token ids, with transformers or vLLM.
 
-Imports nothing of the evaluator's other rooms.
+Nothing of the evaluator but its settings may be imported here.
 """

@@ -14,7 +14,7 @@ from typing import Any
 
 from tutelage.errors import InvalidRequest
 from tutelage.evaluator.config import EvaluationSettings
-from tutelage.evaluator.models.engines import Engine, ScoringGroup
+from tutelage.evaluator.models.base import Engine, ScoringGroup
 from tutelage.evaluator.tasks.base import Choices, Item, Task
 
 METRIC = "acc"
@@ -92,7 +92,7 @@ def answer(
     task: Task, questions: Sequence[Question], engine: Engine, settings: EvaluationSettings, seed: int
 ) -> list[dict[str, Any]]:
     """What of the rows this protocol knows, one a question; nothing is drawn, so the seed changes nothing."""
-    scores = iter(engine.score([group for question in questions for group in question.groups]))
+    scores = iter(engine.loglikelihood([group for question in questions for group in question.groups]))
     return [_row(question, [logp for _ in question.groups for logp in next(scores)]) for question in questions]
 
 

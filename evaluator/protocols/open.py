@@ -15,7 +15,7 @@ from typing import Any
 
 from tutelage.errors import InvalidRequest
 from tutelage.evaluator.config import EvaluationSettings
-from tutelage.evaluator.models.engines import Engine, Sampling
+from tutelage.evaluator.models.base import Engine, Sampling
 from tutelage.evaluator.protocols.prompts import alpaca
 from tutelage.evaluator.tasks.base import Item, Task
 
@@ -70,18 +70,18 @@ def answer(
     """What of the rows this protocol knows, one a question."""
     sampling = Sampling(_TEMPERATURE, settings.max_new_tokens or task.max_new_tokens)
     seeds = [_answer_seed(task, question) for question in questions]
-    written = engine.write([question.prompt_ids for question in questions], seeds, sampling)
+    completions = engine.generate([question.prompt_ids for question in questions], seeds, sampling)
     return [
         {
             "seed": question.seed,
             "sampling_temperature": _TEMPERATURE,
-            "output": writing.text.strip(),
-            "score": rouge_l(writing.text.strip(), question.item.references),
+            "output": completion.text.strip(),
+            "score": rouge_l(completion.text.strip(), question.item.references),
             "prompt_tokens": question.tokens,
-            "output_tokens": writing.tokens,
-            "finish_reason": writing.finish_reason,
+            "output_tokens": completion.tokens,
+            "finish_reason": completion.finish_reason,
         }
-        for question, writing in zip(questions, written, strict=True)
+        for question, completion in zip(questions, completions, strict=True)
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tutelage.errors import InvalidRequest
 from tutelage.evaluator.config import EvaluationSettings
-from tutelage.evaluator.models.engines import Engine, Sampling
+from tutelage.evaluator.models.base import Engine, Sampling
 from tutelage.evaluator.protocols.prompts import prompt_of
 from tutelage.evaluator.scoring.extraction import score
 from tutelage.evaluator.tasks.base import Item, Task
@@ -72,11 +72,11 @@ def answer(
 ) -> list[dict[str, Any]]:
     """What of the rows this protocol knows, one a question."""
     seeds = [_item_seed(seed, task, question.item) for question in questions]
-    written = engine.write([question.prompt_ids for question in questions], seeds, sampling_of(task, settings))
+    completions = engine.generate([question.prompt_ids for question in questions], seeds, sampling_of(task, settings))
     assert task.extraction is not None
     rows = []
-    for question, writing in zip(questions, written, strict=True):
-        output = writing.text.split(_RESPONSE)[0].strip()
+    for question, completion in zip(questions, completions, strict=True):
+        output = completion.text.split(_RESPONSE)[0].strip()
         extracted, corrected = task.extraction.paper(output), task.extraction.corrected(output)
         target = question.item.target
         rows.append(
@@ -88,8 +88,8 @@ def answer(
                 "score": score(task.extraction, extracted, target),
                 "score_corrected": score(task.extraction, corrected, target),
                 "prompt_tokens": question.tokens,
-                "output_tokens": writing.tokens,
-                "finish_reason": writing.finish_reason,
+                "output_tokens": completion.tokens,
+                "finish_reason": completion.finish_reason,
             }
         )
     return rows

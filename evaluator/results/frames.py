@@ -84,7 +84,7 @@ def frame_path(frames: Path, run: str, task: str, evaluation_id: str, protocol: 
     return frames / f"run={run}" / f"task={task}" / f"{evaluation_id}--{protocol}.parquet"
 
 
-def write_atomically(frame: pl.DataFrame, path: Path, *, metadata: dict[str, str] | None = None) -> None:
+def write_frame(frame: pl.DataFrame, path: Path, *, metadata: dict[str, str] | None = None) -> None:
     """Writes a Parquet file beside its place, forces it to disk, and renames it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as stream:

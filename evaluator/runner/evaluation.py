@@ -22,7 +22,8 @@ import polars as pl
 from tutelage import __version__
 from tutelage.errors import TutelageError
 from tutelage.evaluator.config import EvaluationSettings
-from tutelage.evaluator.models.engines import Engine, open_engine
+from tutelage.evaluator.models.base import Engine
+from tutelage.evaluator.models.registry import open_engine
 from tutelage.evaluator.protocols import loglik, open, paper
 from tutelage.evaluator.results import frames as fr
 from tutelage.evaluator.runner.checkpoint import pin, verified_digest
@@ -123,7 +124,7 @@ def forget(frames: Path, evaluation_id: str) -> None:
 
 def _engine_opener(settings: EvaluationSettings) -> Callable[[Path], Engine]:
     return lambda checkpoint: open_engine(
-        settings.engine, checkpoint, dtype=settings.dtype, batch_items=settings.batch_size
+        settings.engine, checkpoint, dtype=settings.dtype, batch_size=settings.engine_batch_size
     )
 
 
@@ -209,7 +210,7 @@ class _TaskWork:
         rows = [fr.frame_of_rows(failures)]
         if failures:
             counter.add(rows[0])
-        for index, batch in enumerate(_batches(questions, engine.batch_items)):
+        for index, batch in enumerate(_batches(questions, engine.batch_size)):
             part = self.parts / f"{index:05}.parquet"
             if part.exists():
                 rows.append(pl.read_parquet(part))
@@ -218,10 +219,10 @@ class _TaskWork:
             if should_stop():
                 raise Stopped
             rows.append(self._answer(batch, engine))
-            fr.write_atomically(rows[-1], part)
+            fr.write_frame(rows[-1], part)
             counter.add(rows[-1])
         frame = pl.concat(rows).sort(pl.col("item_id").cast(pl.UInt32), "seed")
-        fr.write_atomically(frame, self.path, metadata={"tutelage.work": self.digest})
+        fr.write_frame(frame, self.path, metadata={"tutelage.work": self.digest})
 
     def _questions(self, engine: Engine) -> tuple[list[_Question], list[dict[str, Any]]]:
         """Questions, shortest first, and the rows of the items that cannot be asked."""

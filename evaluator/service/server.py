@@ -18,7 +18,7 @@ from grpc_health.v1._async import HealthServicer
 
 from tutelage.errors import TutelageError
 from tutelage.evaluator.config import ServeConfig
-from tutelage.evaluator.models.engines import Engine
+from tutelage.evaluator.models.base import Engine
 from tutelage.evaluator.runner.evaluation import pinned
 from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest, check
 from tutelage.evaluator.service.queue import Entry, Queue

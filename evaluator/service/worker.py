@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tutelage.errors import TutelageError
 from tutelage.evaluator.config import EvaluationSettings
-from tutelage.evaluator.models.engines import Engine
+from tutelage.evaluator.models.base import Engine
 from tutelage.evaluator.results.frames import read, summarize
 from tutelage.evaluator.runner.evaluation import Progress, Stopped, evaluate, forget
 from tutelage.evaluator.service.queue import Entry, Queue, Score

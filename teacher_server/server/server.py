@@ -93,7 +93,7 @@ class TeacherServer:
         self.servicer.open(teacher)
         await self._set_health(_SERVING)
         if self._config.address_file is not None:
-            _write_atomically(self._config.address_file, self.address)
+            _write_frame(self._config.address_file, self.address)
 
     async def stop(self, grace_seconds: float) -> None:
         """Takes nothing new, waits for what is in flight, then cancels it; health answers until then."""
@@ -201,7 +201,7 @@ async def in_daemon_thread(function: Callable[[], T]) -> T:
     return await future
 
 
-def _write_atomically(path: Path, content: str) -> None:
+def _write_frame(path: Path, content: str) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(content, encoding="utf-8")
     temporary.replace(path)

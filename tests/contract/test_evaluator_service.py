@@ -37,7 +37,7 @@ async def serving(
         queue=folder / "queue",
         prompt="chat",
         max_new_tokens=8,
-        batch_items=4,
+        batch_size=4,
         workers=workers,
     )
     service = Service(config, engines=lambda _checkpoint: EchoEngine(delay=delay))

@@ -25,7 +25,7 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     address_file.unlink(missing_ok=True)
     flags = ["--address", "127.0.0.1:0", "--address-file", str(address_file)]
     flags += ["--frames", str(folder / "frames"), "--queue", str(folder / "queue")]
-    flags += ["--prompt", "chat", "--max-new-tokens", "40", "--batch-items", "2", "--dtype", "float32"]
+    flags += ["--prompt", "chat", "--max-new-tokens", "40", "--batch-size", "2", "--dtype", "float32"]
     flags += ["--engine", "transformers"]
     program = "import sys; from tutelage.cli import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -93,7 +93,7 @@ def _assert_same_as_uninterrupted(tiny_model: Path, folder: Path) -> None:
 
     tasks = tuple(TaskRequest("arithmetic", protocol, ITEMS) for protocol in ("paper", "loglik"))
     settings = EvaluationSettings(
-        prompt="chat", max_new_tokens=40, batch_items=2, dtype="float32", engine="transformers"
+        prompt="chat", max_new_tokens=40, batch_size=2, dtype="float32", engine="transformers"
     )
     evaluate(Evaluation("first", tiny_model, Labels("r1", "tiny"), tasks), settings, folder / "again")
     columns = ["protocol", "item_id", "output", "extracted", "score"]

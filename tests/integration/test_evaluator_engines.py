@@ -10,8 +10,10 @@ import torch
 
 from tutelage.errors import CheckpointError
 from tutelage.evaluator.config import EvaluationSettings
+from tutelage.evaluator.models.base import Sampling, ScoringGroup
 from tutelage.evaluator.models.decoding import ATTENTION, decode, shared_length
-from tutelage.evaluator.models.engines import Sampling, ScoringGroup, TransformersEngine, open_engine
+from tutelage.evaluator.models.registry import open_engine
+from tutelage.evaluator.models.transformers_engine import TransformersEngine
 from tutelage.evaluator.protocols import loglik
 from tutelage.evaluator.results.frames import read
 from tutelage.evaluator.runner.evaluation import evaluate
@@ -23,7 +25,7 @@ PROMPTS = ["Ann has 3 apples", "Ann has 12 apples and buys 50 more. She has", "b
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> TransformersEngine:
-    return TransformersEngine(tiny_model, dtype="float32", batch_items=8, pack_tokens=100)
+    return TransformersEngine(tiny_model, dtype="float32", batch_size=8, pack_tokens=100)
 
 
 def direct_logp(model: Any, context: tuple[int, ...], continuation: tuple[int, ...]) -> float:
@@ -45,23 +47,23 @@ def test_packed_scores_are_those_of_plain_passes(engine: TransformersEngine) -> 
         ScoringGroup(ids(context), tuple(ids(length) for length in lengths))
         for context, lengths in [(5, (1, 1)), (40, (3, 7, 1, 2)), (1, (4,)), (90, (30, 5)), (7, (2, 2, 2))]
     ]
-    for group, scores in zip(groups, engine.score(groups), strict=True):
+    for group, scores in zip(groups, engine.loglikelihood(groups), strict=True):
         expected = [direct_logp(engine._model, group.context, one) for one in group.continuations]
         assert scores == pytest.approx(expected, abs=1e-4)
 
 
 def test_greedy_answers_are_generates(engine: TransformersEngine) -> None:
     prompts = [engine.tokenizer.encode(text) for text in PROMPTS]
-    written = engine.write(prompts, [0] * 4, Sampling(temperature=0, max_new_tokens=24))
-    for prompt, writing in zip(prompts, written, strict=True):
+    completions = engine.generate(prompts, [0] * 4, Sampling(temperature=0, max_new_tokens=24))
+    for prompt, completion in zip(prompts, completions, strict=True):
         ids = torch.tensor([prompt])
         generated = engine._model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24, pad_token_id=0
         )
         expected = generated[0, len(prompt) :].tolist()
-        assert writing.tokens == len(expected)
-        assert writing.text == engine.tokenizer.decode(expected, skip_special_tokens=True)
-        assert writing.finish_reason == ("stop" if expected[-1] == engine.tokenizer.eos_token_id else "length")
+        assert completion.tokens == len(expected)
+        assert completion.text == engine.tokenizer.decode(expected, skip_special_tokens=True)
+        assert completion.finish_reason == ("stop" if expected[-1] == engine.tokenizer.eos_token_id else "length")
 
 
 def test_a_shared_beginning_changes_no_answer(engine: TransformersEngine) -> None:
@@ -69,8 +71,8 @@ def test_a_shared_beginning_changes_no_answer(engine: TransformersEngine) -> Non
     prompts = [engine.tokenizer.encode(header + text) for text in PROMPTS]
     assert shared_length(prompts) > 20
     sampling = Sampling(temperature=0, max_new_tokens=80)  # more than the cache's first room
-    together = engine.write(prompts, [0] * 4, sampling)
-    assert together == [engine.write([prompt], [0], sampling)[0] for prompt in prompts]
+    together = engine.generate(prompts, [0] * 4, sampling)
+    assert together == [engine.generate([prompt], [0], sampling)[0] for prompt in prompts]
 
 
 def test_grouped_heads_attend_as_repeated_keys_do() -> None:
@@ -103,10 +105,10 @@ def test_sharing_leaves_each_prompt_a_token() -> None:
 def test_a_sample_is_its_seeds_whatever_batch_it_is_in(engine: TransformersEngine) -> None:
     prompts = [engine.tokenizer.encode(text) for text in PROMPTS]
     sampling = Sampling(temperature=1.0, max_new_tokens=16)
-    together = engine.write(prompts, [1, 2, 3, 4], sampling)
-    alone = [engine.write([prompt], [seed], sampling)[0] for seed, prompt in enumerate(prompts, start=1)]
+    together = engine.generate(prompts, [1, 2, 3, 4], sampling)
+    alone = [engine.generate([prompt], [seed], sampling)[0] for seed, prompt in enumerate(prompts, start=1)]
     assert together == alone
-    assert engine.write(prompts[:1], [9], sampling) != together[:1]
+    assert engine.generate(prompts[:1], [9], sampling) != together[:1]
 
 
 def test_samples_follow_the_models_distribution(engine: TransformersEngine) -> None:
@@ -146,7 +148,7 @@ def test_rows_that_end_early_leave_the_others_alone(engine: TransformersEngine) 
 def test_what_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="does not load"):
-        open_engine("transformers", tmp_path, dtype="float32", batch_items=1)
+        open_engine("transformers", tmp_path, dtype="float32", batch_size=1)
 
 
 def test_two_runs_give_the_same_rows(tiny_model: Path, tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ def test_two_runs_give_the_same_rows(tiny_model: Path, tmp_path: Path) -> None:
 def test_loglik_of_real_items_is_a_plain_computation(name: str, data_dir: Path, packaged_models: Any) -> None:
     """Encode context and continuation together, split at the context's length, sum: within 1e-3 in fp32."""
     student = packaged_models[1]
-    engine = TransformersEngine(student, dtype="float32", batch_items=8)
+    engine = TransformersEngine(student, dtype="float32", batch_size=8)
     task = TASKS[name]
     questions = [loglik.prepare(task, item, engine, EvaluationSettings()) for item in task.items(data_dir, 6)]
     rows = loglik.answer(task, questions, engine, EvaluationSettings(), 0)

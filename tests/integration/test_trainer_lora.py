@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from trainer_cases import metric_rows, student_config, write_rows
 from tutelage.errors import ConfigurationError
-from tutelage.evaluator.models.engines import ScoringGroup, open_engine
+from tutelage.evaluator.models.base import ScoringGroup
+from tutelage.evaluator.models.registry import open_engine
 from tutelage.identity import weights_digest
 from tutelage.trainer.config.run import LoraConfig, OptimizerConfig
 from tutelage.trainer.model.student import Student
@@ -69,10 +70,10 @@ def test_the_evaluator_scores_an_adapter(tiny_model, tmp_path):
     student.save(tmp_path)
     student.model.eval()
     context, answer = tuple(IDS[0, :12].tolist()), tuple(IDS[0, 12:].tolist())
-    engine = open_engine("transformers", tmp_path, dtype="float32", batch_items=1)
+    engine = open_engine("transformers", tmp_path, dtype="float32", batch_size=1)
     with torch.no_grad():
         logp = student.model(IDS).logits[0, 11:-1].log_softmax(-1).gather(-1, IDS[0, 12:, None]).sum().item()
-    ((score,),) = engine.score([ScoringGroup(context, (answer,))])
+    ((score,),) = engine.loglikelihood([ScoringGroup(context, (answer,))])
     assert score == pytest.approx(logp, rel=1e-4)
 
 

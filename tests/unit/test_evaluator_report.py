@@ -53,7 +53,7 @@ def write_rows(
             }
         )
     path = fr.frame_path(frames, "r1", "arithmetic", rows[0]["evaluation_id"], "paper")
-    fr.write_atomically(fr.frame_of_rows(rows), path)
+    fr.write_frame(fr.frame_of_rows(rows), path)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_no_rows_and_too_many_runs_are_refused(run: Path, tmp_path: Path) -> Non
         write_report(frames=run / "frames", run_dir=None, run="r2", out=tmp_path / "r.html")
     write_rows(tmp_path / "f", "big", right=lambda _: True)
     frame = fr.read(tmp_path / "f").collect().with_columns(run=pl.lit("r2"))
-    fr.write_atomically(frame, fr.frame_path(tmp_path / "f", "r2", "arithmetic", "x", "paper"))
+    fr.write_frame(frame, fr.frame_path(tmp_path / "f", "r2", "arithmetic", "x", "paper"))
     with pytest.raises(DataError, match="--run"):
         write_report(frames=tmp_path / "f", run_dir=None, run=None, out=tmp_path / "r.html")
 

@@ -13,7 +13,7 @@ import pytest
 from tutelage.errors import DataError
 from tutelage.evaluator.report import write_study_report
 from tutelage.evaluator.report.study_material import gather_study
-from tutelage.evaluator.results.frames import SCHEMA, frame_of_rows, frame_path, write_atomically
+from tutelage.evaluator.results.frames import SCHEMA, frame_of_rows, frame_path, write_frame
 
 SIZES = {"small": 1000, "middle": 3000, "large": 9000}
 CHANCE = {"small": 0.3, "middle": 0.5, "large": 0.6}
@@ -120,7 +120,7 @@ def write_rows(frames: Path, described: dict[str, object], generator: np.random.
             }
         )
     path = frame_path(frames, "known", "sums", str(described["evaluation_id"]), "paper")
-    write_atomically(frame_of_rows(rows), path)
+    write_frame(frame_of_rows(rows), path)
 
 
 @pytest.fixture(scope="module")

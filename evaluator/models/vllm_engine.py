@@ -1,0 +1,104 @@
+"""Generates with vLLM's offline engine; log-likelihoods come from transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import CheckpointError, ConfigurationError, Unreachable
+from tutelage.evaluator.config import Dtype
+from tutelage.evaluator.models.base import Generation, Sampling, ScoringGroup
+from tutelage.evaluator.models.transformers_engine import TransformersEngine
+
+# Small enough for the prefix cache, which keeps whole blocks, to find a template's header; vLLM's CPU build has
+# blocks of 128 by default, and does not take 16.
+_BLOCK_TOKENS = 32
+
+
+class VllmEngine:
+    """An `Engine`; vLLM and the scoring model are each opened when they are first needed.
+
+    vLLM's prompt log-probabilities are not used: they are slow and leave no way to share a context.
+    """
+
+    name = "vllm"
+
+    def __init__(self, checkpoint: Path, *, dtype: Dtype, batch_size: int) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        if find_spec("vllm") is None:
+            raise ConfigurationError("vllm is not installed here; install it, or use transformers", "engine")
+        self.dtype, self.batch_size, self._checkpoint = dtype, batch_size, checkpoint
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self.max_tokens = int(AutoConfig.from_pretrained(checkpoint).max_position_embeddings)
+
+    @cached_property
+    def _llm(self) -> Any:
+        cores = sorted(os.sched_getaffinity(0))
+        # vLLM reads these when it is imported; what is set there already stays.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        # Of its CPU build: by default it leaves a core to a front end, which here only waits.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+        from vllm import LLM
+
+        try:
+            # Compiling costs minutes at the first start and is paid back by no evaluation of this size.
+            return LLM(
+                str(self._checkpoint),
+                dtype=self.dtype,
+                enforce_eager=True,
+                max_num_seqs=self.batch_size,
+                block_size=_BLOCK_TOKENS,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"vLLM does not start with {self._checkpoint}: {error}; use the engine transformers", "engine"
+            ) from error
+
+    @cached_property
+    def _scorer(self) -> TransformersEngine:
+        return TransformersEngine(self._checkpoint, dtype=self.dtype, batch_size=self.batch_size)
+
+    def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Generation]:
+        """See `Engine.generate`.
+
+        Raises:
+            Unreachable: vLLM's own process has ended, which is no item's fault.
+
+        """
+        from vllm import SamplingParams
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        parameters = [
+            SamplingParams(temperature=sampling.temperature, max_tokens=sampling.max_new_tokens, seed=seed)
+            for seed in seeds
+        ]
+        inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+        try:
+            # It begins when it has them all: what a batch holds moves roundings, and so must not be a matter of time.
+            self._llm.sleep(level=0, mode="keep")
+            self._llm.enqueue(inputs, parameters, use_tqdm=False)
+            self._llm.wake_up(tags=["scheduling"])
+            outputs = self._llm.wait_for_completion(use_tqdm=False)
+        except EngineDeadError as error:
+            raise Unreachable(
+                "vLLM's process ended while it generated (its log says why, often memory); evaluate again", "engine"
+            ) from error
+        completions = [output.outputs[0] for output in outputs]
+        return [Generation(one.text, len(one.token_ids), str(one.finish_reason)) for one in completions]
+
+    def loglikelihood(self, groups: Sequence[ScoringGroup]) -> list[list[float]]:
+        """See `Engine.loglikelihood`."""
+        return self._scorer.loglikelihood(groups)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        if "_llm" in self.__dict__:
+            self._llm.llm_engine.engine_core.shutdown()
+        self.__dict__.pop("_scorer", None)
