@@ -50,7 +50,7 @@ def html_page(
 ) -> str:
     """The page as one file without scripts or references; every text is escaped."""
     environment = Environment(
-        loader=PackageLoader("evaluator.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("tutelage.evaluator.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     template = environment.get_template("report.html.jinja")
     return template.render(run=title, facts=facts, tiles=tiles, sections=sections)
