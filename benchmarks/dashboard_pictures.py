@@ -29,7 +29,7 @@ from trainer_speed import BUILD, served_teacher  # noqa: E402
 from ray_cluster import RAY, cluster, environment, wait_until  # noqa: E402
 from tutelage.errors import NotFound  # noqa: E402
 from tutelage.studies.prepare_models import prepare  # noqa: E402
-from tutelage.trainer.cluster.run_control import read_board  # noqa: E402
+from tutelage.trainer.cluster.run_control import read_run_status  # noqa: E402
 
 RUN = "word-problems"
 OBJECTIVES = {"gkd": "gkd", "forward-kl": "forward_kl", "rev-kd": "reverse_kl"}
@@ -79,7 +79,7 @@ def submit(dashboard: str, teacher: str, student: Path, folder: Path) -> None:
 def all_are_measured(output: Path) -> bool:
     """Whether every student is some steps on."""
     try:
-        return all(row.step >= MEASURED_STEP for row in read_board(output).students)
+        return all(row.step >= MEASURED_STEP for row in read_run_status(output).students)
     except NotFound:
         return False
 

@@ -34,7 +34,7 @@ from tutelage.errors import NotFound  # noqa: E402
 from tutelage.identity import tokenizer_digests  # noqa: E402
 from tutelage.runtime.processes import running  # noqa: E402
 from tutelage.studies.prepare_models import prepare  # noqa: E402
-from tutelage.trainer.cluster.run_control import Command, ask, read_board  # noqa: E402
+from tutelage.trainer.cluster.run_control import Command, read_run_status, send_command  # noqa: E402
 from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec  # noqa: E402
 from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
 
@@ -89,7 +89,7 @@ def stepping(output: Path, students: int) -> list[int]:
 
     def ready() -> list[int]:
         try:
-            rows = read_board(output).students
+            rows = read_run_status(output).students
         except NotFound:
             return []
         return [row.process_id for row in rows if row.process_id and row.step >= STEPPED]
@@ -108,7 +108,7 @@ def memory(folder: Path, address: str, teacher_pid: int, student: Path, prompts:
     ) as run:
         for count in range(1, students + 1):
             if count > 1:
-                ask(folder / "run", Command("scale", concurrency=count))
+                send_command(folder / "run", Command("scale", concurrency=count))
             own = stepping(folder / "run", count)
             each = ", ".join(f"{pss_mib([psutil.Process(pid)]):.0f}" for pid in own)
             family = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]

@@ -28,7 +28,7 @@ from typing import Any
 
 from trainer_speed import BATCH, BUILD, NEW_TOKENS, Ours, prepare, served_teacher, write_prompts
 
-from tutelage.trainer.training.batch_builder import Batches
+from tutelage.trainer.training.batch_builder import BatchBuilder
 
 STEPS_A_TURN = 4
 MEASURED = ("seconds", "seconds/scoring", "train/tokens")
@@ -46,12 +46,12 @@ PAIRS = (("data, in turn", "data, meanwhile"), ("own, in turn", "own, one step o
 @contextmanager
 def in_turn() -> Iterator[None]:
     """No batch is begun before its step."""
-    ahead = Batches._steps_ahead
-    Batches._steps_ahead = property(lambda _batches: 0)  # type: ignore[assignment, method-assign]
+    ahead = BatchBuilder._prefetch_steps
+    BatchBuilder._prefetch_steps = property(lambda _batches: 0)  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
-        Batches._steps_ahead = ahead  # type: ignore[method-assign]
+        BatchBuilder._prefetch_steps = ahead  # type: ignore[method-assign]
 
 
 def write_rows(path: Path, count: int) -> Path:

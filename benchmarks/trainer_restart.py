@@ -5,7 +5,7 @@
 Students of 57M train on Ray beside their teacher, all in processes of their own. One of them is killed with SIGKILL,
 some steps after a checkpoint, several times. Seconds since the kill, by what the new process leaves on disk:
 
-- answers: the run's board, which the supervisor writes twice a second, names the new process
+- answers: the run's status, which the supervisor writes twice a second, names the new process
 - imported: modules are there, the teacher has answered, and the process holds the student's lock
 - resumed: weights, optimizer and data are there (`student.yaml` is written)
 - back: its first step begins, the teacher's unembedding fetched
@@ -39,7 +39,7 @@ from trainer_speed import BUILD, TUTELAGE, served_teacher, write_prompts  # noqa
 
 from tutelage.runtime.processes import running  # noqa: E402
 from tutelage.studies.prepare_models import prepare  # noqa: E402
-from tutelage.trainer.cluster.run_control import read_board  # noqa: E402
+from tutelage.trainer.cluster.run_control import read_run_status  # noqa: E402
 
 PROMISED_SECONDS = 10.0
 SAVE_EVERY_STEPS, STEPS_LOST = 5, 3
@@ -70,9 +70,9 @@ def step_seconds(row: dict[str, Any]) -> float:
 
 
 def process_of(folder: Path) -> int:
-    """Who trains the student, as the board says; 0 while nobody answers."""
-    board = read_board(folder.parents[1])
-    return next(row.process_id or 0 for row in board.students if row.student == folder.name)
+    """Who trains the student, as the run's status says; 0 while nobody answers."""
+    status = read_run_status(folder.parents[1])
+    return next(row.process_id or 0 for row in status.students if row.student == folder.name)
 
 
 def to_be_killed(folder: Path) -> bool:

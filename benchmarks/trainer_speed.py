@@ -42,7 +42,8 @@ from tutelage.trainer.data.dataset import Example, read_dataset  # noqa: E402
 from tutelage.trainer.model.student import Student  # noqa: E402
 from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
 from tutelage.trainer.teacher.to_tensors import unembedding_of  # noqa: E402
-from tutelage.trainer.training.step import Stepper  # noqa: E402
+from tutelage.trainer.training.batch_builder import BatchBuilder  # noqa: E402
+from tutelage.trainer.training.step import TrainStep  # noqa: E402
 
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 TUTELAGE = (sys.executable, "-c", "import sys; from tutelage.cli import main; sys.exit(main())")
@@ -109,13 +110,14 @@ class Ours:
         digests = tokenizer_digests(student)
         self.teacher = TeacherClient(address, student_id="speed", wait_seconds=60, tokenizer_digests=digests)
         unembedding = unembedding_of(self.teacher.unembedding(), self.student.device)
-        self._stepper = Stepper(config, self.student, self.teacher, unembedding)
+        batches = BatchBuilder(config, self.student, self.teacher, unembedding)
+        self._train_step = TrainStep(config, self.student, batches)
         self._steps = 0
 
     def step(self) -> dict[str, float]:
         """One optimizer step: its metrics, and `seconds` of wall clock."""
         started = time.perf_counter()
-        metrics = self._stepper.step(self._steps, self._examples_of, lambda _phase: None)
+        metrics = self._train_step.train_step(self._steps, self._examples_of, lambda _phase: None)
         self._steps += 1
         return metrics | {"seconds": time.perf_counter() - started}
 

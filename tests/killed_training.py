@@ -42,7 +42,7 @@ FAILPOINTS = {
     "step": Failpoint("torch.optim", "AdamW.step"),
     "step, weights not yet copied": Failpoint("tutelage.trainer.model.student", "Student._publish"),
     "metrics row": Failpoint("tutelage.trainer.metrics.log", "MetricsLog.append"),
-    "held-out measures": Failpoint("tutelage.trainer.training.validation", "HeldOut.measure"),
+    "held-out measures": Failpoint("tutelage.trainer.training.validation", "Validation.run"),
     "save: metrics": Failpoint("tutelage.trainer.metrics.log", "MetricsLog.commit"),
     "save: Parquet": Failpoint("tutelage.trainer.metrics.log", "write_durably"),
     "save: weights": Failpoint("tutelage.trainer.model.student", "Student.save"),

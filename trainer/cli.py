@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutelage.errors import EXIT_DONE, ConfigurationError
-from tutelage.trainer.cluster.run_control import Board, Command, ask, is_on, read_board, texts_of
+from tutelage.trainer.cluster.run_control import (
+    Command,
+    RunStatus,
+    is_running,
+    read_run_status,
+    send_command,
+    status_cells,
+)
 
 if TYPE_CHECKING:
     from tutelage.trainer.config.run import CohortConfig
@@ -67,11 +74,13 @@ def _train(config: CohortConfig) -> int:
 def students(arguments: list[str]) -> int:
     """Lists and steers the students of a run."""
     options = _parser().parse_args(arguments)
-    board = read_board(options.output) if options.action == "list" else ask(options.output, _command(options))
+    status = (
+        read_run_status(options.output) if options.action == "list" else send_command(options.output, _command(options))
+    )
     if options.json:
-        print(json.dumps(asdict(board)))
+        print(json.dumps(asdict(status)))
     else:
-        _show(board)
+        _show(status)
     return EXIT_DONE
 
 
@@ -85,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         elif name != "list":
             action.add_argument("student", help="its id")
         action.add_argument("--output", type=Path, default=Path("runs/run"), help="the run's folder (default runs/run)")
-        action.add_argument("--json", action="store_true", help="print the board as JSON")
+        action.add_argument("--json", action="store_true", help="print the run's status as JSON")
     return parser
 
 
@@ -97,16 +106,16 @@ def _command(options: argparse.Namespace) -> Command:
     return Command("scale", concurrency=options.concurrency)
 
 
-def _show(board: Board) -> None:
+def _show(status: RunStatus) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    on = "on" if is_on(board) else "not on"
+    on = "on" if is_running(status) else "not on"
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("student", "state", "step", "loss", "held-out KL", "now"):
         table.add_column(name)
-    for row in board.students:
-        table.add_row(*texts_of(row))
+    for row in status.students:
+        table.add_row(*status_cells(row))
     console = Console()
-    console.print(f"run {board.run} ({on}), {board.concurrency} at once", highlight=False)
+    console.print(f"run {status.run} ({on}), {status.concurrency} at once", highlight=False)
     console.print(table)

@@ -132,7 +132,7 @@ def test_a_student_with_two_workers_is_steered_and_killed_and_learns_what_its_ne
 
 
 def students(action: str, *options: str, output: Path) -> dict[str, dict[str, Any]]:
-    """The board's rows by student, after `tutelage students …`."""
+    """The status of each student, after `tutelage students …`."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert students_command([action, *options, "--output", str(output), "--json"]) == 0
     return {row["student"]: row for row in json.loads(printed.getvalue())["students"]}

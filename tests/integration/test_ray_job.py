@@ -15,7 +15,7 @@ from ray_cluster import RAY, cluster, environment, job_status, wait_until
 from trainer_cases import metric_rows, write_rows
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
 from tutelage.errors import NotFound
-from tutelage.trainer.cluster.run_control import Command, ask, read_board
+from tutelage.trainer.cluster.run_control import Command, read_run_status, send_command
 from tutelage.trainer.model.layer_pruning import carve
 
 TUTELAGE = (sys.executable, "-c", "import sys; from tutelage.cli import main; sys.exit(main())")
@@ -56,7 +56,7 @@ def submit(dashboard: str, cohort: Path, temporary: Path) -> None:
 def steps_done(output: Path) -> int:
     """Of the student that is least far."""
     try:
-        return min(row.step for row in read_board(output).students)
+        return min(row.step for row in read_run_status(output).students)
     except NotFound:
         return 0
 
@@ -79,11 +79,11 @@ def test_a_run_is_submitted_steered_measured_and_finished_as_a_ray_job(tiny_mode
     ):
         submit(dashboard, write_cohort(folder, tiny_model, teacher, steps=300), folder)
         wait_until(lambda: steps_done(folder / "run") >= 3, 120)
-        ask(folder / "run", Command("pause", "rev-kd"))
-        wait_until(lambda: read_board(folder / "run").row("rev-kd").state == "paused", 30)
+        send_command(folder / "run", Command("pause", "rev-kd"))
+        wait_until(lambda: read_run_status(folder / "run").student("rev-kd").state == "paused", 30)
         wait_until(lambda: all(f"tutelage_student_{name}" in exported(folder) for name in GAUGES), 60)
         assert 'student="gkd"' in exported(folder)
-        ask(folder / "run", Command("resume", "rev-kd"))
+        send_command(folder / "run", Command("resume", "rev-kd"))
         wait_until(lambda: job_status(dashboard, "distil") not in ("PENDING", "RUNNING"), 200)
         assert job_status(dashboard, "distil") == "SUCCEEDED"
     for student in ("gkd", "rev-kd"):

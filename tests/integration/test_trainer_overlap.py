@@ -117,7 +117,7 @@ def test_resumed_with_batches_of_older_weights_it_equals_an_undisturbed_training
 
     stopped = train(config, folder=tmp_path / "parts", teacher=teacher, report=stop, control=control)
     assert stopped.step == 3
-    kept = json.loads((stopped.checkpoint / "state.json").read_text())["written"]
+    kept = json.loads((stopped.checkpoint / "state.json").read_text())["rollouts"]
     assert [(batch["step"], batch["weights_version"]) for batch in kept] == [(3, 1), (4, 2)]
     resumed = train(config, folder=tmp_path / "parts", teacher=teacher)
     assert metric_rows(tmp_path / "parts") == metric_rows(tmp_path / "whole")

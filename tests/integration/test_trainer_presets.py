@@ -26,7 +26,8 @@ from tutelage.trainer.model.layer_pruning import carve
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
 from tutelage.trainer.teacher.to_tensors import unembedding_of
-from tutelage.trainer.training.step import Stepper
+from tutelage.trainer.training.batch_builder import BatchBuilder
+from tutelage.trainer.training.step import TrainStep
 
 LENGTHS = [(3, 9), (5, 2), (4, 14), (2, 5)]
 """Tokens of prompt and completion; two micro-batches of very different lengths."""
@@ -52,8 +53,9 @@ def examples() -> list[Example]:
 
 def one_step(config: StudentConfig, teacher: InProcessTeacher, examples: list[Example]) -> dict[str, float]:
     student = Student(config.init, dtype="float32", optimizer=config.optimizer, vocabulary_size=512)
-    stepper = Stepper(config, student, teacher, unembedding_of(teacher.unembedding(), student.device))
-    return stepper.step(0, lambda _step: examples, lambda phase: None)
+    batches = BatchBuilder(config, student, teacher, unembedding_of(teacher.unembedding(), student.device))
+    train_step = TrainStep(config, student, batches)
+    return train_step.train_step(0, lambda _step: examples, lambda phase: None)
 
 
 def padded(init: Path, teacher: InProcessTeacher, examples: list[Example]):
@@ -135,9 +137,11 @@ def test_micro_batches_are_drawn_as_a_whole(teacher, init, examples, tmp_path):
         sampling={"max_new_tokens": 2},
     )
     student = Student(config.init, dtype="float32", optimizer=config.optimizer, vocabulary_size=512)
-    stepper = Stepper(config, student, teacher, unembedding_of(teacher.unembedding(), student.device))
+    batches = BatchBuilder(config, student, teacher, unembedding_of(teacher.unembedding(), student.device))
+    train_step = TrainStep(config, student, batches)
     own = [
-        stepper.step(step, lambda _step: examples * 3, lambda phase: None)["train/own_sequences"] for step in range(6)
+        train_step.train_step(step, lambda _step: examples * 3, lambda phase: None)["train/own_sequences"]
+        for step in range(6)
     ]
     assert {count % 4 for count in own} == {0}
     assert len(set(own)) > 1

@@ -16,7 +16,8 @@ from tutelage.trainer.data.dataset import Example, read_dataset
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.teacher.grpc_client import Teacher, TeacherClient
 from tutelage.trainer.teacher.to_tensors import unembedding_of
-from tutelage.trainer.training.step import Stepper
+from tutelage.trainer.training.batch_builder import BatchBuilder
+from tutelage.trainer.training.step import TrainStep
 
 pytestmark = pytest.mark.long
 
@@ -70,8 +71,9 @@ def loss_and_gradient(config: StudentConfig, teacher: Teacher) -> tuple[float, t
         return take_step(learning_rate)
 
     student.step = step
-    stepper = Stepper(config, student, teacher, unembedding_of(teacher.unembedding(), student.device))
-    return stepper.step(0, lambda _step: examples, lambda phase: None)["train/loss"], torch.cat(gradients)
+    batches = BatchBuilder(config, student, teacher, unembedding_of(teacher.unembedding(), student.device))
+    train_step = TrainStep(config, student, batches)
+    return train_step.train_step(0, lambda _step: examples, lambda phase: None)["train/loss"], torch.cat(gradients)
 
 
 @pytest.mark.parametrize(

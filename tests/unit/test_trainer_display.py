@@ -9,8 +9,8 @@ from rich.console import Console
 from trainer_cases import student_config
 from tutelage.errors import Unreachable
 from tutelage.trainer.cluster.console import Display
-from tutelage.trainer.cluster.supervisor import Supervised
-from tutelage.trainer.metrics.progress import Outcome, Progress, Status
+from tutelage.trainer.cluster.supervisor import StudentRun
+from tutelage.trainer.metrics.progress import ActorStatus, Outcome, Progress
 
 METRICS = {
     "heldout/forward_kl": 2.0,
@@ -27,12 +27,12 @@ def shown(tiny_model, *, terminal: bool) -> str:
     """A student's life as a console shows it."""
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=160)
-    student = Supervised(student_config(tiny_model, tiny_model / "rows.jsonl"))
+    student = StudentRun(student_config(tiny_model, tiny_model / "rows.jsonl"))
     with Display(console) as display:
         display.update([student])
         student.state = "running"
         for step, phase, metrics in ((0, "loading", {}), (1, "sampling", METRICS), (3, "stepping", METRICS)):
-            student.status = Status(Progress("ann", step, 6, phase, metrics), False, 1, 0.0)
+            student.status = ActorStatus(Progress("ann", step, 6, phase, metrics), False, 1, 0.0)
             display.update([student])
         student.outcome, student.state = Outcome("ann", 6, True, None), "finished"
         display.update([student])
@@ -56,8 +56,8 @@ def test_a_terminal_shows_a_table(tiny_model):
 
 def test_the_bar_is_full_at_the_last_step_of_a_student_that_trains_for_epochs(tiny_model):
     stream = io.StringIO()
-    student = Supervised(student_config(tiny_model, tiny_model / "rows.jsonl", steps=1000, epochs=2))
-    student.state, student.status = "running", Status(Progress("ann", 6, 6, "saving", METRICS), False, 1, 0.0)
+    student = StudentRun(student_config(tiny_model, tiny_model / "rows.jsonl", steps=1000, epochs=2))
+    student.state, student.status = "running", ActorStatus(Progress("ann", 6, 6, "saving", METRICS), False, 1, 0.0)
     with Display(Console(file=stream, force_terminal=True, color_system=None, width=160)) as display:
         display.update([student])
     assert "━" * 20 in stream.getvalue()

@@ -31,7 +31,7 @@ _FREE_SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Written:
+class Rollout:
     """What a student wrote of one batch."""
 
     step: int
@@ -39,7 +39,7 @@ class Written:
     weights_version: int
     """Of the weights that wrote it: steps done."""
     completions: Mapping[int, TokenIds]
-    """By place in the step's batch."""
+    """By index in the step's batch."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class State:
     """Weights of the teacher; empty without one."""
     best: Best = field(default_factory=Best)
     """The best measurement so far."""
-    written: tuple[Written, ...] = ()
+    rollouts: tuple[Rollout, ...] = ()
     """Of later batches: with `sampling.max_staleness` the weights that wrote them are gone."""
 
     def save(self, folder: Path) -> None:
@@ -93,15 +93,15 @@ class State:
 def read_state(folder: Path) -> State:
     """The state in a checkpoint."""
     values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    written = tuple(
-        Written(
+    rollouts = tuple(
+        Rollout(
             batch["step"],
             batch["weights_version"],
-            {int(place): np.array(ids, np.int32) for place, ids in batch["completions"].items()},
+            {int(index): np.array(ids, np.int32) for index, ids in batch["completions"].items()},
         )
-        for batch in values["written"]
+        for batch in values["rollouts"]
     )
-    return State(**{**values, "best": Best(**values["best"]), "written": written})
+    return State(**{**values, "best": Best(**values["best"]), "rollouts": rollouts})
 
 
 def config_digest(config: StudentConfig) -> str:

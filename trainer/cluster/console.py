@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from tutelage.trainer.cluster.supervisor import Supervised
+from tutelage.trainer.cluster.supervisor import StudentRun
 from tutelage.trainer.metrics.progress import tokens_per_second
 
 _LINE_EVERY_SECONDS = 15.0
@@ -49,7 +49,7 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def update(self, students: list[Supervised]) -> None:
+    def update(self, students: list[StudentRun]) -> None:
         """Shows where everybody is."""
         for student in students:
             self._note(student)
@@ -58,7 +58,7 @@ class Display:
         else:
             self._lines(students)
 
-    def _note(self, student: Supervised) -> None:
+    def _note(self, student: StudentRun) -> None:
         progress = student.status.progress if student.status else None
         if progress is None or ("heldout/forward_kl" not in progress.metrics and progress.step == 0):
             return
@@ -66,7 +66,7 @@ class Display:
         if pace.first_kl is None:
             pace.first_kl = progress.metrics.get("heldout/forward_kl")
 
-    def _table(self, students: list[Supervised]) -> Table:
+    def _table(self, students: list[StudentRun]) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for name in ("student", "", "step", "loss", "held-out KL", "tokens/s", "ends", "now"):
             table.add_column(name)
@@ -74,7 +74,7 @@ class Display:
             table.add_row(*self._cells(student))
         return table
 
-    def _cells(self, student: Supervised) -> list[str | ProgressBar]:
+    def _cells(self, student: StudentRun) -> list[str | ProgressBar]:
         cells = self._texts(student)
         # Its own number of steps: one that trains for epochs works it out.
         progress = student.status.progress if student.status else None
@@ -82,7 +82,7 @@ class Display:
         step = student.outcome.step if student.outcome else step
         return [cells[0], ProgressBar(total=steps, completed=step, width=20), *cells[1:]]
 
-    def _texts(self, student: Supervised) -> list[str]:
+    def _texts(self, student: StudentRun) -> list[str]:
         progress = student.status.progress if student.status else None
         if progress is None:
             return [student.config.id, f"0/{student.config.steps}", "", "", "", "", _phase(student)]
@@ -101,7 +101,7 @@ class Display:
             _phase(student),
         ]
 
-    def _lines(self, students: list[Supervised]) -> None:
+    def _lines(self, students: list[StudentRun]) -> None:
         """A line for each student every so often, and whenever its state changes."""
         due = time.time() >= self._next_line_seconds
         for student in students:
@@ -115,7 +115,7 @@ class Display:
             self._next_line_seconds = time.time() + _LINE_EVERY_SECONDS
 
 
-def _phase(student: Supervised) -> str:
+def _phase(student: StudentRun) -> str:
     if student.error:
         return f"failed: {student.error}"
     if student.state != "running" or student.status is None:

@@ -1,6 +1,6 @@
-"""How a person steers a run that is on: the supervisor's board and its letter box, both in the run's folder.
+"""Run control: how a person watches and steers a run that is on, by two things in the run's folder.
 
-The supervisor writes `students.json` twice a second and reads what was dropped into `commands/`, a file a command,
+The supervisor writes its status, `students.json`, twice a second, and reads commands from `commands/`, a file each,
 oldest first. Files, because whoever may steer a run can see its folder, be it a run on this machine or on a cluster;
 nothing else has to be reached, and a busy Ray delays nothing.
 """
@@ -23,8 +23,8 @@ _POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class Row:
-    """One student on the board."""
+class StudentStatus:
+    """One student of a run."""
 
     student: str
     state: str
@@ -42,8 +42,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Board:
-    """Where everybody is."""
+class RunStatus:
+    """A run and its students, as `students.json` has it."""
 
     run: str
     concurrency: int
@@ -52,9 +52,9 @@ class Board:
     """Seconds since 1970-01-01 UTC."""
     ended: bool
     """Whether the supervisor is done."""
-    students: tuple[Row, ...]
+    students: tuple[StudentStatus, ...]
 
-    def row(self, student: str) -> Row:
+    def student(self, student_id: str) -> StudentStatus:
         """That student's.
 
         Raises:
@@ -62,10 +62,10 @@ class Board:
 
         """
         for row in self.students:
-            if row.student == student:
+            if row.student == student_id:
                 return row
         names = ", ".join(row.student for row in self.students)
-        raise NotFound(f"run {self.run!r} has no student {student!r}; it has {names}", "student")
+        raise NotFound(f"run {self.run!r} has no student {student_id!r}; it has {names}", "student")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Command:
     """For `scale`: students that may run at once."""
 
 
-class LetterBox:
+class RunControl:
     """The supervisor's side.
 
     Args:
@@ -88,25 +88,25 @@ class LetterBox:
     """
 
     def __init__(self, output: Path) -> None:
-        self._board, self._commands = output / "students.json", output / "commands"
+        self._status, self._commands = output / "students.json", output / "commands"
         self._commands.mkdir(parents=True, exist_ok=True)
         # What an earlier supervisor did not read was meant for it.
         self._read = list(self._commands.glob("*.json"))
 
     def take(self) -> list[Command]:
-        """What was dropped since, oldest first; whoever dropped it waits until the next `publish`."""
+        """Commands left since, oldest first; whoever left one waits until the next `publish`."""
         self._read = sorted(self._commands.glob("*.json"))
         return [Command(**json.loads(path.read_text(encoding="utf-8"))) for path in self._read]
 
-    def publish(self, board: Board) -> None:
-        """Shows the board, never half of it, and so answers the commands that were taken."""
-        _replace(self._board, json.dumps(asdict(board)))
+    def publish(self, status: RunStatus) -> None:
+        """Writes the status, never half of it, and so answers the commands that were taken."""
+        _replace(self._status, json.dumps(asdict(status)))
         for path in self._read:
             path.unlink(missing_ok=True)
 
 
-def read_board(output: Path) -> Board:
-    """The board of the run in that folder, whether it is still on or not.
+def read_run_status(output: Path) -> RunStatus:
+    """The status of the run in that folder, whether it is still on or not.
 
     Raises:
         NotFound: no run was ever there.
@@ -116,31 +116,31 @@ def read_board(output: Path) -> Board:
     if not path.exists():
         raise NotFound(f"{output} is not the folder of a run; give the `output` of its cohort", "--output")
     values = json.loads(path.read_text(encoding="utf-8"))
-    return Board(**{**values, "students": tuple(Row(**row) for row in values["students"])})
+    return RunStatus(**{**values, "students": tuple(StudentStatus(**row) for row in values["students"])})
 
 
-def is_on(board: Board) -> bool:
-    """Whether its supervisor lives: it writes the board twice a second."""
-    return not board.ended and time.time() - board.updated_at_seconds < _SILENT_SECONDS
+def is_running(status: RunStatus) -> bool:
+    """Whether its supervisor lives: it writes the status twice a second."""
+    return not status.ended and time.time() - status.updated_at_seconds < _SILENT_SECONDS
 
 
-def ask(output: Path, command: Command) -> Board:
-    """Drops a command, waits until the supervisor took it, and returns the board after that.
+def send_command(output: Path, command: Command) -> RunStatus:
+    """Leaves a command, waits until the supervisor took it, and returns the status after that.
 
     Raises:
         NotFound: no run was ever there, or it has no such student.
         Unreachable: no supervisor runs there, or it did not take the command in time.
 
     """
-    board = read_board(output)
+    status = read_run_status(output)
     if command.student:
-        board.row(command.student)
-    if not is_on(board):
-        raise Unreachable(f"run {board.run!r} is not on; start it with tutelage train", "--output")
+        status.student(command.student)
+    if not is_running(status):
+        raise Unreachable(f"run {status.run!r} is not on; start it with tutelage train", "--output")
     path = output / "commands" / f"{time.time_ns()}.json"
     _replace(path, json.dumps(asdict(command)))
     _wait_until_gone(path)
-    return read_board(output)
+    return read_run_status(output)
 
 
 def _wait_until_gone(path: Path) -> None:
@@ -158,7 +158,7 @@ def _replace(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def texts_of(row: Row) -> Sequence[str]:
+def status_cells(row: StudentStatus) -> Sequence[str]:
     """Its cells in `tutelage students list`."""
     loss, kl = row.metrics.get("train/loss"), row.metrics.get("heldout/forward_kl")
     return (

@@ -18,8 +18,8 @@ from typing import Literal
 import ray
 
 from tutelage.trainer.config.run import CohortConfig
-from tutelage.trainer.metrics.progress import Outcome, Progress, Status, in_words
-from tutelage.trainer.metrics.prometheus import Gauges
+from tutelage.trainer.metrics.progress import ActorStatus, Outcome, Progress, in_words
+from tutelage.trainer.metrics.prometheus import PrometheusGauges
 from tutelage.trainer.training.control import Control, Stopped
 
 _log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class StudentActor:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         self._config, self._student = config, config.student(student_id)
         self._control = Control()
-        self._gauges = Gauges(config.run, student_id)
+        self._gauges = PrometheusGauges(config.run, student_id)
         self._progress = Progress(student_id, 0, self._student.steps, "starting")
         self._report(self._progress)
 
@@ -84,9 +84,9 @@ class StudentActor:
 
     # Asked for twice a second: as events these calls would bury everything else that the dashboard lists.
     @ray.method(concurrency_group="control", enable_task_events=False)
-    def status(self) -> Status:
+    def status(self) -> ActorStatus:
         """Where it is."""
-        return Status(self._progress, self._control.paused, os.getpid(), self._updated_at_seconds)
+        return ActorStatus(self._progress, self._control.paused, os.getpid(), self._updated_at_seconds)
 
     @ray.method(concurrency_group="control")
     def pause(self) -> None:

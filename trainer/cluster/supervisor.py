@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tutelage.errors import Conflict, TutelageError
-from tutelage.trainer.cluster.run_control import Board, Command, LetterBox, Row
+from tutelage.trainer.cluster.run_control import Command, RunControl, RunStatus, StudentStatus
 from tutelage.trainer.config.run import CohortConfig, StudentConfig
-from tutelage.trainer.metrics.progress import Outcome, Status
+from tutelage.trainer.metrics.progress import ActorStatus, Outcome
 
 # Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -33,7 +33,7 @@ _WANTED: dict[str, Wanted] = {"pause": "pause", "resume": "run", "stop": "stop"}
 
 
 @dataclass
-class Supervised:
+class StudentRun:
     """One student under supervision."""
 
     config: StudentConfig
@@ -41,7 +41,7 @@ class Supervised:
     """queued, running, finished, stopped or failed."""
     wanted: Wanted = "run"
     """What it is to do; one that yields saves, ends, and waits for its turn."""
-    status: Status | None = None
+    status: ActorStatus | None = None
     """Its newest answer."""
     outcome: Outcome | None = None
     """Set when it finished or stopped."""
@@ -51,7 +51,7 @@ class Supervised:
     future: Any = field(default=None, repr=False)
 
 
-Watch = Callable[[list[Supervised]], None]
+Watch = Callable[[list[StudentRun]], None]
 """Called twice a second with all students."""
 
 
@@ -78,7 +78,7 @@ def local_or_connected_ray(config: CohortConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def supervise(config: CohortConfig, watch: Watch) -> list[Supervised]:
+def supervise(config: CohortConfig, watch: Watch) -> list[StudentRun]:
     """Trains every student of the cohort; needs a connected Ray.
 
     A student that fails does not disturb the others. An exception from `watch`, KeyboardInterrupt among
@@ -105,13 +105,13 @@ class _Cohort:
 
     def __init__(self, config: CohortConfig) -> None:
         self._config = config
-        self.students = [Supervised(student) for student in config.students]
+        self.students = [StudentRun(student) for student in config.students]
         self._concurrency = config.concurrency or len(self.students)
-        self._box = LetterBox(config.output)
+        self._control = RunControl(config.output)
 
     def turn(self) -> None:
         """Obeys, starts, collects, asks; about half a second."""
-        for command in self._box.take():
+        for command in self._control.take():
             self._obey(command)
         self._balance()
         self.publish()
@@ -122,7 +122,7 @@ class _Cohort:
     def publish(self, *, ended: bool = False) -> None:
         """Shows people where everybody is."""
         rows = tuple(_row(student) for student in self.students)
-        self._box.publish(Board(self._config.run, self._concurrency, time.time(), ended, rows))
+        self._control.publish(RunStatus(self._config.run, self._concurrency, time.time(), ended, rows))
 
     def _obey(self, command: Command) -> None:
         if command.action == "scale":
@@ -149,12 +149,12 @@ class _Cohort:
             student.state = "running"
 
 
-def _row(student: Supervised) -> Row:
-    """What the board says of a student."""
+def _row(student: StudentRun) -> StudentStatus:
+    """What the run's status says of a student."""
     progress = student.status.progress if student.status else None
     here = student.status if student.state == "running" else None
     steps_done = student.outcome.step if student.outcome else progress.step if progress else 0
-    return Row(
+    return StudentStatus(
         student.config.id,
         "paused" if here is not None and here.paused else student.state,
         steps_done,
@@ -193,7 +193,7 @@ def _create_actor(student: StudentConfig, config: CohortConfig) -> Any:
         ) from error
 
 
-def _collect_ended(students: list[Supervised]) -> None:
+def _collect_ended(students: list[StudentRun]) -> None:
     import ray
 
     futures = {student.future: student for student in students if student.state == "running"}
@@ -208,7 +208,7 @@ def _collect_ended(students: list[Supervised]) -> None:
         _kill([student])
 
 
-def _end(student: Supervised, outcome: Outcome) -> None:
+def _end(student: StudentRun, outcome: Outcome) -> None:
     """Finished, stopped, or back in the queue."""
     if not outcome.finished and student.wanted in ("yield", "run"):
         student.state, student.wanted = "queued", "run"
@@ -225,7 +225,7 @@ def _error_of(error: Exception, student_id: str) -> TutelageError:
     return TutelageError(f"student {student_id} ended unexpectedly: {error}", "students")
 
 
-def _ask(students: list[Supervised]) -> None:
+def _ask(students: list[StudentRun]) -> None:
     """Takes the newest status of those that answer at once; one that is being restarted does not."""
     import ray
 
@@ -240,7 +240,7 @@ def _ask(students: list[Supervised]) -> None:
             asked[future].status = None
 
 
-def _steer(students: list[Supervised]) -> None:
+def _steer(students: list[StudentRun]) -> None:
     """Tells actors what is wanted of them, where they do something else."""
     for student in students:
         if student.state != "running" or student.status is None:
@@ -253,7 +253,7 @@ def _steer(students: list[Supervised]) -> None:
             student.actor.resume.remote()
 
 
-def _kill(students: list[Supervised]) -> None:
+def _kill(students: list[StudentRun]) -> None:
     import ray
 
     for student in students:

@@ -2,7 +2,7 @@
 
 A checkpoint remembers how long the file was; resuming cuts it back to that length, so the steps that are
 done again are written again and none is there twice. The Parquet form is made from the lines.
-Sinks (`sinks`) get copies.
+Trackers get copies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tutelage.trainer.checkpoint.store import reporting_disk_errors, write_durably
-from tutelage.trainer.metrics.trackers import Sink
+from tutelage.trainer.metrics.trackers import Tracker
 
 Row = Mapping[str, float | int | str]
 
@@ -25,15 +25,15 @@ class MetricsLog:
     Args:
         folder: the student's.
         offset_bytes: length of the lines that count; what follows is cut off.
-        sinks: get copies, and are closed with the file.
+        trackers: get copies, and are closed with the file.
 
     Raises:
         CheckpointError: the file system refused; all methods raise it.
 
     """
 
-    def __init__(self, folder: Path, *, offset_bytes: int, sinks: Sequence[Sink] = ()) -> None:
-        self._path, self._sinks = folder / "metrics.jsonl", sinks
+    def __init__(self, folder: Path, *, offset_bytes: int, trackers: Sequence[Tracker] = ()) -> None:
+        self._path, self._trackers = folder / "metrics.jsonl", trackers
         with reporting_disk_errors(self._path):
             folder.mkdir(parents=True, exist_ok=True)
             self._stream = self._path.open("ab")
@@ -45,8 +45,8 @@ class MetricsLog:
         with reporting_disk_errors(self._path):
             self._stream.write(json.dumps(row).encode() + b"\n")
             self._stream.flush()
-        for sink in self._sinks:
-            sink.write(row)
+        for tracker in self._trackers:
+            tracker.write(row)
 
     def commit(self) -> int:
         """Makes all rows durable, brings the Parquet file up to date, and returns the length in bytes."""
@@ -57,8 +57,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Closes the file."""
-        for sink in self._sinks:
-            sink.close()
+        for tracker in self._trackers:
+            tracker.close()
         with reporting_disk_errors(self._path):  # What could not be written is tried once more.
             self._stream.close()
 

@@ -35,7 +35,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Status:
+class ActorStatus:
     """What a student's actor answers about itself."""
 
     progress: Progress

@@ -22,7 +22,7 @@ _PHASES = ("sampling", "scoring", "waiting", "stepping")
 _OF_METRIC = {"loss": "train/loss", "forward_kl": "heldout/forward_kl"}
 
 
-class Gauges:
+class PrometheusGauges:
     """The gauges of one student; needs a process that Ray started.
 
     Args:

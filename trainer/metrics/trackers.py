@@ -29,8 +29,8 @@ _QUEUED_ROWS = 1000
 _CLOSING_SECONDS = 10.0
 
 
-def open_sinks(names: Sequence[str], folder: Path) -> list[Sink]:
-    """A running sink for each name.
+def open_trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
+    """A running tracker for each name.
 
     Args:
         names: of `config.SinkName`.
@@ -47,10 +47,10 @@ def open_sinks(names: Sequence[str], folder: Path) -> list[Sink]:
                 "have everything",
                 "sinks",
             )
-    return [Sink(name, _OPENERS[name], folder) for name in names]
+    return [Tracker(name, _OPENERS[name], folder) for name in names]
 
 
-class Sink:
+class Tracker:
     """One tracker and its thread.
 
     Args:
@@ -64,7 +64,7 @@ class Sink:
         self._name, self._opener, self._folder = name, opener, folder
         self._rows: queue.Queue[tuple[int, Values] | None] = queue.Queue(_QUEUED_ROWS)
         self._dropped = 0
-        self._thread = threading.Thread(target=self._run, name=f"sink-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
     def write(self, row: Mapping[str, float | int | str]) -> None:

@@ -19,11 +19,11 @@ import torch
 
 from tutelage.data.dataset_files import Example, TokenIds
 from tutelage.errors import DataError
-from tutelage.trainer.checkpoint.trainer_state import Written
+from tutelage.trainer.checkpoint.trainer_state import Rollout
 from tutelage.trainer.config.run import StudentConfig
 from tutelage.trainer.data.seeding import numpy_generator
 from tutelage.trainer.losses.registry import objective_named
-from tutelage.trainer.model.process_group import Workers
+from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.rollout.hf_sampler import open_sampler
 from tutelage.trainer.teacher.frame_decoder import SignalRequest, Signals
@@ -57,16 +57,16 @@ class _Answer:
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """A batch that is being scored; places are those in the whole step's batch."""
+class _PendingBatch:
+    """A batch that is being scored; indices are those in the whole step's batch."""
 
     sequences: Mapping[int, Scored]
     answers: Sequence[Future[dict[int, _Answer]]]
-    written: Written
+    rollout: Rollout
     """What the student wrote of it."""
 
 
-class Batches:
+class BatchBuilder:
     """One worker's share of the batches of one student.
 
     Args:
@@ -75,7 +75,7 @@ class Batches:
         teacher: asked for signals; None if the objective needs none.
         unembedding: the teacher's, for the signal `hidden`.
         workers: who train the student together.
-        written: of later batches, as a checkpoint kept it.
+        rollouts: of later batches, as a checkpoint kept them.
 
     Raises:
         ConfigurationError: as `open_sampler`.
@@ -88,15 +88,15 @@ class Batches:
         student: Student,
         teacher: Teacher | None,
         unembedding: Unembedding | None,
-        workers: Workers,
-        written: Iterable[Written] = (),
+        workers: Workers = ALONE,
+        rollouts: Iterable[Rollout] = (),
     ) -> None:
         self._config, self._student, self._workers = config, student, workers
         self._teacher = teacher if objective_named(config.objective.name).needs_teacher else None
         self._unembedding = unembedding
         self._sampler = open_sampler(config, student)
-        self._kept = {batch.step: batch for batch in written}
-        self._begun: dict[int, _Begun] = {}
+        self._kept = {batch.step: batch for batch in rollouts}
+        self._pending: dict[int, _PendingBatch] = {}
         self._background = ThreadPoolExecutor(
             1, thread_name_prefix="scoring", initializer=torch.set_num_threads, initargs=(config.threads,)
         )
@@ -106,22 +106,27 @@ class Batches:
         self._background.shutdown(wait=False, cancel_futures=True)
 
     @property
-    def written(self) -> tuple[Written, ...]:
+    def rollouts(self) -> tuple[Rollout, ...]:
         """What the student wrote of batches that no step has taken yet, for a checkpoint."""
-        return tuple(begun.written for begun in self._begun.values() if begun.written.completions)
+        return tuple(pending.rollout for pending in self._pending.values() if pending.rollout.completions)
 
-    def begin(self, step: int, examples_of: ExamplesOf) -> None:
+    @property
+    def waited_seconds(self) -> float:
+        """How long the teacher did not answer so far, since this process began."""
+        return 0.0 if self._teacher is None else self._teacher.waited_seconds
+
+    def prefetch(self, step: int, examples_of: ExamplesOf) -> None:
         """Writes what step number `step` learns from, and as many later batches as may be, and has them scored.
 
         Raises:
             DataError: an example has no completion to learn from.
 
         """
-        last = min(step + self._steps_ahead, self._config.steps - 1)
+        last = min(step + self._prefetch_steps, self._config.steps - 1)
         with self._student.whole() if self._asks_student else nullcontext():
             for later in range(step, max(step, last) + 1):
-                if later not in self._begun:
-                    self._begun[later] = self._begin(later, step, examples_of(later))
+                if later not in self._pending:
+                    self._pending[later] = self._start(later, step, examples_of(later))
 
     def take(self, step: int) -> list[MicroBatch]:
         """The batch of a step that was begun: micro-batches of sequences of like length, unless the loss depends on
@@ -131,14 +136,14 @@ class Batches:
             TutelageError: as the teacher's `score`.
 
         """
-        begun = self._begun[step]
-        answers = {place: answer for future in begun.answers for place, answer in future.result().items()}
-        del self._begun[step]
-        places, size = sorted(begun.sequences), self._config.batch.micro_batch_sequences
+        pending = self._pending[step]
+        answers = {index: answer for future in pending.answers for index, answer in future.result().items()}
+        del self._pending[step]
+        indices, size = sorted(pending.sequences), self._config.batch.micro_batch_sequences
         if not self._config.micro_batches_matter:
-            places.sort(key=lambda place: -len(begun.sequences[place].ids))
-        parts = [places[start : start + size] for start in range(0, len(places), size)]
-        return [self._micro_batch([begun.sequences[place] for place in part], answers, part) for part in parts]
+            indices.sort(key=lambda index: -len(pending.sequences[index].ids))
+        parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+        return [self._micro_batch([pending.sequences[index] for index in part], answers, part) for part in parts]
 
     @property
     def _asks_student(self) -> bool:
@@ -147,78 +152,80 @@ class Batches:
         return objective.own_fraction > 0 or objective.signal == "candidates"
 
     @property
-    def _steps_ahead(self) -> int:
+    def _prefetch_steps(self) -> int:
         """How many batches are begun before it is their turn."""
         objective = self._config.objective
         if objective.own_fraction > 0:
             return self._config.sampling.max_staleness
         return 0 if self._teacher is None or objective.signal == "candidates" else 1
 
-    def _begin(self, step: int, weights_version: int, examples: Sequence[Example]) -> _Begun:
+    def _start(self, step: int, weights_version: int, examples: Sequence[Example]) -> _PendingBatch:
         """The worker's share of a batch: own samples where the draw says so, else the data's completions."""
         drawn = self._drawn(step, len(examples))
-        places = self._share(len(examples), drawn)
+        indices = self._share(len(examples), drawn)
         data = {
-            place: self._scored(examples[place], examples[place].completion_ids, None)
-            for place in places
-            if place not in drawn
+            index: self._scored(examples[index], examples[index].completion_ids, None)
+            for index in indices
+            if index not in drawn
         }
         answers = self._ask(data)
-        own_places = [place for place in places if place in drawn]
-        written = self._kept.pop(step, None) or self._write(step, weights_version, own_places, examples)
+        own_indices = [index for index in indices if index in drawn]
+        rollout = self._kept.pop(step, None) or self._generate(step, weights_version, own_indices, examples)
         own = {
-            place: self._scored(examples[place], written.completions[place], written.weights_version)
-            for place in own_places
+            index: self._scored(examples[index], rollout.completions[index], rollout.weights_version)
+            for index in own_indices
         }
-        return _Begun(data | own, [*answers, *self._ask(own)], written)
+        return _PendingBatch(data | own, [*answers, *self._ask(own)], rollout)
 
     def _drawn(self, step: int, count: int) -> set[int]:
-        """The places of a batch whose sequences the student writes itself."""
+        """The indices of a batch whose sequences the student writes itself."""
         config = self._config
         unit = config.batch.micro_batch_sequences if config.on_policy_unit == "micro_batch" else 1
         draws = numpy_generator(config.seed, "on-policy", config.id, step).random(math.ceil(count / unit))
-        return {place for place in range(count) if draws[place // unit] < config.objective.own_fraction}
+        return {index for index in range(count) if draws[index // unit] < config.objective.own_fraction}
 
     def _share(self, count: int, own: Collection[int]) -> list[int]:
-        """The worker's places of a step's `count`: whole micro-batches if the loss depends on them.
+        """The worker's indices of a step's `count`: whole micro-batches if the loss depends on them.
 
-        The places in `own` are dealt first, so that the writing, which takes longest, is shared evenly.
+        The indices in `own` are dealt first, so that the writing, which takes longest, is shared evenly.
         """
         size = self._config.batch.micro_batch_sequences if self._config.micro_batches_matter else 1
         units = [range(start, min(start + size, count)) for start in range(0, count, size)]
         units.sort(key=lambda unit: unit[0] not in own)
-        return sorted(place for unit in self._workers.share(units) for place in unit)
+        return sorted(index for unit in self._workers.share(units) for index in unit)
 
-    def _write(self, step: int, weights_version: int, places: Sequence[int], examples: Sequence[Example]) -> Written:
-        """The student's own completions at these places; of all workers, if a checkpoint may have to keep them."""
-        prompts = [examples[place].prompt_ids for place in places]
-        completions = self._sampler.write(step, places, prompts) if places else []
-        written = dict(zip(places, completions, strict=True))
+    def _generate(
+        self, step: int, weights_version: int, indices: Sequence[int], examples: Sequence[Example]
+    ) -> Rollout:
+        """The student's own completions at these indices; of all workers, if a checkpoint may have to keep them."""
+        prompts = [examples[index].prompt_ids for index in indices]
+        completions = self._sampler.write(step, indices, prompts) if indices else []
+        written = dict(zip(indices, completions, strict=True))
         if self._config.sampling.max_staleness and not self._workers.alone:
             written = self._of_all(written, len(examples))
-        return Written(step, weights_version, written)
+        return Rollout(step, weights_version, written)
 
     def _of_all(self, written: Mapping[int, TokenIds], count: int) -> dict[int, TokenIds]:
-        """What all workers wrote, by place; each gives a table with its own rows: length, token ids."""
+        """What all workers wrote, by index; each gives a table with its own rows: length, token ids."""
         table = np.zeros((count, 1 + self._config.sampling.max_new_tokens))
-        for place, ids in written.items():
-            table[place, 0], table[place, 1 : 1 + len(ids)] = len(ids), ids
+        for index, ids in written.items():
+            table[index, 0], table[index, 1 : 1 + len(ids)] = len(ids), ids
         whole = np.reshape(self._workers.total(table.ravel().tolist()), table.shape).astype(np.int32)
-        return {place: row[1 : 1 + row[0]] for place, row in enumerate(whole) if row[0]}
+        return {index: row[1 : 1 + row[0]] for index, row in enumerate(whole) if row[0]}
 
     def _ask(self, sequences: Mapping[int, Scored]) -> list[Future[dict[int, _Answer]]]:
         """Has the teacher score some sequences in the background; nothing if there are none, or no teacher."""
         teacher = self._teacher
         if teacher is None or not sequences:
             return []
-        requests = {place: self._request(sequence) for place, sequence in sequences.items()}
+        requests = {index: self._request(sequence) for index, sequence in sequences.items()}
         spec = signal_spec(self._config.objective)
 
         def answers() -> dict[int, _Answer]:
             signals = teacher.score(list(requests.values()), spec)
             return {
-                place: _Answer(request, answer)
-                for (place, request), answer in zip(requests.items(), signals, strict=True)
+                index: _Answer(request, answer)
+                for (index, request), answer in zip(requests.items(), signals, strict=True)
             }
 
         return [self._background.submit(answers)]
@@ -229,11 +236,11 @@ class Batches:
         return sequence.request(self._student.likeliest_ids(sequence, self._config.objective.k))
 
     def _micro_batch(
-        self, sequences: list[Scored], answers: Mapping[int, _Answer], places: Sequence[int]
+        self, sequences: list[Scored], answers: Mapping[int, _Answer], indices: Sequence[int]
     ) -> MicroBatch:
         if self._teacher is None:
             return MicroBatch(sequences, None)
-        asked, answered = zip(*((answers[place].request, answers[place].signals) for place in places), strict=True)
+        asked, answered = zip(*((answers[index].request, answers[index].signals) for index in indices), strict=True)
         return MicroBatch(sequences, teacher_rows(sequences, asked, answered, self._unembedding, self._student.device))
 
     def _scored(self, example: Example, completion_ids: TokenIds, weights_version: int | None) -> Scored:

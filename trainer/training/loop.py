@@ -36,14 +36,15 @@ from tutelage.trainer.data.seeding import derived_seed
 from tutelage.trainer.losses.registry import objective_named
 from tutelage.trainer.metrics.log import MetricsLog
 from tutelage.trainer.metrics.progress import Outcome, Progress
-from tutelage.trainer.metrics.trackers import open_sinks
+from tutelage.trainer.metrics.trackers import open_trackers
 from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.teacher.grpc_client import Teacher
 from tutelage.trainer.teacher.to_tensors import Scored, scored, unembedding_of
+from tutelage.trainer.training.batch_builder import BatchBuilder
 from tutelage.trainer.training.control import Control
-from tutelage.trainer.training.step import Stepper
-from tutelage.trainer.training.validation import HeldOut
+from tutelage.trainer.training.step import TrainStep
+from tutelage.trainer.training.validation import Validation
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def train(
         Conflict: another process trains this student.
         CheckpointError: the folder holds another configuration's training, or cannot be written.
         ConfigurationError: the objective or the metric of the best checkpoint needs a teacher and there is none; or
-            as `Student` and `open_sinks`.
+            as `Student` and `open_trackers`.
         DataError: the data is not as it must be.
         IdentityMismatch: the folder's training began with another teacher.
         Stopped: it was asked to stop while it waited for the teacher.
@@ -115,8 +116,8 @@ def train(
         with closing(_Training(config, folder, teacher, _ignore, workers)) as training:
             return training.follow()
     with student_lock(folder), closing(_Training(config, folder, teacher, report, workers)) as training:
-        sinks = open_sinks(config.sinks, folder)
-        with MetricsLog(folder, offset_bytes=training.metrics_bytes, sinks=sinks) as metrics:
+        trackers = open_trackers(config.sinks, folder)
+        with MetricsLog(folder, offset_bytes=training.metrics_bytes, trackers=trackers) as metrics:
             return training.run(metrics, control or Control(), evaluations or NoEvaluations())
 
 
@@ -149,18 +150,19 @@ class _Training:
             write_durably(folder / "student.yaml", to_yaml(config).encode())
         self._report("asking the teacher about held-out sequences")
         unembedding = unembedding_of(teacher.unembedding(), self._student.device) if teacher else None
-        self._held_out = HeldOut(
+        self._validation = Validation(
             held_out if workers.first else [],
             folder=folder,
             teacher=teacher,
             unembedding=unembedding,
             batch=config.batch.micro_batch_sequences,
         )
-        self._stepper = Stepper(config, self._student, teacher, unembedding, workers, self._state.written)
+        self._batches = BatchBuilder(config, self._student, teacher, unembedding, workers, self._state.rollouts)
+        self._train_step = TrainStep(config, self._student, self._batches, workers)
 
     def close(self) -> None:
         """Asks the teacher for nothing more."""
-        self._stepper.close()
+        self._batches.close()
 
     @property
     def metrics_bytes(self) -> int:
@@ -171,7 +173,7 @@ class _Training:
         """Steps, measures, saves, until the end or a stop."""
         if self._state.metrics_bytes == 0:
             evaluations.submit(0, self._config.init)
-            self._record(metrics, self._held_out.measure(self._student))
+            self._record(metrics, self._validation.run(self._student))
         while self._all_do(not self._finished and not control.stopped):
             row = self._do_step()
             self._record(metrics, row)
@@ -193,7 +195,7 @@ class _Training:
     def follow(self) -> Outcome:
         """What a worker that is not the first does: its share of each step, of each measurement and each checkpoint."""
         if self._state.metrics_bytes == 0:
-            self._held_out.measure(self._student)
+            self._validation.run(self._student)
         while self._all_do(False):
             self._do_step()
             if self._all_do(False):
@@ -226,11 +228,11 @@ class _Training:
 
     def _do_step(self) -> dict[str, float]:
         """One step, and the held-out measures where they are due."""
-        row = self._stepper.step(self._step, self._examples_of, self._report)
+        row = self._train_step.train_step(self._step, self._examples_of, self._report)
         self._step += 1
         if self._step % self._config.held_out.every_steps == 0 or self._step == self._config.steps:
             self._report("measuring on held-out sequences")
-            row |= self._held_out.measure(self._student)
+            row |= self._validation.run(self._student)
         return row
 
     def _examples_of(self, step: int) -> Sequence[Example]:
@@ -249,7 +251,7 @@ class _Training:
     def _save(self, metrics: MetricsLog, evaluations: Evaluations) -> None:
         """Commits this step."""
         self._report("saving")
-        state = replace(self._state, step=self._step, metrics_bytes=metrics.commit(), written=self._stepper.written)
+        state = replace(self._state, step=self._step, metrics_bytes=metrics.commit(), rollouts=self._batches.rollouts)
 
         def write(folder: Path) -> None:
             self._student.save(folder)

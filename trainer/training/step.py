@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from tutelage.trainer.checkpoint.trainer_state import Written
 from tutelage.trainer.config.run import StudentConfig
 from tutelage.trainer.data.seeding import derived_seed
 from tutelage.trainer.losses.diagnostics import diagnostics
@@ -18,10 +17,9 @@ from tutelage.trainer.losses.reductions import reduce_micro_batch_token_mean, re
 from tutelage.trainer.losses.registry import objective_named, resolve_parameters
 from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student, learning_rate_at
-from tutelage.trainer.teacher.grpc_client import Teacher
 from tutelage.trainer.teacher.signals import TeacherRows, Unembedding
 from tutelage.trainer.teacher.to_tensors import Scored, row_counts, smoothing_of, targets_of
-from tutelage.trainer.training.batch_builder import Batches, ExamplesOf, MicroBatch
+from tutelage.trainer.training.batch_builder import BatchBuilder, ExamplesOf, MicroBatch
 
 # Divergences of each row take three times as long as the loss itself; so many rows show where a step is.
 _DIAGNOSED_ROWS = 64
@@ -46,19 +44,14 @@ class Totals:
     micro_batches: int
 
 
-class Stepper:
+class TrainStep:
     """Takes optimizer steps of one student.
 
     Args:
         config: the student's.
         student: its weights.
-        teacher: asked for signals if the objective needs them.
-        unembedding: the teacher's, for the signal `hidden`.
+        batches: of the same student; closed by whoever made them.
         workers: who train the student together; each takes its share of a step's sequences.
-        written: of later batches, as a checkpoint kept it.
-
-    Raises:
-        ConfigurationError: as `Batches`.
 
     """
 
@@ -66,26 +59,14 @@ class Stepper:
         self,
         config: StudentConfig,
         student: Student,
-        teacher: Teacher | None,
-        unembedding: Unembedding | None,
+        batches: BatchBuilder,
         workers: Workers = ALONE,
-        written: Iterable[Written] = (),
     ) -> None:
-        self._config, self._student, self._teacher, self._workers = config, student, teacher, workers
+        self._config, self._student, self._batches, self._workers = config, student, batches, workers
         self._entry = objective_named(config.objective.name)
-        self._batches = Batches(config, student, teacher, unembedding, workers, written)
         self._smoothing = smoothing_of(config.objective, derived_seed(config.seed, "noise"))
 
-    def close(self) -> None:
-        """Asks the teacher for nothing more."""
-        self._batches.close()
-
-    @property
-    def written(self) -> tuple[Written, ...]:
-        """What the student wrote of later batches, for a checkpoint."""
-        return self._batches.written
-
-    def step(self, step: int, examples_of: ExamplesOf, report: Callable[[str], None]) -> dict[str, float]:
+    def train_step(self, step: int, examples_of: ExamplesOf, report: Callable[[str], None]) -> dict[str, float]:
         """Does step number `step` (0, 1, …).
 
         Args:
@@ -104,9 +85,9 @@ class Stepper:
         # Dropout, where a model has it, is all that draws from the global generator.
         others = () if self._workers.first else (self._workers.rank,)
         torch.manual_seed(derived_seed(self._config.seed, "dropout", self._config.id, step, *others))
-        clock = _Clock(self._teacher)
+        clock = _Clock(self._batches)
         report("sampling")
-        self._batches.begin(step, examples_of)
+        self._batches.prefetch(step, examples_of)
         clock.lap("sampling")
         report("scoring")
         batches = self._batches.take(step)
@@ -222,9 +203,9 @@ class Stepper:
 class _Clock:
     """Seconds by phase. Scoring is what the step stood still for; what of it the teacher was away is waiting."""
 
-    def __init__(self, teacher: Teacher | None) -> None:
-        self._teacher = teacher
-        self._waited = self._waited_seconds()
+    def __init__(self, batches: BatchBuilder) -> None:
+        self._batches = batches
+        self._waited = batches.waited_seconds
         self._last = time.perf_counter()
         self._seconds: dict[str, float] = {}
 
@@ -235,9 +216,6 @@ class _Clock:
 
     def metrics(self) -> dict[str, float]:
         """By name `seconds/…`."""
-        waiting = min(self._waited_seconds() - self._waited, self._seconds["scoring"])
+        waiting = min(self._batches.waited_seconds - self._waited, self._seconds["scoring"])
         seconds = self._seconds | {"scoring": self._seconds["scoring"] - waiting, "waiting": waiting}
         return {f"seconds/{phase}": value for phase, value in seconds.items()}
-
-    def _waited_seconds(self) -> float:
-        return 0.0 if self._teacher is None else self._teacher.waited_seconds

@@ -29,7 +29,7 @@ from tutelage.trainer.teacher.to_tensors import Scored, positions, sequence_dige
 _MEASURES = ("forward_kl", "reverse_kl", "jsd", "top1_agreement", "teacher_entropy", "student_entropy")
 
 
-class HeldOut:
+class Validation:
     """The held-out sequences and what the teacher says about them.
 
     Args:
@@ -58,7 +58,7 @@ class HeldOut:
             self._rows = _split(hidden_ND, self._batches, unembedding)
 
     @torch.no_grad()
-    def measure(self, student: Student) -> dict[str, float]:
+    def run(self, student: Student) -> dict[str, float]:
         """Means over all scored positions, at temperature 1, by name `heldout/…`; empty without sequences.
 
         All workers of a sharded student measure at once, though most of them nothing.

@@ -1,4 +1,4 @@
-"""The board and the letter box of a run, and what the supervisor makes of what it finds there; without Ray."""
+"""The status and the commands of a run, and what the supervisor makes of them; without Ray."""
 
 from __future__ import annotations
 
@@ -13,24 +13,30 @@ import pytest
 from trainer_cases import student_config, write_rows
 from tutelage.errors import ConfigurationError, NotFound, Unreachable
 from tutelage.trainer.cli import students as main
-from tutelage.trainer.cluster import run_control as board
-from tutelage.trainer.cluster import supervisor
-from tutelage.trainer.cluster.run_control import Board, Command, LetterBox, Row, ask, read_board
+from tutelage.trainer.cluster import run_control, supervisor
+from tutelage.trainer.cluster.run_control import (
+    Command,
+    RunControl,
+    RunStatus,
+    StudentStatus,
+    read_run_status,
+    send_command,
+)
 from tutelage.trainer.config.run import CohortConfig
-from tutelage.trainer.metrics.progress import Outcome, Progress, Status
+from tutelage.trainer.metrics.progress import ActorStatus, Outcome, Progress
 
 
-def board_of(ended: bool = False, age_seconds: float = 0.0, concurrency: int = 2) -> Board:
-    rows = tuple(Row(name, "running", 3, 6, "sampling", 1, {"train/loss": 0.5}) for name in ("ann", "bob"))
-    return Board("run", concurrency, time.time() - age_seconds, ended, rows)
+def status_of(ended: bool = False, age_seconds: float = 0.0, concurrency: int = 2) -> RunStatus:
+    rows = tuple(StudentStatus(name, "running", 3, 6, "sampling", 1, {"train/loss": 0.5}) for name in ("ann", "bob"))
+    return RunStatus("run", concurrency, time.time() - age_seconds, ended, rows)
 
 
 class SupervisorThread:
     """Reads the box as a supervisor does, and remembers."""
 
     def __init__(self, output: Path) -> None:
-        self.box, self.taken = LetterBox(output), []
-        self.box.publish(board_of())
+        self.box, self.taken = RunControl(output), []
+        self.box.publish(status_of())
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._turn)
 
@@ -38,7 +44,7 @@ class SupervisorThread:
         while not self._stop.wait(0.02):
             commands = self.box.take()
             self.taken += commands
-            self.box.publish(board_of(concurrency=7 if commands else 2))
+            self.box.publish(status_of(concurrency=7 if commands else 2))
 
     def __enter__(self) -> SupervisorThread:
         self._thread.start()
@@ -49,15 +55,15 @@ class SupervisorThread:
         self._thread.join()
 
 
-def test_a_command_reaches_the_supervisor_and_is_answered_by_the_board_after_it(tmp_path):
+def test_a_command_reaches_the_supervisor_and_is_answered_by_the_status_after_it(tmp_path):
     with SupervisorThread(tmp_path) as listening:
-        ask(tmp_path, Command("pause", "ann"))
+        send_command(tmp_path, Command("pause", "ann"))
         assert main(["scale", "3", "--output", str(tmp_path), "--json"]) == 0
     assert listening.taken == [Command("pause", "ann"), Command("scale", concurrency=3)]
 
 
 def test_the_list_is_a_table_or_json(tmp_path, capsys):
-    LetterBox(tmp_path).publish(board_of())
+    RunControl(tmp_path).publish(status_of())
     assert main(["list", "--output", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "run run (on), 2 at once" in text
@@ -69,17 +75,17 @@ def test_the_list_is_a_table_or_json(tmp_path, capsys):
 def test_what_cannot_be_asked_is_refused(tmp_path, monkeypatch):
     with pytest.raises(NotFound, match="not the folder of a run"):
         main(["list", "--output", str(tmp_path / "elsewhere")])
-    box = LetterBox(tmp_path)
-    box.publish(board_of())
+    box = RunControl(tmp_path)
+    box.publish(status_of())
     with pytest.raises(NotFound, match="it has ann, bob"):
         main(["pause", "../ann", "--output", str(tmp_path)])
     with pytest.raises(ConfigurationError, match="at least 1"):
         main(["scale", "0", "--output", str(tmp_path)])
-    monkeypatch.setattr(board, "_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(run_control, "_ANSWER_SECONDS", 0.3)
     with pytest.raises(Unreachable, match="took no command"):
         main(["stop", "ann", "--output", str(tmp_path)])
     assert box.take() == []  # It was taken back.
-    for gone in (board_of(ended=True), board_of(age_seconds=60)):
+    for gone in (status_of(ended=True), status_of(age_seconds=60)):
         box.publish(gone)
         with pytest.raises(Unreachable, match="not on"):
             main(["stop", "ann", "--output", str(tmp_path)])
@@ -88,8 +94,8 @@ def test_what_cannot_be_asked_is_refused(tmp_path, monkeypatch):
 def test_a_new_supervisor_does_not_obey_what_was_meant_for_its_predecessor(tmp_path):
     (tmp_path / "commands").mkdir()
     (tmp_path / "commands" / "1.json").write_text(json.dumps({"action": "stop", "student": "ann"}))
-    LetterBox(tmp_path).publish(board_of())
-    assert LetterBox(tmp_path).take() == []
+    RunControl(tmp_path).publish(status_of())
+    assert RunControl(tmp_path).take() == []
 
 
 class Actor:
@@ -152,7 +158,7 @@ def test_an_actor_is_told_again_until_it_does_what_is_wanted(cohort):
     tell(cohort, Command("pause", "ann"))
     ann = cohort.students[0]
     for paused in (False, False, True):  # A restarted actor knows nothing of the pause.
-        ann.status = Status(Progress("ann", 1, 6, "sampling"), paused, 1, 0.0)
+        ann.status = ActorStatus(Progress("ann", 1, 6, "sampling"), paused, 1, 0.0)
         supervisor._steer([ann])
     tell(cohort, Command("resume", "ann"))
     supervisor._steer([ann])
@@ -161,13 +167,13 @@ def test_an_actor_is_told_again_until_it_does_what_is_wanted(cohort):
     assert ann.actor.told == ["run", "pause", "pause", "resume", "stop"]
 
 
-def test_the_board_says_where_everybody_is(cohort, tmp_path):
+def test_the_status_says_where_everybody_is(cohort, tmp_path):
     tell(cohort)
     ann, bob, _ = cohort.students
-    ann.status = Status(Progress("ann", 1, 6, "sampling", {"train/loss": 0.5}), True, 42, 0.0)
+    ann.status = ActorStatus(Progress("ann", 1, 6, "sampling", {"train/loss": 0.5}), True, 42, 0.0)
     bob.state, bob.error = "failed", Unreachable("no teacher answers")
     cohort.publish()
-    rows = read_board(tmp_path / "run").students
-    assert rows[0] == Row("ann", "paused", 1, 6, "sampling", 42, {"train/loss": 0.5})
+    rows = read_run_status(tmp_path / "run").students
+    assert rows[0] == StudentStatus("ann", "paused", 1, 6, "sampling", 42, {"train/loss": 0.5})
     assert (rows[1].state, rows[1].phase) == ("failed", "no teacher answers")
     assert (rows[2].state, rows[2].step) == ("queued", 0)

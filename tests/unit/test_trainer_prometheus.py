@@ -30,7 +30,7 @@ class Recorded:
 
 def test_the_gauges_have_the_newest_values_and_nothing_that_is_not_known(monkeypatch):
     monkeypatch.setattr(gauges, "Gauge", Recorded)
-    shown = gauges.Gauges("math", "ann")
+    shown = gauges.PrometheusGauges("math", "ann")
     shown.show(Progress("ann", 0, 6, "loading"))
     assert Recorded.values == {("step", "math", "ann"): 0}
     shown.show(Progress("ann", 3, 6, "sampling", METRICS))

@@ -13,7 +13,7 @@ import pytest
 
 from tutelage.errors import ConfigurationError
 from tutelage.trainer.metrics.log import MetricsLog
-from tutelage.trainer.metrics.trackers import Sink, open_sinks
+from tutelage.trainer.metrics.trackers import Tracker, open_trackers
 
 ROW = {"step": 3, "time_seconds": 1.0, "student": "ann", "train/loss": 0.5, "train/tokens": 7}
 
@@ -47,8 +47,8 @@ def packages(monkeypatch):
 
 def test_each_tracker_gets_the_numbers_of_every_row(packages, tmp_path):
     folder = tmp_path / "ann"
-    sinks = open_sinks(["wandb", "trackio", "tensorboard"], folder)
-    with MetricsLog(folder, offset_bytes=0, sinks=sinks) as metrics:
+    trackers = open_trackers(["wandb", "trackio", "tensorboard"], folder)
+    with MetricsLog(folder, offset_bytes=0, trackers=trackers) as metrics:
         metrics.append(ROW)
     values = {"train/loss": 0.5, "train/tokens": 7.0}
     assert ("wandb.log", (values,), {"step": 3}) in packages
@@ -64,19 +64,19 @@ def test_each_tracker_gets_the_numbers_of_every_row(packages, tmp_path):
 def test_a_tracker_that_is_not_installed_is_refused_before_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match="pip install wandb, or leave it out"):
-        open_sinks(["wandb"], tmp_path)
+        open_trackers(["wandb"], tmp_path)
 
 
 def test_a_tracker_that_hangs_holds_nothing_up_and_its_loss_is_told(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("tutelage.trainer.metrics.trackers._QUEUED_ROWS", 2)
     monkeypatch.setattr("tutelage.trainer.metrics.trackers._CLOSING_SECONDS", 0.2)
     release = threading.Event()
-    sink = Sink("slow", lambda folder: (lambda step, values: release.wait(30), release.set), tmp_path)
+    tracker = Tracker("slow", lambda folder: (lambda step, values: release.wait(30), release.set), tmp_path)
     start = time.monotonic()
     for step in range(1000):
-        sink.write({**ROW, "step": step})
+        tracker.write({**ROW, "step": step})
     with caplog.at_level(logging.WARNING):
-        sink.close()
+        tracker.close()
     assert time.monotonic() - start < 5
     release.set()
     assert "slow missed 99" in caplog.text
@@ -89,8 +89,8 @@ def test_a_tracker_that_fails_is_given_up_with_a_warning(where, tmp_path, caplog
 
     opener = fail if where == "opening" else lambda folder: (fail, fail)
     with caplog.at_level(logging.WARNING):
-        sink = Sink("broken", opener, tmp_path)
+        tracker = Tracker("broken", opener, tmp_path)
         for step in range(3):
-            sink.write({**ROW, "step": step})
-        sink.close()
+            tracker.write({**ROW, "step": step})
+        tracker.close()
     assert "broken is given up: ConnectionError" in caplog.text
