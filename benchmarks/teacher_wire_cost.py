@@ -79,7 +79,7 @@ def import_trl() -> Any:
 
 
 def vllm_kept(logits_TV: torch.Tensor, token_ids: list[int]) -> Any:
-    """What vLLM's worker keeps of logits: the k largest log-probabilities, the realised token's, its rank."""
+    """What vLLM's worker keeps of logits: the k largest log-probabilities, the target token's, its rank."""
     from vllm.v1.sample.sampler import Sampler
 
     logprobs = Sampler.compute_logprobs(logits_TV)

@@ -276,7 +276,7 @@ def _print_usage(answer: Any) -> None:
             f"{student.bytes / 2**20:,.1f}",
             f"{student.store_hits:,}",
             f"{student.refusals:,}",
-            f"{student.written_tokens:,}",
+            f"{student.generated_tokens:,}",
             time.strftime("%H:%M:%S", time.localtime(student.last_seen_seconds)),
         )
     Console().print(table)

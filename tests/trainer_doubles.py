@@ -54,13 +54,13 @@ class InProcessTeacher:
         logits = hidden.float() @ self._matrix.float().T
         logsumexp = torch.stack([(logits / t).logsumexp(-1) for t in spec.temperatures], dim=-1).numpy()
         following = ids[0, request.score_start + 1 : request.score_end + 1]
-        realized = logits[: len(following)].gather(-1, following[:, None])[:, 0].numpy()
+        target_logits = logits[: len(following)].gather(-1, following[:, None])[:, 0].numpy()
         if spec.kind == "topk":
             top = logits.topk(spec.k)
-            return Signals(top.indices.to(torch.int32).numpy(), top.values.numpy(), realized, logsumexp)
+            return Signals(top.indices.to(torch.int32).numpy(), top.values.numpy(), target_logits, logsumexp)
         wanted = torch.from_numpy(np.array(request.candidate_ids_RK, np.int64))
         chosen = logits.gather(-1, wanted.clamp(min=0)).masked_fill(wanted < 0, -torch.inf)
-        return Signals(None, chosen.numpy(), realized, logsumexp)
+        return Signals(None, chosen.numpy(), target_logits, logsumexp)
 
 
 Mischief = Callable[[list[pb.ScoreSequencesResponse]], list[pb.ScoreSequencesResponse]]
@@ -151,7 +151,7 @@ def frames_of(signals: Signals, request: SignalRequest, kind: int, rows_per_fram
         for field, array in (
             ("ids", signals.ids_RK),
             ("logits", signals.logits_RK),
-            ("realized_logits", signals.realized_logits),
+            ("target_logits", signals.target_logits),
             ("logsumexp", signals.logsumexp_RM),
         ):
             if array is not None:

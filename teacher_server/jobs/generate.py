@@ -168,8 +168,8 @@ class _Writer:
         for response in self._stub.WriteRationales(request, metadata=self._metadata):
             if response.HasField("refusal"):
                 raise error_of_refusal(response.refusal)
-            texts[response.sample_index] += response.written.text
-            reasons[response.sample_index] = response.written.finish_reason
+            texts[response.sample_index] += response.generated.text
+            reasons[response.sample_index] = response.generated.finish_reason
         return [Continuation(text, reason) for text, reason in zip(texts, reasons, strict=True)]
 
 

@@ -18,7 +18,7 @@ _STUDENT_COUNTERS = {
     "rows": "Scored positions sent.",
     "bytes": "Bytes of frames sent.",
     "refusals": "Requests refused.",
-    "written_tokens": "Tokens written by the writing engine.",
+    "generated_tokens": "Tokens generated.",
     "store_hits": "Sequences whose hidden states were stored or under way already.",
     "queue_seconds": "Time waited for the engine and the signal head.",
     "service_seconds": "Time that engine and signal head worked for the student, a batch once a sequence.",

@@ -179,7 +179,7 @@ async def write_rationales(
     async with teacher.writing_queue.admitted(counters.student_id, cost=cost, size=samples), aclosing(pieces):
         async for piece in pieces:
             written[piece.sample_index] += piece.token_ids
-            counters.written_tokens += len(piece.token_ids)
+            counters.generated_tokens += len(piece.token_ids)
             yield _written(request_id, piece)
     if writing.signal is not None:
         for index, token_ids in written.items():
@@ -204,7 +204,7 @@ def _written(request_id: str, piece: WrittenPiece) -> pb.WriteRationalesResponse
     return pb.WriteRationalesResponse(
         request_id=request_id,
         sample_index=piece.sample_index,
-        written=pb.WrittenTokens(
+        generated=pb.GeneratedTokens(
             token_ids=encode(np.array(piece.token_ids, dtype=np.int32)),
             text=piece.text,
             finish_reason=piece.finish_reason,

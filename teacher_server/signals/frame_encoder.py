@@ -66,12 +66,12 @@ def frame(
 
 
 def _signals(scoring: Scoring, hidden_RD: torch.Tensor, head: SignalHead, start: int, end: int) -> Signals:
-    signal, realized_ids = scoring.signal, scoring.token_ids[start + 1 : end + 1].tolist()
+    signal, target_ids = scoring.signal, scoring.token_ids[start + 1 : end + 1].tolist()
     if signal.candidate_ids_RC is None:
-        return head.topk(hidden_RD, realized_ids, k=signal.k, temperatures=signal.temperatures)
+        return head.topk(hidden_RD, target_ids, k=signal.k, temperatures=signal.temperatures)
     rows = signal.candidate_ids_RC[start - scoring.start : end - scoring.start].astype(np.int64)
     return head.candidates(
-        hidden_RD, realized_ids, candidate_ids_RC=torch.from_numpy(rows), temperatures=signal.temperatures
+        hidden_RD, target_ids, candidate_ids_RC=torch.from_numpy(rows), temperatures=signal.temperatures
     )
 
 
@@ -86,7 +86,7 @@ def _fill(message: pb.SignalFrame, signals: Signals, signal: Signal, id_dtype: n
     if ids is not None:
         message.ids.CopyFrom(encode(ids))
     message.logits.CopyFrom(encode(logits))
-    message.realized_logits.CopyFrom(encode(signals.realized_R.numpy()))
+    message.target_logits.CopyFrom(encode(signals.target_logits_R.numpy()))
     message.logsumexp.CopyFrom(encode(signals.logsumexp_RN.numpy()))
 
 

@@ -36,7 +36,7 @@ class Signals:
     logits_RK: torch.Tensor
     """float32; -inf where a candidate id is -1."""
 
-    realized_R: torch.Tensor
+    target_logits_R: torch.Tensor
     """float32: the logit of the token that follows, for each row that has one."""
 
     logsumexp_RN: torch.Tensor
@@ -91,13 +91,13 @@ class SignalHead:
         return self._logits_of(slice(None), hidden_RD.to(self._device, self._dtype))
 
     def topk(
-        self, hidden_RD: torch.Tensor, realized_ids: Sequence[int], *, k: int, temperatures: Sequence[float]
+        self, hidden_RD: torch.Tensor, target_ids: Sequence[int], *, k: int, temperatures: Sequence[float]
     ) -> Signals:
         """The k largest logits of each row.
 
         Args:
             hidden_RD: hidden states of consecutive positions.
-            realized_ids: the token that follows each row; one fewer than rows at the end of a sequence.
+            target_ids: the token that follows each row; one fewer than rows at the end of a sequence.
             k: 1 … vocabulary_size.
             temperatures: each > 0.
 
@@ -105,13 +105,13 @@ class SignalHead:
         parts = []
         for rows, reduced in self._chunks(hidden_RD, temperatures):
             logits_RK, ids_RK = largest(reduced.logits_RV, reduced.maxima_RG, k)
-            parts.append(self._signals(ids_RK, logits_RK, reduced, realized_ids[rows]))
+            parts.append(self._signals(ids_RK, logits_RK, reduced, target_ids[rows]))
         return _joined(parts)
 
     def candidates(
         self,
         hidden_RD: torch.Tensor,
-        realized_ids: Sequence[int],
+        target_ids: Sequence[int],
         *,
         candidate_ids_RC: torch.Tensor,
         temperatures: Sequence[float],
@@ -121,7 +121,7 @@ class SignalHead:
         for rows, reduced in self._chunks(hidden_RD, temperatures):
             ids_RC = candidate_ids_RC[rows].to(self._device)
             logits_RC = reduced.logits_RV.gather(1, ids_RC.clamp(min=0)).masked_fill_(ids_RC < 0, -torch.inf)
-            parts.append(self._signals(None, logits_RC, reduced, realized_ids[rows]))
+            parts.append(self._signals(None, logits_RC, reduced, target_ids[rows]))
         return _joined(parts)
 
     def _chunks(self, hidden_RD: torch.Tensor, temperatures: Sequence[float]) -> Iterator[tuple[slice, _Reduced]]:
@@ -172,13 +172,13 @@ class SignalHead:
         return max(1, size // (4 * _GROUP * rows)) * _GROUP
 
     def _signals(
-        self, ids_RK: torch.Tensor | None, logits_RK: torch.Tensor, reduced: _Reduced, realized_ids: Sequence[int]
+        self, ids_RK: torch.Tensor | None, logits_RK: torch.Tensor, reduced: _Reduced, target_ids: Sequence[int]
     ) -> Signals:
-        realized = torch.tensor(realized_ids, dtype=torch.int64, device=self._device)
+        targets_R = torch.tensor(target_ids, dtype=torch.int64, device=self._device)
         return Signals(
             None if ids_RK is None else ids_RK.cpu(),
             logits_RK.cpu(),
-            reduced.logits_RV[: len(realized)].gather(1, realized[:, None]).squeeze(1).cpu(),
+            reduced.logits_RV[: len(targets_R)].gather(1, targets_R[:, None]).squeeze(1).cpu(),
             reduced.logsumexp_RN.cpu(),
         )
 
@@ -241,6 +241,6 @@ def _joined(parts: list[Signals]) -> Signals:
     return Signals(
         torch.cat(ids) if ids else None,
         torch.cat([part.logits_RK for part in parts]),
-        torch.cat([part.realized_R for part in parts]),
+        torch.cat([part.target_logits_R for part in parts]),
         torch.cat([part.logsumexp_RN for part in parts]),
     )

@@ -139,7 +139,7 @@ def test_the_loss_of_ragged_rows_is_that_of_each_row_alone():
     def rows_of(part: slice, width: int | None):
         """Some rows, at their own width."""
         values = {name: array[:-1][part] for name, array in vars(signals).items() if name not in ("hidden_RD",)}
-        values["realized_logits"] = signals.realized_logits[part]
+        values["target_logits"] = signals.target_logits[part]
         for name in ("ids_RK", "logits_RK"):
             values[name] = values[name][:, :width]
         return teacher_rows([sequence], [REQUEST], [Signals(**values)], None, torch.device("cpu"))

@@ -91,9 +91,9 @@ async def test_many_requests_on_one_stream(connect):
         kept, ids = (np.concatenate([decode(getattr(frame, part)) for frame in frames]) for part in ("logits", "ids"))
         np.testing.assert_allclose(kept, -np.sort(-logits, axis=1)[:, :60], rtol=1e-4, atol=1e-3)
         np.testing.assert_allclose(kept, np.take_along_axis(logits, ids.astype(int), axis=1), rtol=1e-4, atol=1e-3)
-        realized = np.concatenate([decode(frame.realized_logits) for frame in frames])
+        target_logits = np.concatenate([decode(frame.target_logits) for frame in frames])
         expected = logits[np.arange(len(token_ids) - 1), token_ids[1:]]
-        np.testing.assert_allclose(realized, expected, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(target_logits, expected, rtol=1e-4, atol=1e-3)
     assert len(answers["request-2000"]) > 5
 
 
@@ -263,7 +263,7 @@ async def test_writing_with_signals(connect):
         usage = await stub.GetTeacherUsage(pb.GetTeacherUsageRequest())
     for sample in range(2):
         own = [response for response in responses if response.sample_index == sample]
-        written = [response.written for response in own if response.HasField("written")]
+        written = [response.generated for response in own if response.HasField("generated")]
         token_ids = np.concatenate([decode(piece.token_ids) for piece in written])
         assert token_ids.tolist() == [9 + sample, 10 + sample, 11 + sample, 12 + sample]
         assert "".join(piece.text for piece in written) == "".join(f"<{token}>" for token in token_ids)
@@ -273,8 +273,8 @@ async def test_writing_with_signals(connect):
         sequence = np.array([1, 2, 3, *token_ids], dtype=np.int32)
         assert frame.sequence_digest == sequence_digest(sequence)
         expected = reference_logits(engine, sequence)[range(2, 6), token_ids]
-        np.testing.assert_allclose(decode(frame.realized_logits), expected, rtol=1e-4, atol=1e-3)
-    assert (usage.students[0].written_tokens, usage.students[0].rows) == (8, 10)
+        np.testing.assert_allclose(decode(frame.target_logits), expected, rtol=1e-4, atol=1e-3)
+    assert (usage.students[0].generated_tokens, usage.students[0].rows) == (8, 10)
 
 
 async def test_writing_that_is_refused(connect):

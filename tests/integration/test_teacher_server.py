@@ -109,16 +109,16 @@ def test_topk_is_the_reference_within_what_bfloat16_costs(stub, sequences, refer
     assert error.mean() < 0.15
 
 
-def test_rows_and_realized_tokens_are_in_their_places(stub, sequences, references):
+def test_rows_and_target_tokens_are_in_their_places(stub, sequences, references):
     """Shifted by one position, errors would be of several nats: one row's distribution is not its neighbour's."""
     column = TEMPERATURES.index(1.0)
     for ids, reference, frame in zip(sequences, references, ask(stub, sequences, topk_spec()), strict=True):
         reference_logp = reference.log_softmax(1)
         logsumexp = decode(frame.logsumexp)[:, column]
-        realized_logp = decode(frame.realized_logits) - logsumexp[:-1]
+        target_logp = decode(frame.target_logits) - logsumexp[:-1]
         expected = reference_logp[:-1].gather(1, torch.from_numpy(ids[1:]).long()[:, None])[:, 0].numpy()
-        np.testing.assert_allclose(realized_logp, expected, atol=0.8)
-        assert np.abs(realized_logp - expected).sum() < 0.1 * len(ids)
+        np.testing.assert_allclose(target_logp, expected, atol=0.8)
+        assert np.abs(target_logp - expected).sum() < 0.1 * len(ids)
         for row in {0, len(ids) - 1}:
             first = decode(frame.ids)[row, 0]
             assert abs(decode(frame.logits)[row, 0] - logsumexp[row] - reference_logp[row, first]) < 0.3
@@ -178,7 +178,7 @@ def test_part_of_a_sequence_is_the_same_rows(stub, sequences):
     (whole,) = ask(stub, [ids], topk_spec())
     (part,) = ask(stub, [ids], topk_spec(), score_start=10, score_end=20)
     assert (part.position_start, part.position_count) == (10, 10)
-    np.testing.assert_allclose(decode(part.realized_logits), decode(whole.realized_logits)[10:20], atol=0.3)
+    np.testing.assert_allclose(decode(part.target_logits), decode(whole.target_logits)[10:20], atol=0.3)
     np.testing.assert_allclose(decode(part.logsumexp), decode(whole.logsumexp)[10:20], atol=0.3)
 
 
@@ -192,7 +192,7 @@ def test_edges(stub):
         assert frame.position_count == len(ids)
         assert np.isfinite(decode(frame.logits)).all()
         assert np.isfinite(decode(frame.logsumexp)).all()
-        assert len(decode(frame.realized_logits)) == len(ids) - 1
+        assert len(decode(frame.target_logits)) == len(ids) - 1
 
 
 def write(stub, prompt: np.ndarray, **fields) -> tuple[list[int], str, str, list[pb.SignalFrame]]:
@@ -203,9 +203,9 @@ def write(stub, prompt: np.ndarray, **fields) -> tuple[list[int], str, str, list
         if response.HasField("frame"):
             frames.append(response.frame)
             continue
-        token_ids += decode(response.written.token_ids).tolist()
-        text += response.written.text
-        reason = response.written.finish_reason
+        token_ids += decode(response.generated.token_ids).tolist()
+        text += response.generated.text
+        reason = response.generated.finish_reason
     return token_ids, text, reason, frames
 
 
@@ -224,7 +224,7 @@ def test_it_writes_greedily_and_then_scores_what_it_wrote(stub, prompt):
     (frame,) = frames
     assert (frame.position_start, frame.position_count) == (len(prompt) - 1, len(token_ids) + 1)
     # Two engines with one set of weights: greedy writing takes what scoring finds most likely, but for ties.
-    gap = decode(frame.logits)[:-1, 0] - decode(frame.realized_logits)
+    gap = decode(frame.logits)[:-1, 0] - decode(frame.target_logits)
     assert gap.max() < 0.5
     assert (decode(frame.ids)[:-1, 0] == token_ids).mean() > 0.8
 

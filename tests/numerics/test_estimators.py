@@ -61,7 +61,7 @@ def test_a_lagging_sampler_is_corrected(logits):
 
 @pytest.mark.parametrize("estimator", GRADIENT_OF)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_token_policy_gradient_from_hidden_and_from_realised_logits(estimator, temperature):
+def test_token_policy_gradient_from_hidden_and_from_target_logits(estimator, temperature):
     case = make_case()
     ids = torch.arange(7)
     weights = torch.linspace(-1, 1, 7, dtype=torch.float64)
@@ -70,7 +70,7 @@ def test_token_policy_gradient_from_hidden_and_from_realised_logits(estimator, t
         candidates.ids_NC,
         candidates.logits_NC,
         candidates.logsumexp_N,
-        realized_logits_N=case.teacher_logits.gather(-1, ids[:, None])[:, 0],
+        target_logits_N=case.teacher_logits.gather(-1, ids[:, None])[:, 0],
     )
     smoothing = Smoothing(temperature=temperature)
     teacher_logp = (case.teacher_logits / temperature).log_softmax(-1).gather(-1, ids[:, None])[:, 0]

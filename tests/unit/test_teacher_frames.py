@@ -46,7 +46,7 @@ def test_frames_are_bounded_and_join_to_the_whole(signal, frame_bytes):
         assert frame.position_start == position
         position += frame.position_count
     assert position == 300
-    for name in ("ids", "logits", "realized_logits", "logsumexp", "hidden"):
+    for name in ("ids", "logits", "target_logits", "logsumexp", "hidden"):
         if whole.HasField(name):
             joined = np.concatenate([decode(getattr(frame, name)) for frame in cut])
             np.testing.assert_allclose(joined, decode(getattr(whole, name)), rtol=1e-5, atol=1e-5)
@@ -58,16 +58,16 @@ def test_frames_are_bounded_and_join_to_the_whole(signal, frame_bytes):
         assert max(data) <= 1000
 
 
-def test_realized_tokens_follow_their_rows():
+def test_target_tokens_follow_their_rows():
     logits = HEAD.logits(STATES)
     inner, outer = Scoring(TOKENS, TOPK, start=10, end=20), Scoring(TOKENS, TOPK, start=295, end=300)
     (frame,) = all_frames(inner, 10**6)
     expected = logits[range(10, 20), TOKENS[11:21]]
-    np.testing.assert_allclose(decode(frame.realized_logits), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(decode(frame.target_logits), expected, rtol=1e-5, atol=1e-5)
     (frame,) = all_frames(outer, 10**6)
     assert decode(frame.logits).shape == (5, 10)
     np.testing.assert_allclose(
-        decode(frame.realized_logits), logits[range(295, 299), TOKENS[296:]], rtol=1e-5, atol=1e-5
+        decode(frame.target_logits), logits[range(295, 299), TOKENS[296:]], rtol=1e-5, atol=1e-5
     )
 
 
@@ -75,7 +75,7 @@ def test_a_sequence_of_one_token():
     scoring = Scoring(TOKENS[:1], TOPK, start=0, end=1)
     (frame,) = all_frames(scoring, 10**6)
     assert decode(frame.logits).shape == (1, 10)
-    assert decode(frame.realized_logits).shape == (0,)
+    assert decode(frame.target_logits).shape == (0,)
 
 
 def test_hidden_states_travel_bit_by_bit():

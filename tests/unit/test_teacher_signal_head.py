@@ -17,7 +17,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 WEIGHT = torch.randn(VOCABULARY, HIDDEN, generator=GENERATOR).bfloat16()
 BIAS = torch.randn(VOCABULARY, generator=GENERATOR)
 STATES = (3 * torch.randn(ROWS, HIDDEN, generator=GENERATOR)).bfloat16()
-REALIZED = torch.randint(VOCABULARY, (ROWS,), generator=GENERATOR).tolist()
+TARGETS = torch.randint(VOCABULARY, (ROWS,), generator=GENERATOR).tolist()
 
 HEADS = {
     "plain": {"bias_V": None, "scale": 1.0, "softcap": 0.0},
@@ -58,7 +58,7 @@ def test_logits(case):
 def test_topk(case, k):
     head, reference = case
     temperatures = [0.5, 1.0, 2.0, 5.0]
-    signals = head.topk(STATES, REALIZED, k=k, temperatures=temperatures)
+    signals = head.topk(STATES, TARGETS, k=k, temperatures=temperatures)
     order = np.argsort(-reference, axis=1, kind="stable")[:, :k]
     np.testing.assert_allclose(
         signals.logits_RK.numpy(), np.take_along_axis(reference, order, axis=1), rtol=1e-5, atol=1e-4
@@ -67,7 +67,7 @@ def test_topk(case, k):
     at_ids = np.take_along_axis(reference, signals.ids_RK.numpy(), axis=1)
     np.testing.assert_allclose(signals.logits_RK.numpy(), at_ids, rtol=1e-5, atol=1e-4)
     assert all(len(set(row)) == k for row in signals.ids_RK.tolist())
-    np.testing.assert_allclose(signals.realized_R.numpy(), reference[np.arange(ROWS), REALIZED], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(signals.target_logits_R.numpy(), reference[np.arange(ROWS), TARGETS], rtol=1e-5, atol=1e-4)
     for column, temperature in enumerate(temperatures):
         expected = reference_logsumexp(reference, temperature)
         np.testing.assert_allclose(signals.logsumexp_RN[:, column].numpy(), expected, rtol=1e-5)
@@ -79,7 +79,7 @@ def test_candidates_ragged_and_repeated(case):
     ids = rng.integers(0, VOCABULARY, (ROWS, 7))
     for row in range(ROWS):
         ids[row, row % 8 :] = -1  # 0 to 7 candidates
-    signals = head.candidates(STATES, REALIZED, candidate_ids_RC=torch.from_numpy(ids), temperatures=[2.0])
+    signals = head.candidates(STATES, TARGETS, candidate_ids_RC=torch.from_numpy(ids), temperatures=[2.0])
     expected = np.where(ids >= 0, np.take_along_axis(reference, ids.clip(0), axis=1), -np.inf)
     np.testing.assert_allclose(signals.logits_RK.numpy(), expected, rtol=1e-5, atol=1e-4)
     assert signals.ids_RK is None
@@ -87,25 +87,25 @@ def test_candidates_ragged_and_repeated(case):
 
 
 @pytest.mark.parametrize("rows", [1, 5, 6, ROWS])
-def test_the_last_position_has_no_realized_token(case, rows):
+def test_the_last_position_has_no_target_token(case, rows):
     head, reference = case
-    signals = head.topk(STATES[:rows], REALIZED[: rows - 1], k=3, temperatures=[1.0])
+    signals = head.topk(STATES[:rows], TARGETS[: rows - 1], k=3, temperatures=[1.0])
     assert signals.logits_RK.shape == (rows, 3)
-    expected = reference[np.arange(rows - 1), REALIZED[: rows - 1]]
-    np.testing.assert_allclose(signals.realized_R.numpy(), expected, rtol=1e-5, atol=1e-4)
+    expected = reference[np.arange(rows - 1), TARGETS[: rows - 1]]
+    np.testing.assert_allclose(signals.target_logits_R.numpy(), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_rows_do_not_depend_on_their_company(case):
     head, _ = case
-    together = head.topk(STATES, REALIZED, k=5, temperatures=[1.0])
-    alone = head.topk(STATES[11:12], REALIZED[11:12], k=5, temperatures=[1.0])
+    together = head.topk(STATES, TARGETS, k=5, temperatures=[1.0])
+    alone = head.topk(STATES[11:12], TARGETS[11:12], k=5, temperatures=[1.0])
     torch.testing.assert_close(alone.logits_RK[0], together.logits_RK[11], rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(alone.logsumexp_RN[0], together.logsumexp_RN[11], rtol=1e-6, atol=1e-6)
 
 
 def test_a_mass_above_one_is_never_reported(case):
     head, _ = case
-    signals = head.topk(STATES, REALIZED, k=VOCABULARY, temperatures=[1.0])
+    signals = head.topk(STATES, TARGETS, k=VOCABULARY, temperatures=[1.0])
     mass = (signals.logits_RK.double() - signals.logsumexp_RN.double()).exp().sum(1)
     torch.testing.assert_close(mass, torch.ones_like(mass), rtol=1e-5, atol=0)
 

@@ -158,7 +158,7 @@ TOPK_MISCHIEF = {
     "a row that is not sorted": (resealed(swap_two), "not sorted"),
     "an infinite logit": (resealed(set_number("logits", 0, np.inf)), "not finite"),
     "more mass than there is": (resealed(set_number("logsumexp", 0, -100.0)), "more mass"),
-    "a realised logit that is none": (resealed(set_number("realized_logits", 0, np.nan)), "not finite"),
+    "a target logit that is none": (resealed(set_number("target_logits", 0, np.nan)), "not finite"),
     "other temperatures": (resealed(lambda frame: frame.logsumexp.CopyFrom(frame.logits)), "has shape"),
 }
 

@@ -101,7 +101,7 @@ def token_policy_gradient(
     Args:
         student_hidden_ND: as in `token_divergence`.
         student_head: as in `token_divergence`.
-        teacher: as in `token_divergence`; `topk` and `candidates` need `realized_logits_N`.
+        teacher: as in `token_divergence`; `topk` and `candidates` need `target_logits_N`.
         sampled_ids_N: int64, the token that the student sampled at each row.
         estimator: `policy_gradient`, `k2_reverse_kl` or `k3_forward_kl`.
         sampler_logp_N: ln q of those tokens under the weights that sampled them, if those were older.
@@ -131,13 +131,13 @@ def token_policy_gradient(
 
 
 def teacher_token_logp(teacher: TeacherRows, ids_N: Tensor, *, smoothing: Smoothing, chunk_rows: int) -> Tensor:
-    """Ln p of one id per row under the smoothed teacher, float32 [N]; of `topk` and `candidates` the realised ids."""
+    """Ln p of one id per row under the smoothed teacher, float32 [N]; of `topk` and `candidates` the target ids."""
     if isinstance(teacher, HiddenRows):
         function = SmoothedTokenLogp(ids_N, teacher, smoothing)
         with torch.no_grad():
             return evaluate_rows(teacher.hidden_ND, teacher.unembedding, function, chunk_rows=chunk_rows)
-    assert teacher.realized_logits_N is not None
-    return teacher.realized_logits_N / smoothing.temperature - teacher.logsumexp_N
+    assert teacher.target_logits_N is not None
+    return teacher.target_logits_N / smoothing.temperature - teacher.logsumexp_N
 
 
 def divergence_named(objective: str, parameters: Mapping[str, Setting]) -> Divergence:

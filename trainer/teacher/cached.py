@@ -81,7 +81,7 @@ class StoredTeacher:
         rows = max(1, _CHUNK_LOGITS_BYTES // (4 * self.identity.vocabulary_size))
         starts = range(0, len(hidden_RD), rows)
         parts = [self._part(request, spec, hidden_RD, slice(start, start + rows)) for start in starts]
-        names = ("ids_RK", "logits_RK", "realized_logits", "logsumexp_RM")
+        names = ("ids_RK", "logits_RK", "target_logits", "logsumexp_RM")
         columns = dict(zip(names, zip(*parts, strict=True), strict=True))
         return Signals(
             **{name: joined(list(column), name) for name, column in columns.items() if column[0] is not None}
@@ -90,18 +90,18 @@ class StoredTeacher:
     def _part(
         self, request: SignalRequest, spec: SignalSpec, hidden_RD: npt.NDArray[np.uint16], rows: slice
     ) -> tuple[npt.NDArray[Any] | None, ...]:
-        """Ids, logits, realised logits and log-sum-exp of some rows."""
+        """Ids, logits, target logits and log-sum-exp of some rows."""
         logits_RV = self._float_head().logits(torch.from_numpy(hidden_RD[rows].copy()).view(torch.bfloat16))
         following = request.token_ids[request.score_start + 1 : request.score_end + 1][rows].astype(np.int64)
-        realized = logits_RV[: len(following)].gather(1, torch.from_numpy(following)[:, None])[:, 0]
+        target_logits = logits_RV[: len(following)].gather(1, torch.from_numpy(following)[:, None])[:, 0]
         logsumexp_RM = torch.stack([(logits_RV / T).logsumexp(1) for T in spec.temperatures], dim=1)
         if request.candidate_ids_RK is None:
             logits_RK, ids_RK = logits_RV.topk(spec.k)
             if spec.min_mass > 0:
                 ids_RK, logits_RK = _kept(ids_RK, logits_RK, logsumexp_RM[:, 0], spec)
-            return ids_RK.to(torch.int32).numpy(), logits_RK.numpy(), realized.numpy(), logsumexp_RM.numpy()
+            return ids_RK.to(torch.int32).numpy(), logits_RK.numpy(), target_logits.numpy(), logsumexp_RM.numpy()
         ids_RC = torch.from_numpy(request.candidate_ids_RK[rows].astype(np.int64))
-        return None, _at(logits_RV, ids_RC).numpy(), realized.numpy(), logsumexp_RM.numpy()
+        return None, _at(logits_RV, ids_RC).numpy(), target_logits.numpy(), logsumexp_RM.numpy()
 
     def _float_head(self) -> Unembedding:
         """The head in float32, so that logits are as exact as the server's; made when it is first needed."""

@@ -68,7 +68,7 @@ class Signals:
     """Short rows are padded with -1."""
     logits_RK: npt.NDArray[np.float32] | None = None
     """-inf where an id is -1."""
-    realized_logits: npt.NDArray[np.float32] | None = None
+    target_logits: npt.NDArray[np.float32] | None = None
     """One for each row but that of the sequence's last position."""
     logsumexp_RM: npt.NDArray[np.float32] | None = None
     hidden_RD: npt.NDArray[np.uint16] | None = None
@@ -161,17 +161,17 @@ class Answer:
             return Signals(hidden_RD=_hidden(frame, (rows, self.hidden_size)))
         logsumexp_RM = _array(frame, "logsumexp", (rows, len(self.spec.temperatures)), np.float32)
         has_last = frame.position_start + rows == len(self.request.token_ids)
-        realized = _array(frame, "realized_logits", (rows - has_last,), np.float32)
-        _require_finite(realized, "realized_logits")
+        target_logits = _array(frame, "target_logits", (rows - has_last,), np.float32)
+        _require_finite(target_logits, "target_logits")
         _require_finite(logsumexp_RM, "logsumexp")
         if self.spec.kind == "topk":
             ids_RK, logits_RK = self._topk(frame)
             _check_topk(ids_RK, logits_RK, logsumexp_RM, self.spec)
-            return Signals(ids_RK, logits_RK, realized, logsumexp_RM)
+            return Signals(ids_RK, logits_RK, target_logits, logsumexp_RM)
         assert self.request.candidate_ids_RK is not None
         logits_RK = _array(frame, "logits", (rows, self.request.candidate_ids_RK.shape[1]), np.float32)
         self._check_candidates(frame, logits_RK)
-        return Signals(None, logits_RK, realized, logsumexp_RM)
+        return Signals(None, logits_RK, target_logits, logsumexp_RM)
 
     def _topk(self, frame: pb.SignalFrame) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """Ids and logits; ragged rows are padded to the longest."""

@@ -80,7 +80,7 @@ class TopKRows:
     """float32 [N, K]: raw logits of those ids; ignored where the id is -1."""
     logsumexp_N: Tensor
     """float32 [N]: ln Σ_v exp(z_v / T) over the vocabulary, at the teacher temperature T of the run."""
-    realized_logits_N: Tensor | None = None
+    target_logits_N: Tensor | None = None
     """float32 [N]: the raw logit of the token that follows; only sampled-token estimators need it."""
     sequence_digest_N: Tensor | None = None
     """int64 [N]: as in `HiddenRows`; only (approximate) noise needs it."""
@@ -117,7 +117,7 @@ class CandidateRows:
     """float32 [N, C]: raw logits of those ids; ignored where the id is -1."""
     logsumexp_N: Tensor
     """float32 [N]: as in `TopKRows`."""
-    realized_logits_N: Tensor | None = None
+    target_logits_N: Tensor | None = None
     """float32 [N]: as in `TopKRows`."""
     sequence_digest_N: Tensor | None = None
     """int64 [N]: as in `HiddenRows`; only (approximate) noise needs it."""

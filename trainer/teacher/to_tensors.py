@@ -1,7 +1,7 @@
 """Between sequences, what is asked about them, and the rows that the objectives take.
 
 Row of position t: the distribution over the token at t+1. A sequence of n tokens whose prompt has p is
-scored at p-1 … n-2, and from 0 if prompt tokens count: every row has a realised token. The last position, after
+scored at p-1 … n-2, and from 0 if prompt tokens count: every row has a target token. The last position, after
 which nothing was written, has a part only if the configuration says so (`loss_on_last_token`).
 
 Shape suffixes: N rows, K kept ids, D hidden width, V vocabulary.
@@ -54,7 +54,7 @@ class Scored:
 
     @property
     def targets(self) -> TokenIds:
-        """The realised token of each row; the last position has none."""
+        """The target token of each row; the last position has none."""
         return self.ids[self.start + 1 : self.end + 1]
 
     def request(self, candidate_ids_RK: npt.NDArray[np.int32] | None = None) -> SignalRequest:
@@ -126,17 +126,17 @@ def teacher_rows(
         assert unembedding is not None
         hidden_ND = tensor("hidden_RD").view(torch.bfloat16)
         return HiddenRows(hidden_ND, digest_N, position_N, unembedding)
-    logits_NK, realized_N = tensor("logits_RK"), tensor("realized_logits")
+    logits_NK, target_logits_N = tensor("logits_RK"), tensor("target_logits")
     logsumexp_N = tensor("logsumexp_RM")[:, 0]
     if signals[0].ids_RK is not None:
-        return TopKRows(tensor("ids_RK").long(), logits_NK, logsumexp_N, realized_N, digest_N, position_N)
+        return TopKRows(tensor("ids_RK").long(), logits_NK, logsumexp_N, target_logits_N, digest_N, position_N)
     candidates = [request.candidate_ids_RK for request in requests if request.candidate_ids_RK is not None]
     ids_NC = torch.from_numpy(np.concatenate(candidates)).to(device).long()
-    return CandidateRows(ids_NC, logits_NK, logsumexp_N, realized_N, digest_N, position_N)
+    return CandidateRows(ids_NC, logits_NK, logsumexp_N, target_logits_N, digest_N, position_N)
 
 
 def targets_of(sequences: Sequence[Scored]) -> Tensor:
-    """The realised token of each row, int64 [N]; rows of last positions have none."""
+    """The target token of each row, int64 [N]; rows of last positions have none."""
     return torch.cat([torch.from_numpy(sequence.targets).long() for sequence in sequences])
 
 

@@ -31,7 +31,7 @@ _DTYPE_OF_NUMPY: dict[np.dtype[Any], pb.Dtype.ValueType] = {
     np.dtype("<i4"): pb.DTYPE_INT32,
     np.dtype("<u2"): pb.DTYPE_UINT16,
 }
-_TENSORS_OF_FRAME = ("ids", "logits", "realized_logits", "logsumexp", "hidden")
+_TENSORS_OF_FRAME = ("ids", "logits", "target_logits", "logsumexp", "hidden")
 
 
 def encode(array: npt.NDArray[Any], *, bfloat16: bool = False) -> pb.Tensor:

@@ -4,8 +4,8 @@ isort:skip_file
 The teacher's contract: token ids in, signals out.
 
 Positions. A sequence of n token ids has positions 0 … n-1. The row of position t describes the
-teacher's distribution over the token that follows ids[0..t]; the realised token of that row is
-ids[t+1]. The last position, n-1, has a row but no realised token.
+teacher's distribution over the token that follows ids[0..t]; the target token of that row is
+ids[t+1]. The last position, n-1, has a row but no target token.
 
 Arrays. Every array is a Tensor: raw little-endian bytes with a stated dtype and shape.
 
@@ -37,9 +37,9 @@ class _SignalKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SignalKind
     SIGNAL_KIND_UNSPECIFIED: _SignalKind.ValueType  # 0
     """Never valid."""
     SIGNAL_KIND_TOPK: _SignalKind.ValueType  # 1
-    """The k largest logits with their ids, the realised token's logit, log-sum-exp per temperature."""
+    """The k largest logits with their ids, the target token's logit, log-sum-exp per temperature."""
     SIGNAL_KIND_CANDIDATES: _SignalKind.ValueType  # 2
-    """Logits at ids that the student chose, the realised token's logit, log-sum-exp per temperature."""
+    """Logits at ids that the student chose, the target token's logit, log-sum-exp per temperature."""
     SIGNAL_KIND_HIDDEN: _SignalKind.ValueType  # 3
     """The final hidden state, the input of the unembedding."""
 
@@ -49,9 +49,9 @@ class SignalKind(_SignalKind, metaclass=_SignalKindEnumTypeWrapper):
 SIGNAL_KIND_UNSPECIFIED: SignalKind.ValueType  # 0
 """Never valid."""
 SIGNAL_KIND_TOPK: SignalKind.ValueType  # 1
-"""The k largest logits with their ids, the realised token's logit, log-sum-exp per temperature."""
+"""The k largest logits with their ids, the target token's logit, log-sum-exp per temperature."""
 SIGNAL_KIND_CANDIDATES: SignalKind.ValueType  # 2
-"""Logits at ids that the student chose, the realised token's logit, log-sum-exp per temperature."""
+"""Logits at ids that the student chose, the target token's logit, log-sum-exp per temperature."""
 SIGNAL_KIND_HIDDEN: SignalKind.ValueType  # 3
 """The final hidden state, the input of the unembedding."""
 Global___SignalKind: _TypeAlias = SignalKind  # noqa: Y015
@@ -67,7 +67,7 @@ class _TeacherRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TeacherRo
     TEACHER_ROLE_SCORE: _TeacherRole.ValueType  # 1
     """Scores given sequences: ScoreSequences, GetUnembedding."""
     TEACHER_ROLE_WRITE: _TeacherRole.ValueType  # 2
-    """Writes sequences: WriteRationales."""
+    """Generates sequences: WriteRationales."""
 
 class TeacherRole(_TeacherRole, metaclass=_TeacherRoleEnumTypeWrapper):
     """What a teacher process does."""
@@ -77,7 +77,7 @@ TEACHER_ROLE_UNSPECIFIED: TeacherRole.ValueType  # 0
 TEACHER_ROLE_SCORE: TeacherRole.ValueType  # 1
 """Scores given sequences: ScoreSequences, GetUnembedding."""
 TEACHER_ROLE_WRITE: TeacherRole.ValueType  # 2
-"""Writes sequences: WriteRationales."""
+"""Generates sequences: WriteRationales."""
 Global___TeacherRole: _TypeAlias = TeacherRole  # noqa: Y015
 
 class _Dtype:
@@ -290,7 +290,7 @@ class SignalFrame(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
     LOGITS_FIELD_NUMBER: _builtins.int
-    REALIZED_LOGITS_FIELD_NUMBER: _builtins.int
+    TARGET_LOGITS_FIELD_NUMBER: _builtins.int
     LOGSUMEXP_FIELD_NUMBER: _builtins.int
     HIDDEN_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
@@ -320,8 +320,8 @@ class SignalFrame(_message.Message):
         """`topk` and `candidates`: float32, shaped like the ids; -inf where a candidate id is -1."""
 
     @_builtins.property
-    def realized_logits(self) -> Global___Tensor:
-        """`topk` and `candidates`: float32 [rows that have a realised token]: the logit of ids[t+1]."""
+    def target_logits(self) -> Global___Tensor:
+        """`topk` and `candidates`: float32 [rows that have a target token]: the logit of ids[t+1]."""
 
     @_builtins.property
     def logsumexp(self) -> Global___Tensor:
@@ -346,15 +346,15 @@ class SignalFrame(_message.Message):
         kind: Global___SignalKind.ValueType = ...,
         ids: Global___Tensor | None = ...,
         logits: Global___Tensor | None = ...,
-        realized_logits: Global___Tensor | None = ...,
+        target_logits: Global___Tensor | None = ...,
         logsumexp: Global___Tensor | None = ...,
         hidden: Global___Tensor | None = ...,
         checksum: _builtins.int = ...,
         row_lengths: Global___Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hidden", b"hidden", "ids", b"ids", "logits", b"logits", "logsumexp", b"logsumexp", "realized_logits", b"realized_logits", "row_lengths", b"row_lengths"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hidden", b"hidden", "ids", b"ids", "logits", b"logits", "logsumexp", b"logsumexp", "row_lengths", b"row_lengths", "target_logits", b"target_logits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "frame_index", b"frame_index", "hidden", b"hidden", "ids", b"ids", "kind", b"kind", "last", b"last", "logits", b"logits", "logsumexp", b"logsumexp", "position_count", b"position_count", "position_start", b"position_start", "realized_logits", b"realized_logits", "row_lengths", b"row_lengths", "sequence_digest", b"sequence_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "frame_index", b"frame_index", "hidden", b"hidden", "ids", b"ids", "kind", b"kind", "last", b"last", "logits", b"logits", "logsumexp", b"logsumexp", "position_count", b"position_count", "position_start", b"position_start", "row_lengths", b"row_lengths", "sequence_digest", b"sequence_digest", "target_logits", b"target_logits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -412,15 +412,15 @@ class WriteRationalesRequest(_message.Message):
     request_id: _builtins.str
     """1 … 128 bytes; echoed in every answer."""
     samples: _builtins.int
-    """Continuations to write, 1 … limits.max_samples; 0 means 1."""
+    """Continuations to generate, 1 … limits.max_samples; 0 means 1."""
     max_new_tokens: _builtins.int
-    """Tokens to write at most per continuation, ≥ 1."""
+    """Tokens to generate at most per continuation, ≥ 1."""
     temperature: _builtins.float
     """Sampling temperature; 0 is greedy; finite, 0 … 2 (the engine's limit)."""
     top_p: _builtins.float
     """Nucleus mass, in (0, 1]; 0 means 1."""
     seed: _builtins.int
-    """Seed of the sampling; the same request with the same seed writes the same tokens, up to batch effects."""
+    """Seed of the sampling; the same request with the same seed generates the same tokens, up to batch effects."""
     @_builtins.property
     def prompt_token_ids(self) -> Global___Tensor:
         """int32 [n]: the prompt; n + max_new_tokens ≤ limits.max_sequence_tokens."""
@@ -464,7 +464,7 @@ class WriteRationalesResponse(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SAMPLE_INDEX_FIELD_NUMBER: _builtins.int
-    WRITTEN_FIELD_NUMBER: _builtins.int
+    GENERATED_FIELD_NUMBER: _builtins.int
     FRAME_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
@@ -472,8 +472,8 @@ class WriteRationalesResponse(_message.Message):
     sample_index: _builtins.int
     """Which continuation, 0 … samples-1."""
     @_builtins.property
-    def written(self) -> Global___WrittenTokens:
-        """Newly written tokens."""
+    def generated(self) -> Global___GeneratedTokens:
+        """Newly generated tokens."""
 
     @_builtins.property
     def frame(self) -> Global___SignalFrame:
@@ -488,22 +488,22 @@ class WriteRationalesResponse(_message.Message):
         *,
         request_id: _builtins.str = ...,
         sample_index: _builtins.int = ...,
-        written: Global___WrittenTokens | None = ...,
+        generated: Global___GeneratedTokens | None = ...,
         frame: Global___SignalFrame | None = ...,
         refusal: Global___Refusal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "outcome", b"outcome", "refusal", b"refusal", "written", b"written"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "generated", b"generated", "outcome", b"outcome", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "outcome", b"outcome", "refusal", b"refusal", "request_id", b"request_id", "sample_index", b"sample_index", "written", b"written"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "generated", b"generated", "outcome", b"outcome", "refusal", b"refusal", "request_id", b"request_id", "sample_index", b"sample_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["written", "frame", "refusal"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["generated", "frame", "refusal"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___WriteRationalesResponse: _TypeAlias = WriteRationalesResponse  # noqa: Y015
 
 @_typing.final
-class WrittenTokens(_message.Message):
+class GeneratedTokens(_message.Message):
     """Tokens since the previous piece of the same continuation."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -514,7 +514,7 @@ class WrittenTokens(_message.Message):
     text: _builtins.str
     """Their text (detokenised incrementally)."""
     finish_reason: _builtins.str
-    """Empty while writing; then "stop" (end of sequence or stop string) or "length"."""
+    """Empty while generating; then "stop" (end of sequence or stop string) or "length"."""
     @_builtins.property
     def token_ids(self) -> Global___Tensor:
         """int32 [m]."""
@@ -532,7 +532,7 @@ class WrittenTokens(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___WrittenTokens: _TypeAlias = WrittenTokens  # noqa: Y015
+Global___GeneratedTokens: _TypeAlias = GeneratedTokens  # noqa: Y015
 
 @_typing.final
 class GetUnembeddingRequest(_message.Message):
@@ -929,7 +929,7 @@ class StudentUsage(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     REFUSALS_FIELD_NUMBER: _builtins.int
-    WRITTEN_TOKENS_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     LAST_SEEN_SECONDS_FIELD_NUMBER: _builtins.int
     STORE_HITS_FIELD_NUMBER: _builtins.int
     QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
@@ -948,8 +948,8 @@ class StudentUsage(_message.Message):
     """Bytes of frames sent."""
     refusals: _builtins.int
     """Requests refused."""
-    written_tokens: _builtins.int
-    """Tokens written by WriteRationales."""
+    generated_tokens: _builtins.int
+    """Tokens generated by WriteRationales."""
     last_seen_seconds: _builtins.float
     """Time of the last answer, seconds since 1970-01-01 UTC."""
     store_hits: _builtins.int
@@ -968,7 +968,7 @@ class StudentUsage(_message.Message):
         rows: _builtins.int = ...,
         bytes: _builtins.int = ...,
         refusals: _builtins.int = ...,
-        written_tokens: _builtins.int = ...,
+        generated_tokens: _builtins.int = ...,
         last_seen_seconds: _builtins.float = ...,
         store_hits: _builtins.int = ...,
         queue_seconds: _builtins.float = ...,
@@ -976,7 +976,7 @@ class StudentUsage(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "last_seen_seconds", b"last_seen_seconds", "open_streams", b"open_streams", "queue_seconds", b"queue_seconds", "refusals", b"refusals", "rows", b"rows", "sequences", b"sequences", "service_seconds", b"service_seconds", "store_hits", b"store_hits", "student_id", b"student_id", "tokens", b"tokens", "written_tokens", b"written_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "generated_tokens", b"generated_tokens", "last_seen_seconds", b"last_seen_seconds", "open_streams", b"open_streams", "queue_seconds", b"queue_seconds", "refusals", b"refusals", "rows", b"rows", "sequences", b"sequences", "service_seconds", b"service_seconds", "store_hits", b"store_hits", "student_id", b"student_id", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -102,7 +102,7 @@ class TeacherServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WriteRationales(self, request, context):
-        """Continuations that the teacher writes: tokens as they are written, then their signals.
+        """Continuations that the teacher generates: tokens as they come, then their signals.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

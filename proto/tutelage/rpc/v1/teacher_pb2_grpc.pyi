@@ -4,8 +4,8 @@ isort:skip_file
 The teacher's contract: token ids in, signals out.
 
 Positions. A sequence of n token ids has positions 0 … n-1. The row of position t describes the
-teacher's distribution over the token that follows ids[0..t]; the realised token of that row is
-ids[t+1]. The last position, n-1, has a row but no realised token.
+teacher's distribution over the token that follows ids[0..t]; the target token of that row is
+ids[t+1]. The last position, n-1, has a row but no target token.
 
 Arrays. Every array is a Tensor: raw little-endian bytes with a stated dtype and shape.
 
@@ -59,7 +59,7 @@ class TeacherServiceStub:
     leaves the others alone.
     """
     WriteRationales: _grpc.UnaryStreamMultiCallable[_teacher_pb2.WriteRationalesRequest, _teacher_pb2.WriteRationalesResponse]
-    """Continuations that the teacher writes: tokens as they are written, then their signals."""
+    """Continuations that the teacher generates: tokens as they come, then their signals."""
     GetUnembedding: _grpc.UnaryStreamMultiCallable[_teacher_pb2.GetUnembeddingRequest, _teacher_pb2.GetUnembeddingResponse]
     """The matrix that turns `hidden` into logits: logits = hidden · matrixᵀ (+ bias), then scale and softcap."""
 
@@ -85,7 +85,7 @@ class TeacherServiceAsyncStub(TeacherServiceStub):
     leaves the others alone.
     """
     WriteRationales: _aio.UnaryStreamMultiCallable[_teacher_pb2.WriteRationalesRequest, _teacher_pb2.WriteRationalesResponse]  # type: ignore[assignment]
-    """Continuations that the teacher writes: tokens as they are written, then their signals."""
+    """Continuations that the teacher generates: tokens as they come, then their signals."""
     GetUnembedding: _aio.UnaryStreamMultiCallable[_teacher_pb2.GetUnembeddingRequest, _teacher_pb2.GetUnembeddingResponse]  # type: ignore[assignment]
     """The matrix that turns `hidden` into logits: logits = hidden · matrixᵀ (+ bias), then scale and softcap."""
 
@@ -132,7 +132,7 @@ class TeacherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _teacher_pb2.WriteRationalesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_teacher_pb2.WriteRationalesResponse], _abc.AsyncIterator[_teacher_pb2.WriteRationalesResponse]]:
-        """Continuations that the teacher writes: tokens as they are written, then their signals."""
+        """Continuations that the teacher generates: tokens as they come, then their signals."""
 
     @_abc_1.abstractmethod
     def GetUnembedding(
