@@ -40,7 +40,7 @@ def study(options: argparse.Namespace, folder: Path, *, store: bool) -> dict[str
         "name": "store" if store else "no-store",
         "output": str(folder),
         "models": models,
-        "teachers": {"teacher": {"model": "teacher", "tuned": False, "serve": {"max_sequence_tokens": 256}}},
+        "teachers": {"teacher": {"model": "teacher", "tuned": False, "serve": {"max_model_len": 256}}},
         "students": ["student"],
         "data": str(options.data.resolve()),
         "seeds": [0],

@@ -59,7 +59,7 @@ def reduce_states(at_work: Any, config: TeacherConfig) -> None:
         head.topk(hidden_RD, list(range(ROWS - 1)), k=K, temperatures=[1.0])
 
 
-def start_engine(kind: str, batch_tokens: int, config: TeacherConfig) -> Any:
+def start_engine(kind: str, max_num_batched_tokens: int, config: TeacherConfig) -> Any:
     """An engine in one process, on the first core."""
     from vllm import LLM
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
@@ -68,10 +68,10 @@ def start_engine(kind: str, batch_tokens: int, config: TeacherConfig) -> Any:
     return LLM(
         model=config.model,
         dtype=config.dtype,
-        max_model_len=config.max_sequence_tokens,
-        max_num_batched_tokens=batch_tokens,
-        max_num_seqs=config.batch_sequences,
-        kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
+        max_model_len=config.max_model_len,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=config.max_num_seqs,
+        kv_cache_memory_bytes=config.kv_cache_memory_bytes,
         enforce_eager=True,
         disable_log_stats=True,
         distributed_executor_backend=UniProcExecutor,
@@ -101,9 +101,9 @@ def all_engines(config: TeacherConfig) -> Iterator[dict[str, Callable[[list[list
     prepare_environment(config)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(cores[0])
     started = []
-    for kind, batch_tokens in ENGINES.values():
+    for kind, max_num_batched_tokens in ENGINES.values():
         os.sched_setaffinity(0, cores[:1])  # The engine's process inherits it.
-        started.append(start_engine(kind, batch_tokens, config))
+        started.append(start_engine(kind, max_num_batched_tokens, config))
     os.sched_setaffinity(0, cores[1:2])
     try:
         yield {name: engine_side(ENGINES[name][0], llm) for name, llm in zip(ENGINES, started, strict=True)}
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=256)
     options = parser.parse_args()
-    report(measure(options, TeacherConfig(model=str(options.model), max_sequence_tokens=512)))
+    report(measure(options, TeacherConfig(model=str(options.model), max_model_len=512)))
 
 
 if __name__ == "__main__":

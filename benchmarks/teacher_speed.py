@@ -60,11 +60,11 @@ def start_vllm(config: TeacherConfig, cores: str | None = None) -> Any:
     return LLM(
         model=config.model,
         dtype=config.dtype,
-        max_model_len=config.max_sequence_tokens,
+        max_model_len=config.max_model_len,
         max_num_batched_tokens=2048,  # vLLM's own default
-        max_num_seqs=config.batch_sequences,
-        kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
-        enforce_eager=not config.compile,
+        max_num_seqs=config.max_num_seqs,
+        kv_cache_memory_bytes=config.kv_cache_memory_bytes,
+        enforce_eager=config.enforce_eager,
         enable_prefix_caching=False,
         max_logprobs=K,
         disable_log_stats=True,
@@ -166,9 +166,9 @@ def main() -> int:
     parser.add_argument("--head-threads", default="1")
     parser.add_argument("--vllm-cores", metavar="CORES")
     options = parser.parse_args()
-    config = TeacherConfig(model=str(options.model), max_sequence_tokens=512)
+    config = TeacherConfig(model=str(options.model), max_model_len=512)
     threads = ("--score-engines", options.score_engines, "--head-threads", options.head_threads)
-    server_options = ("--max-sequence-tokens", "512", *threads)
+    server_options = ("--max-model-len", "512", *threads)
     with tempfile.TemporaryDirectory() as folder, running(Path(folder), options.model, *server_options) as server:
         llm = start_vllm(config, options.vllm_cores)
         digests = tokenizer_digests(options.model)

@@ -168,7 +168,7 @@ def given_teacher(states_STD: torch.Tensor, signals: list[Any]) -> Any:
     """A teacher that knows states and signals of the sequences whose tokens begin with 0, 1, 2 and so on."""
     from fake_teacher import FakeScoringEngine, fake_head, fake_teacher
     from tutelage.teacher_server.config import TeacherConfig
-    from tutelage.teacher_server.model.teacher import Teacher, scoring_parts, writing_queue
+    from tutelage.teacher_server.model.teacher import Teacher, generation_queue, scoring_parts
     from tutelage.teacher_server.signals.logit_head import SignalHead, Signals
 
     class GivenStates(FakeScoringEngine):
@@ -186,7 +186,7 @@ def given_teacher(states_STD: torch.Tensor, signals: list[Any]) -> Any:
     info.vocabulary_size, info.hidden_size = head.vocabulary_size, head.hidden_size
     info.limits.frame_bytes = config.frame_bytes
     parts = scoring_parts(GivenStates(), head, config, info.limits.max_sequence_tokens, None)
-    return Teacher(info, parts, None, writing_queue(config), [])
+    return Teacher(info, parts, None, generation_queue(config), [])
 
 
 def our_kept(logits_TV: torch.Tensor, token_ids: list[int]) -> Any:

@@ -71,7 +71,7 @@ def serve_teacher(
     """Starts a teacher, or attaches to one that is served already."""
     if teacher.address is not None:
         return Service(f"teacher-{name}", folder, None, teacher.address)
-    options: dict[str, Any] = {"model": model, "model_name": name, "roles": "score,write" if writes else "score"}
+    options: dict[str, Any] = {"model": model, "served_model_name": name, "roles": "score,write" if writes else "score"}
     if store:
         options |= {"store.path": folder.path("store")}
     return Service(f"teacher-{name}", folder, [*tutelage("teacher", "serve"), *flags(options), *flags(teacher.serve)])

@@ -103,17 +103,17 @@ def precompute(arguments: list[str]) -> int:
 def write(arguments: list[str]) -> int:
     """Has a served teacher write a data set."""
     from tutelage.config import load
-    from tutelage.teacher_server.config import WriteConfig
+    from tutelage.teacher_server.config import GenerateConfig
 
     program, prefix = "tutelage teacher write", "TUTELAGE_TEACHER_WRITE_"
-    config = load(WriteConfig, arguments, program=program, environment_prefix=prefix)
+    config = load(GenerateConfig, arguments, program=program, environment_prefix=prefix)
     from rich.console import Console
 
-    from tutelage.teacher_server.jobs.generate import write_rationales
+    from tutelage.teacher_server.jobs.generate import generate_rationales
     from tutelage.teacher_server.jobs.progress import progress
 
     with progress(Console(stderr=True), "prompts") as watch:
-        counts = write_rationales(config, watch)
+        counts = generate_rationales(config, watch)
     print(
         f"{counts.kept:,} of {counts.written:,} continuations of {counts.prompts - counts.no_room:,} prompts are in "
         f"{config.out}; left out: {counts.cut_off:,} without an end, {counts.wrong:,} with another answer, "

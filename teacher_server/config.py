@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,7 +26,20 @@ class StoreConfig(Config):
 
 
 class TeacherConfig(Config):
-    """Serves one teacher over gRPC: `score` answers with signals, `write` with rationales."""
+    """Serves one teacher over gRPC: `score` answers with signals, `write` with rationales.
+
+    A setting that is one of vLLM's engine arguments has its name.
+    """
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "adapters": "lora_modules",
+        "batch_sequences": "max_num_seqs",
+        "batch_tokens": "max_num_batched_tokens",
+        "compile": "enforce_eager",
+        "kv_cache_gib": "kv_cache_memory_bytes",
+        "max_sequence_tokens": "max_model_len",
+        "model_name": "served_model_name",
+    }
 
     model: str
     """Directory of a Hugging Face checkpoint with safetensors weights, or its name on the hub."""
@@ -34,10 +47,10 @@ class TeacherConfig(Config):
     revision: str | None = None
     """Revision of a model on the hub: a branch, a tag or, better, a commit."""
 
-    adapters: dict[str, Path] = Field(default_factory=dict)
+    lora_modules: dict[str, Path] = Field(default_factory=dict)
     """LoRA adapters by name (PEFT directories): each is a teacher of its own, served by the same engines."""
 
-    model_name: str = ""
+    served_model_name: str = ""
     """Name shown to people; by default the last part of `model`."""
 
     roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("score",)
@@ -68,21 +81,21 @@ class TeacherConfig(Config):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """What the engines compute in."""
 
-    max_sequence_tokens: Annotated[int, Field(ge=8)] | None = None
+    max_model_len: Annotated[int, Field(ge=8)] | None = None
     """Longest sequence, prompt and continuation together; by default the model's own limit, at most 2048."""
 
-    batch_tokens: Annotated[int, Field(ge=2)] | None = None
+    max_num_batched_tokens: Annotated[int, Field(ge=2)] | None = None
     """Tokens an engine computes at once, about; at least one longest sequence always fits. By default 8192 on a GPU,
     512 on a CPU, where more are no faster and only make the signal head wait."""
 
-    batch_sequences: Annotated[int, Field(ge=1)] = 64
+    max_num_seqs: Annotated[int, Field(ge=1)] = 64
     """Sequences an engine works on at once, at most."""
 
-    kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
-    """Key-value cache of each engine, GiB."""
+    kv_cache_memory_bytes: Annotated[int, Field(gt=0)] = 2**30
+    """Key-value cache of each engine, bytes."""
 
-    compile: bool = False
-    """Let vLLM compile the model: a slower start, for a faster engine where that pays."""
+    enforce_eager: bool = True
+    """Do not let vLLM compile the model; compiling is a slower start, for a faster engine where that pays."""
 
     score_engines: Annotated[int, Field(ge=1)] = 1
     """On the CPU: engines that score, each with a copy of the model and its share of the cores; a sequence goes to the
@@ -94,7 +107,7 @@ class TeacherConfig(Config):
     engines'."""
 
     write_cores: Cores = "auto"
-    """On the CPU: cores of the writing engine; "auto" gives each of two engines half of the cores."""
+    """On the CPU: cores of the generating engine; "auto" gives each of two engines half of the cores."""
 
     head_threads: Annotated[int, Field(ge=1)] = 1
     """Threads that turn hidden states into signals, beside the engine."""
@@ -154,16 +167,16 @@ class TeacherConfig(Config):
         return self
 
     @property
-    def engine_batch_tokens(self) -> int:
-        """`batch_tokens`, or what suits the device."""
+    def batched_tokens(self) -> int:
+        """`max_num_batched_tokens`, or what suits the device."""
         import torch
 
-        return self.batch_tokens or (8192 if torch.cuda.is_available() else 512)
+        return self.max_num_batched_tokens or (8192 if torch.cuda.is_available() else 512)
 
     @property
     def served_name(self) -> str:
         """The name shown to people."""
-        return self.model_name or Path(self.model).name
+        return self.served_model_name or Path(self.model).name
 
 
 class PrecomputeConfig(TeacherConfig):
@@ -189,14 +202,14 @@ class PrecomputeConfig(TeacherConfig):
         return self
 
 
-class WriteConfig(Config):
-    """Has a served teacher write for a file of prompts, and makes a data set of it; goes on where it was stopped."""
+class GenerateConfig(Config):
+    """Has a served teacher generate for a file of prompts, and makes a data set of it; goes on where it was stopped."""
 
     data: Path
     """A .jsonl, .json or .parquet file of prompts, in the forms that `tutelage train` takes."""
 
     out: Path
-    """The data set, .jsonl, in a form that `tutelage train` takes; `<out>.part` holds what is written so far."""
+    """The data set, .jsonl, in a form that `tutelage train` takes; `<out>.part` holds what is generated so far."""
 
     tokenizer: Path
     """Directory with the teacher's tokenizer: its checkpoint, or a student's."""
@@ -205,7 +218,7 @@ class WriteConfig(Config):
     """host:port of a teacher that was started with the role write."""
 
     adapter: str | None = None
-    """Name of the LoRA adapter that is to write; none means the base model."""
+    """Name of the LoRA adapter that is to generate; none means the base model."""
 
     tls: ClientTls | None = None
     """How to know the teacher; none means an unencrypted connection."""
@@ -223,7 +236,7 @@ class WriteConfig(Config):
     """Continuations of each prompt."""
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 512
-    """Tokens to write at most; a continuation that reaches it is left out."""
+    """Tokens to generate at most; a continuation that reaches it is left out."""
 
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Of the sampling; 0 is greedy."""

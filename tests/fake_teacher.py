@@ -15,8 +15,8 @@ import torch
 from tutelage.errors import Unreachable
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.config import TeacherConfig
-from tutelage.teacher_server.engine.base import Sampling, WrittenPiece
-from tutelage.teacher_server.model.teacher import Teacher, scoring_parts, writing_queue
+from tutelage.teacher_server.engine.base import CompletionDelta, Sampling
+from tutelage.teacher_server.model.teacher import Teacher, generation_queue, scoring_parts
 from tutelage.teacher_server.server.server import TeacherServer
 from tutelage.teacher_server.signals.cache import SignalStore
 from tutelage.teacher_server.signals.logit_head import SignalHead
@@ -60,18 +60,18 @@ class FakeScoringEngine:
 
 
 @dataclass
-class FakeWritingEngine:
+class FakeGenerationEngine:
     """Writes last token + 1, + 2, … (plus the seed, above temperature 0), in pieces of one token."""
 
     dead: bool = False
 
-    async def write(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[WrittenPiece]:
+    async def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[CompletionDelta]:
         shift = sampling.seed if sampling.temperature > 0 else 0
         for step in range(sampling.max_new_tokens):
             for sample in range(sampling.samples):
                 token = (prompt_token_ids[-1] + 1 + step + shift + sample) % VOCABULARY_SIZE
                 reason = "length" if step == sampling.max_new_tokens - 1 else ""
-                yield WrittenPiece(sample, [token], f"<{token}>", reason)
+                yield CompletionDelta(sample, [token], f"<{token}>", reason)
 
     def shutdown(self) -> None:
         self.dead = True
@@ -84,7 +84,7 @@ def fake_head(*, seed: int = 2) -> SignalHead:
 
 def fake_teacher(
     scoring: FakeScoringEngine | None = None,
-    writing: FakeWritingEngine | None = None,
+    generation: FakeGenerationEngine | None = None,
     config: dict[str, object] | None = None,
     **limits: int,
 ) -> Teacher:
@@ -106,7 +106,7 @@ def fake_teacher(
         kinds=[pb.SIGNAL_KIND_TOPK, pb.SIGNAL_KIND_CANDIDATES, pb.SIGNAL_KIND_HIDDEN] if scoring else [],
         roles=[
             *([pb.TEACHER_ROLE_SCORE] if scoring else []),
-            *([pb.TEACHER_ROLE_WRITE] if writing else []),
+            *([pb.TEACHER_ROLE_WRITE] if generation else []),
         ],
         unembedding=pb.Unembedding(
             rows=VOCABULARY_SIZE,
@@ -119,7 +119,7 @@ def fake_teacher(
     settings = TeacherConfig.model_validate({"model": "fake", "head_threads": 2} | (config or {}))
     store = SignalStore(settings.store.path, "fake", settings.store.bytes) if settings.store else None
     parts = scoring_parts(scoring, head, settings, info.limits.max_sequence_tokens, store) if scoring else None
-    return Teacher(info, parts, writing, writing_queue(settings), check_sequences=[[1, 2, 3], [4, 5]])
+    return Teacher(info, parts, generation, generation_queue(settings), check_sequences=[[1, 2, 3], [4, 5]])
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from tutelage.teacher_server.engine.base import Sampling
 MAX_REQUEST_ID_BYTES = 128
 MAX_STOPS = 8
 MAX_STOP_CHARACTERS = 64
-MAX_WRITING_TEMPERATURE = 2.0  # vLLM refuses more
+MAX_SAMPLING_TEMPERATURE = 2.0  # vLLM refuses more
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class Writing:
+class Generation:
     """A checked `WriteRationalesRequest`."""
 
     prompt_token_ids: npt.NDArray[np.int32]
@@ -83,7 +83,7 @@ class Validator:
         start, end = _scored_range(request, len(token_ids))
         return Scoring(token_ids, self._signal(request.signal, end - start), start, end)
 
-    def writing(self, request: pb.WriteRationalesRequest) -> Writing:
+    def generation(self, request: pb.WriteRationalesRequest) -> Generation:
         """A checked request.
 
         Raises:
@@ -97,7 +97,7 @@ class Validator:
         room = self._limits.max_sequence_tokens - request.max_new_tokens
         _check(room >= 1, "max_new_tokens", request.max_new_tokens, f"below {self._limits.max_sequence_tokens}")
         prompt = self._token_ids(request.prompt_token_ids, "prompt_token_ids", room)
-        return Writing(prompt, self._sampling(request), self._signal_of_writing(request))
+        return Generation(prompt, self._sampling(request), self._signal_of_generation(request))
 
     def role(self, role: pb.TeacherRole.ValueType) -> None:
         """Refuses what needs a role that this process does not play.
@@ -169,7 +169,7 @@ class Validator:
         _check(len(outside) == 0, field, f"id {outside[:1]}", f"ids in [0, {self._vocabulary_size}), or -1 as padding")
         return ids
 
-    def _signal_of_writing(self, request: pb.WriteRationalesRequest) -> Signal | None:
+    def _signal_of_generation(self, request: pb.WriteRationalesRequest) -> Signal | None:
         if not request.HasField("signal"):
             return None
         self.role(pb.TEACHER_ROLE_SCORE)
@@ -182,8 +182,8 @@ class Validator:
         samples, temperature, top_p = request.samples or 1, request.temperature, request.top_p or 1.0
         most = self._limits.max_samples
         _check(samples <= most, "samples", samples, f"at most {most}")
-        allowed = 0 <= temperature <= MAX_WRITING_TEMPERATURE  # false for NaN, as it should be
-        _check(allowed, "temperature", temperature, f"0 to {MAX_WRITING_TEMPERATURE}")
+        allowed = 0 <= temperature <= MAX_SAMPLING_TEMPERATURE  # false for NaN, as it should be
+        _check(allowed, "temperature", temperature, f"0 to {MAX_SAMPLING_TEMPERATURE}")
         _check(temperature > 0 or samples == 1, "samples", samples, "1 at temperature 0, where all would be alike")
         _check(0 < top_p <= 1, "top_p", top_p, "above 0, at most 1")
         _check(len(request.stop) <= MAX_STOPS, "stop", f"{len(request.stop)} strings", f"at most {MAX_STOPS}")

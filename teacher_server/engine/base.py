@@ -1,4 +1,4 @@
-"""What the service asks of an engine: hidden states of given tokens, and newly written tokens."""
+"""What the service asks of an engine: hidden states of given tokens, and newly generated tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class WrittenPiece:
+class CompletionDelta:
     """Tokens since the previous piece of the same continuation."""
 
     sample_index: int
@@ -24,12 +24,12 @@ class WrittenPiece:
     """Their text."""
 
     finish_reason: str
-    """Empty while writing, then "stop" or "length"."""
+    """Empty while it is generated, then "stop" or "length"."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a continuation is written; ranges as in `WriteRationalesRequest`, with its defaults filled in."""
+    """How a continuation is generated; ranges as in `WriteRationalesRequest`, with its defaults filled in."""
 
     samples: int
     max_new_tokens: int
@@ -64,11 +64,11 @@ class ScoringEngine(Engine, Protocol):
         """
 
 
-class WritingEngine(Engine, Protocol):
+class GenerationEngine(Engine, Protocol):
     """Continues prompts."""
 
-    def write(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[WrittenPiece]:
-        """Pieces of the continuations as they are written; closing the iterator frees the engine's slots.
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[CompletionDelta]:
+        """Pieces of the continuations as they are generated; closing the iterator frees the engine's slots.
 
         Raises:
             Unreachable: the engine is dead.

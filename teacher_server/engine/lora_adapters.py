@@ -45,8 +45,8 @@ def read_adapters(config: TeacherConfig) -> list[Adapter]:
         NotServed: an adapter changes the head or the embeddings.
 
     """
-    return [_read(check_name(name, "adapters"), number, folder)
-            for number, (name, folder) in enumerate(sorted(config.adapters.items()), 1)]  # fmt: skip
+    return [_read(check_name(name, "lora_modules"), number, folder)
+            for number, (name, folder) in enumerate(sorted(config.lora_modules.items()), 1)]  # fmt: skip
 
 
 def _read(name: str, number: int, folder: Path) -> Adapter:
@@ -59,7 +59,7 @@ def _read(name: str, number: int, folder: Path) -> Adapter:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder} is no LoRA adapter ({error}); it needs {' and '.join(_FILES)}, as PEFT saves them",
-            f"adapters.{name}",
+            f"lora_modules.{name}",
         ) from error
     targets = settings.get("target_modules") or []
     changed = {*(targets if isinstance(targets, list) else [targets]), *(settings.get("modules_to_save") or [])}
@@ -67,7 +67,7 @@ def _read(name: str, number: int, folder: Path) -> Adapter:
         raise NotServed(
             f"the adapter changes {', '.join(sorted(_HEAD_MODULES & changed))}, and the head is the base model's for "
             "all; merge it into the model and serve that",
-            f"adapters.{name}",
+            f"lora_modules.{name}",
         )
     return Adapter(name, number, folder, rank, total.hexdigest())
 
@@ -82,5 +82,5 @@ def lora_rank(adapters: list[Adapter], allowed: tuple[int, ...]) -> int:
     largest = max(adapter.rank for adapter in adapters)
     fitting = [rank for rank in allowed if rank >= largest]
     if not fitting:
-        raise ConfigurationError(f"an adapter has rank {largest}, at most {max(allowed)} is served", "adapters")
+        raise ConfigurationError(f"an adapter has rank {largest}, at most {max(allowed)} is served", "lora_modules")
     return min(fitting)

@@ -21,7 +21,7 @@ import psutil
 
 from tutelage.errors import ConfigurationError, Unreachable
 from tutelage.teacher_server.config import Role, TeacherConfig
-from tutelage.teacher_server.engine.base import Engine, Sampling, WrittenPiece
+from tutelage.teacher_server.engine.base import CompletionDelta, Engine, Sampling
 from tutelage.teacher_server.engine.lora_adapters import Adapter, lora_rank, read_adapters
 from tutelage.teacher_server.engine.replicas import Replicas
 
@@ -88,7 +88,7 @@ def _numbers(ranges: str) -> list[int]:
     return [number for bound in bounds for number in range(int(bound[0]), int(bound[-1]) + 1)]
 
 
-def start_engines(checkpoint: Path, config: TeacherConfig, max_sequence_tokens: int) -> dict[Role, Engine]:
+def start_engines(checkpoint: Path, config: TeacherConfig, max_model_len: int) -> dict[Role, Engine]:
     """Starts the engines of all roles side by side and waits until their models are loaded (tens of seconds).
 
     Raises:
@@ -108,7 +108,7 @@ def start_engines(checkpoint: Path, config: TeacherConfig, max_sequence_tokens: 
         starting = []
         for role, share in wanted:
             spawned = len(multiprocessing.active_children())
-            starting.append(threads.submit(_start, role, checkpoint, config, max_sequence_tokens, share))
+            starting.append(threads.submit(_start, role, checkpoint, config, max_model_len, share))
             # vLLM configures itself through globals and the environment: one process is spawned after the other.
             while not starting[-1].done() and len(multiprocessing.active_children()) == spawned:
                 time.sleep(_SPAWN_CHECK_SECONDS)
@@ -136,8 +136,8 @@ def keep_off(engines: set[int]) -> None:
 
 
 def _start(
-    role: Role, checkpoint: Path, config: TeacherConfig, max_sequence_tokens: int, cores: Sequence[int]
-) -> VllmScoringEngine | VllmWritingEngine:
+    role: Role, checkpoint: Path, config: TeacherConfig, max_model_len: int, cores: Sequence[int]
+) -> VllmScoringEngine | VllmGenerationEngine:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -150,11 +150,11 @@ def _start(
             AsyncEngineArgs(
                 model=str(checkpoint),
                 dtype=config.dtype,
-                max_model_len=max_sequence_tokens,
-                max_num_batched_tokens=max(config.engine_batch_tokens, max_sequence_tokens),
-                max_num_seqs=config.batch_sequences,
-                kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
-                enforce_eager=not config.compile,
+                max_model_len=max_model_len,
+                max_num_batched_tokens=max(config.batched_tokens, max_model_len),
+                max_num_seqs=config.max_num_seqs,
+                kv_cache_memory_bytes=config.kv_cache_memory_bytes,
+                enforce_eager=config.enforce_eager,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 # On a CPU vLLM would add a worker's process, and spin on a core of the others while it waits for it.
@@ -165,7 +165,7 @@ def _start(
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigurationError(f"vLLM does not start an engine to {role} with this configuration: {error}") from error
-    return VllmScoringEngine(llm) if role == "score" else VllmWritingEngine(llm)
+    return VllmScoringEngine(llm) if role == "score" else VllmGenerationEngine(llm)
 
 
 def scoring_arguments() -> dict[str, Any]:
@@ -254,13 +254,13 @@ class VllmScoringEngine(_VllmEngine):
         return hidden
 
 
-class VllmWritingEngine(_VllmEngine):
-    """A `WritingEngine`."""
+class VllmGenerationEngine(_VllmEngine):
+    """A `GenerationEngine`."""
 
-    async def write(
+    async def generate(
         self, prompt_token_ids: Sequence[int], sampling: Sampling, adapter: Adapter | None = None
-    ) -> AsyncGenerator[WrittenPiece]:
-        """As `WritingEngine.write`; with an adapter, by the model that has it."""
+    ) -> AsyncGenerator[CompletionDelta]:
+        """As `GenerationEngine.generate`; with an adapter, by the model that has it."""
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
@@ -282,7 +282,7 @@ class VllmWritingEngine(_VllmEngine):
             async with aclosing(outputs):
                 async for output in outputs:
                     for piece in output.outputs:
-                        yield WrittenPiece(piece.index, piece.token_ids, piece.text, piece.finish_reason or "")
+                        yield CompletionDelta(piece.index, piece.token_ids, piece.text, piece.finish_reason or "")
         except EngineDeadError as error:
             raise Unreachable(_DEAD) from error
 
@@ -303,7 +303,7 @@ class _Adapted:
         self._engine.shutdown()
 
 
-class AdaptedScoringEngine(_Adapted):
+class LoraScoringEngine(_Adapted):
     """A `ScoringEngine`."""
 
     async def hidden_states(self, token_ids: Sequence[int]) -> torch.Tensor:
@@ -312,10 +312,10 @@ class AdaptedScoringEngine(_Adapted):
         return states
 
 
-class AdaptedWritingEngine(_Adapted):
-    """A `WritingEngine`."""
+class LoraGenerationEngine(_Adapted):
+    """A `GenerationEngine`."""
 
-    def write(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[WrittenPiece]:
-        """As `WritingEngine.write`."""
-        pieces: AsyncGenerator[WrittenPiece] = self._engine.write(prompt_token_ids, sampling, self._adapter)
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[CompletionDelta]:
+        """As `GenerationEngine.generate`."""
+        pieces: AsyncGenerator[CompletionDelta] = self._engine.generate(prompt_token_ids, sampling, self._adapter)
         return pieces

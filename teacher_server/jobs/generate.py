@@ -35,7 +35,7 @@ from tutelage.rpc.transport import (
 )
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
-from tutelage.teacher_server.config import WriteConfig
+from tutelage.teacher_server.config import GenerateConfig
 
 _INFO_TIMEOUT_SECONDS = 10.0
 _SHORTEST_WAIT_SECONDS = 0.1
@@ -69,7 +69,7 @@ class Counts:
     kept: int = 0
 
 
-def write_rationales(config: WriteConfig, watch: Progress) -> Counts:
+def generate_rationales(config: GenerateConfig, watch: Progress) -> Counts:
     """Writes for all prompts that have not been written for, then the data set.
 
     Args:
@@ -107,7 +107,7 @@ def write_rationales(config: WriteConfig, watch: Progress) -> Counts:
     return counts
 
 
-def _encoded(rows: Iterable[tuple[dict[str, Any], Any]], config: WriteConfig) -> list[TokenIds]:
+def _encoded(rows: Iterable[tuple[dict[str, Any], Any]], config: GenerateConfig) -> list[TokenIds]:
     from transformers import AutoTokenizer
 
     encode_prompt = prompt_encoder(AutoTokenizer.from_pretrained(config.tokenizer), config.template)
@@ -117,7 +117,7 @@ def _encoded(rows: Iterable[tuple[dict[str, Any], Any]], config: WriteConfig) ->
 class _Writer:
     """A served teacher that writes."""
 
-    def __init__(self, stub: pb_grpc.TeacherServiceStub, config: WriteConfig) -> None:
+    def __init__(self, stub: pb_grpc.TeacherServiceStub, config: GenerateConfig) -> None:
         self._stub, self._config = stub, config
         try:
             request = pb.GetTeacherInfoRequest()
@@ -210,7 +210,7 @@ class _Journal:
         self._path.unlink()
 
 
-def _settings(config: WriteConfig, weights_digest: str) -> dict[str, Any]:
+def _settings(config: GenerateConfig, weights_digest: str) -> dict[str, Any]:
     """All that what is written depends on."""
     names = ("template", "samples", "max_new_tokens", "temperature", "top_p", "seed", "stop")
     chosen = config.model_dump(mode="json", include=set(names))
@@ -235,7 +235,7 @@ def _kept(
             yield with_completion(row, form_of(row), continuation.text) | {"sample": sample}
 
 
-def _judge(config: WriteConfig) -> Callable[[str, str], bool]:
+def _judge(config: GenerateConfig) -> Callable[[str, str], bool]:
     """Whether the answer that is expected (first) is that of a text (second)."""
     if config.answer_pattern is None:
         return lambda _expected, _text: True
@@ -265,7 +265,7 @@ def _same(given: str | None, expected: str) -> bool:
         return one == other
 
 
-def _answer_of(row: dict[str, Any], number: int, config: WriteConfig) -> str:
+def _answer_of(row: dict[str, Any], number: int, config: GenerateConfig) -> str:
     if config.answer_pattern is None:
         return ""
     if row.get(config.answer_column) is None:

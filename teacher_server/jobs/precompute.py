@@ -92,7 +92,7 @@ async def precompute(
         _require_room(states.store, sequences, teacher, head.hidden_size)
         await check(teacher)
         states.describe(teacher.info, head.unembedding)
-        await _fill(states, sequences, 2 * config.batch_sequences, watch)
+        await _fill(states, sequences, 2 * config.max_num_seqs, watch)
         _require_stored(states.store, sequences)
         tokens = sum(map(len, sequences))
         return Filled(len(sequences), tokens, states.engine_passes, states.store.bytes)

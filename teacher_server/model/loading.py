@@ -14,11 +14,11 @@ from tutelage.errors import ConfigurationError
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.config import TeacherConfig
 from tutelage.teacher_server.engine import vllm as vllm_engine
-from tutelage.teacher_server.engine.base import ScoringEngine, WritingEngine
+from tutelage.teacher_server.engine.base import GenerationEngine, ScoringEngine
 from tutelage.teacher_server.engine.lora_adapters import Adapter, read_adapters
 from tutelage.teacher_server.model.head_check import check_head
 from tutelage.teacher_server.model.self_check import COMPARED_TEXT, check_sequences
-from tutelage.teacher_server.model.teacher import Teacher, adapted_parts, scoring_parts, writing_queue
+from tutelage.teacher_server.model.teacher import Teacher, adapted_parts, generation_queue, scoring_parts
 from tutelage.teacher_server.signals import unembedding
 from tutelage.teacher_server.signals.cache import SignalStore
 from tutelage.teacher_server.signals.logit_head import (
@@ -45,7 +45,7 @@ class Checkpoint:
     chat_template_digest: str
     vocabulary_size: int
     hidden_size: int
-    max_sequence_tokens: int
+    max_model_len: int
     """Longest sequence that is served."""
 
 
@@ -72,7 +72,7 @@ def read_checkpoint(folder: Path, config: TeacherConfig) -> Checkpoint:
     """Digests and sizes of a checkpoint.
 
     Raises:
-        ConfigurationError: the model is shorter than `max_sequence_tokens`.
+        ConfigurationError: the model is shorter than `max_model_len`.
         DataError: tokenizer or weights are missing.
 
     """
@@ -85,7 +85,7 @@ def read_checkpoint(folder: Path, config: TeacherConfig) -> Checkpoint:
         chat_template_digest=identity.chat_template_digest(folder),
         vocabulary_size=identity.vocabulary_size(folder),
         hidden_size=model_config["hidden_size"],
-        max_sequence_tokens=_longest(config.max_sequence_tokens, model_config.get("max_position_embeddings")),
+        max_model_len=_longest(config.max_model_len, model_config.get("max_position_embeddings")),
     )
 
 
@@ -93,7 +93,7 @@ def _longest(wanted: int | None, of_model: int | None) -> int:
     if wanted is None:
         return min(DEFAULT_SEQUENCE_TOKENS, of_model or DEFAULT_SEQUENCE_TOKENS)
     if of_model is not None and wanted > of_model:
-        raise ConfigurationError(f"{wanted} tokens are more than the model's {of_model}", "max_sequence_tokens")
+        raise ConfigurationError(f"{wanted} tokens are more than the model's {of_model}", "max_model_len")
     return wanted
 
 
@@ -114,21 +114,21 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
     read_adapters(config)  # to refuse them before the minute that an engine takes
     logger.info("reading %s", config.model)
     checkpoint = read_checkpoint(find_checkpoint(config.model, config.revision), config)
-    texts = check_sequences(checkpoint.folder, checkpoint.max_sequence_tokens)
+    texts = check_sequences(checkpoint.folder, checkpoint.max_model_len)
     head = load_head(checkpoint, config) if "score" in config.roles else None
     own_logits = None if head is None else check_head(checkpoint.folder, head, texts[COMPARED_TEXT])
     torch.set_num_threads(1)  # each head thread computes alone; more would fight the engine for its cores
     use_bfloat16_products()
     logger.info("starting vLLM to %s, in %s", " and to ".join(config.roles), config.dtype)
-    engines = vllm_engine.start_engines(checkpoint.folder, config, checkpoint.max_sequence_tokens)
+    engines = vllm_engine.start_engines(checkpoint.folder, config, checkpoint.max_model_len)
     info = describe(checkpoint, config, head)
     info.instance_id, info.started_at_seconds, info.engine = instance_id, started_at_seconds, vllm_engine.version()
     scoring = None
     if head is not None:
-        engine, longest = cast(ScoringEngine, engines["score"]), checkpoint.max_sequence_tokens
+        engine, longest = cast(ScoringEngine, engines["score"]), checkpoint.max_model_len
         scoring = scoring_parts(engine, head, config, longest, _open_store(config, info))
-    writing = cast(WritingEngine | None, engines.get("write"))
-    teacher = Teacher(info, scoring, writing, writing_queue(config), texts, own_logits)
+    generation = cast(GenerationEngine | None, engines.get("write"))
+    teacher = Teacher(info, scoring, generation, generation_queue(config), texts, own_logits)
     adapters = {adapter.name: _with_adapter(teacher, adapter, config) for adapter in read_adapters(config)}
     return replace(teacher, adapters=adapters)
 
@@ -138,13 +138,13 @@ def _with_adapter(base: Teacher, adapter: Adapter, config: TeacherConfig) -> Tea
     info.CopyFrom(base.info)
     info.model_name = f"{base.info.model_name}@{adapter.name}"
     info.weights_digest = adapter.weights_digest(base.info.weights_digest)
-    scoring, writing = None, None
+    scoring, generation = None, None
     if base.scoring is not None:
-        engine = vllm_engine.AdaptedScoringEngine(base.scoring.engine, adapter)
+        engine = vllm_engine.LoraScoringEngine(base.scoring.engine, adapter)
         scoring = adapted_parts(base.scoring, engine, _open_store(config, info))
-    if base.writing is not None:
-        writing = vllm_engine.AdaptedWritingEngine(base.writing, adapter)
-    return replace(base, info=info, scoring=scoring, writing=writing, own_logits=None)
+    if base.generation is not None:
+        generation = vllm_engine.LoraGenerationEngine(base.generation, adapter)
+    return replace(base, info=info, scoring=scoring, generation=generation, own_logits=None)
 
 
 def _open_store(config: TeacherConfig, info: pb.GetTeacherInfoResponse) -> SignalStore | None:
@@ -180,7 +180,7 @@ def describe(checkpoint: Checkpoint, config: TeacherConfig, head: SignalHead | N
         hidden_size=checkpoint.hidden_size,
         dtype=config.dtype,
         limits=pb.Limits(
-            max_sequence_tokens=checkpoint.max_sequence_tokens,
+            max_sequence_tokens=checkpoint.max_model_len,
             max_k=min(config.max_k, checkpoint.vocabulary_size),
             max_temperatures=config.max_temperatures,
             max_samples=config.max_samples,

@@ -16,7 +16,7 @@ import torch
 
 from tutelage.errors import NotServed, TutelageError
 from tutelage.rpc.v1 import teacher_pb2 as pb
-from tutelage.teacher_server.engine.base import Sampling, WritingEngine
+from tutelage.teacher_server.engine.base import GenerationEngine, Sampling
 from tutelage.teacher_server.signals.logit_head import SignalHead
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ async def check(teacher: Teacher) -> None:
             text = teacher.check_sequences[COMPARED_TEXT]
             kl = await check_states(teacher.scoring, text, teacher.own_logits)
             logger.info("KL to the model's own logits: %.2g nats a token, over %d tokens", kl, len(text))
-    if teacher.writing is not None:
-        await check_writing(teacher.writing, teacher.check_sequences[0])
+    if teacher.generation is not None:
+        await check_generation(teacher.generation, teacher.check_sequences[0])
     for name, adapted in teacher.adapters.items():
         logger.info("adapter %s", name)
         await check(adapted)
@@ -81,7 +81,7 @@ async def check(teacher: Teacher) -> None:
 async def _require_another(adapted: ScoringParts, base: ScoringParts, sequence: Sequence[int], name: str) -> None:
     one, other = [await parts.engine.hidden_states(sequence) for parts in (adapted, base)]
     if torch.equal(one, other):
-        raise NotServed("it changes nothing; is it trained, and for layers of this model?", f"adapters.{name}")
+        raise NotServed("it changes nothing; is it trained, and for layers of this model?", f"lora_modules.{name}")
 
 
 async def check_scoring(scoring: ScoringParts, sequences: Sequence[Sequence[int]]) -> pb.NoiseFloor:
@@ -123,10 +123,10 @@ async def check_states(scoring: ScoringParts, sequence: Sequence[int], own_logit
     return kl
 
 
-async def check_writing(engine: WritingEngine, prompt_token_ids: Sequence[int]) -> None:
-    """Writes one token."""
+async def check_generation(engine: GenerationEngine, prompt_token_ids: Sequence[int]) -> None:
+    """Generates one token."""
     one_token = Sampling(samples=1, max_new_tokens=1, temperature=0.0, top_p=1.0, seed=0, stop=())
-    async for _ in engine.write(prompt_token_ids, one_token):
+    async for _ in engine.generate(prompt_token_ids, one_token):
         pass
 
 

@@ -16,7 +16,7 @@ from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.admission.fair_queue import FairQueue
 from tutelage.teacher_server.admission.validation import Scoring, Validator
 from tutelage.teacher_server.config import TeacherConfig
-from tutelage.teacher_server.engine.base import Engine, ScoringEngine, WritingEngine
+from tutelage.teacher_server.engine.base import Engine, GenerationEngine, ScoringEngine
 from tutelage.teacher_server.signals import frame_encoder as frames
 from tutelage.teacher_server.signals.cache import SignalStore
 from tutelage.teacher_server.signals.hidden_states import HiddenStates
@@ -79,12 +79,12 @@ def scoring_parts(
     engine: ScoringEngine,
     head: SignalHead,
     config: TeacherConfig,
-    max_sequence_tokens: int,
+    max_model_len: int,
     store: SignalStore | None,
 ) -> ScoringParts:
     """An engine and a head with their threads, queues and store."""
     # One batch that each engine computes and the next one: more would only take the choice from the queue.
-    tokens = config.score_engines * max(2 * config.engine_batch_tokens, max_sequence_tokens)
+    tokens = config.score_engines * max(2 * config.batched_tokens, max_model_len)
     queue = FairQueue(capacity=tokens, max_waiting=config.max_waiting_requests, weights=config.weights)
     return ScoringParts(
         engine,
@@ -100,9 +100,9 @@ def adapted_parts(parts: ScoringParts, engine: ScoringEngine, store: SignalStore
     return replace(parts, engine=engine, states=HiddenStates(engine, parts.states.queue, store))
 
 
-def writing_queue(config: TeacherConfig) -> FairQueue:
+def generation_queue(config: TeacherConfig) -> FairQueue:
     """The queue in front of a writing engine; a job's size is its continuations."""
-    capacity = config.batch_sequences
+    capacity = config.max_num_seqs
     return FairQueue(capacity=capacity, max_waiting=config.max_waiting_requests, weights=config.weights)
 
 
@@ -112,8 +112,8 @@ class Teacher:
 
     info: pb.GetTeacherInfoResponse
     scoring: ScoringParts | None
-    writing: WritingEngine | None
-    writing_queue: FairQueue
+    generation: GenerationEngine | None
+    generation_queue: FairQueue
     check_sequences: list[list[int]]
     """Token ids of ordinary text, of several lengths, for the first real requests."""
     own_logits: torch.Tensor | None = None
@@ -157,7 +157,7 @@ class Teacher:
     def engines(self) -> list[Engine]:
         """The engines there are."""
         scoring = self.scoring.engine if self.scoring else None
-        return [engine for engine in (scoring, self.writing) if engine is not None]
+        return [engine for engine in (scoring, self.generation) if engine is not None]
 
     @property
     def dead(self) -> bool:

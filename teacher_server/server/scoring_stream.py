@@ -1,4 +1,4 @@
-"""One stream each: scoring, with many requests in flight, and writing.
+"""One stream each: scoring, with many requests in flight, and generation.
 
 Back-pressure needs no queue here. A frame is computed when its request is next to write, and writing waits
 for the student to read; so a stream holds at most one frame for each of its requests in flight.
@@ -20,8 +20,8 @@ from tutelage.rpc.codec import encode
 from tutelage.rpc.transport import refusal_of_error, status_code
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.admission.fair_queue import FairQueue
-from tutelage.teacher_server.admission.validation import Scoring, Writing
-from tutelage.teacher_server.engine.base import WrittenPiece
+from tutelage.teacher_server.admission.validation import Generation, Scoring
+from tutelage.teacher_server.engine.base import CompletionDelta
 from tutelage.teacher_server.model.teacher import ScoringParts, Teacher
 
 logger = logging.getLogger(__name__)
@@ -161,8 +161,8 @@ class ScoringStream:
         count_sequence(self._counters, scoring)
 
 
-async def write_rationales(
-    teacher: Teacher, writing: Writing, request_id: str, counters: pb.StudentUsage
+async def generate_rationales(
+    teacher: Teacher, generation: Generation, request_id: str, counters: pb.StudentUsage
 ) -> AsyncGenerator[pb.WriteRationalesResponse]:
     """Answers one `WriteRationales` call: tokens as they are written, then the signals of each continuation.
 
@@ -171,36 +171,36 @@ async def write_rationales(
         Unreachable: the engine died.
 
     """
-    assert teacher.writing is not None  # the validator has checked the role
-    sampling, samples = writing.sampling, writing.sampling.samples
+    assert teacher.generation is not None  # the validator has checked the role
+    sampling, samples = generation.sampling, generation.sampling.samples
     written: dict[int, list[int]] = {index: [] for index in range(samples)}
-    pieces = teacher.writing.write(writing.prompt_token_ids.tolist(), sampling)
+    pieces = teacher.generation.generate(generation.prompt_token_ids.tolist(), sampling)
     cost = samples * sampling.max_new_tokens
-    async with teacher.writing_queue.admitted(counters.student_id, cost=cost, size=samples), aclosing(pieces):
+    async with teacher.generation_queue.admitted(counters.student_id, cost=cost, size=samples), aclosing(pieces):
         async for piece in pieces:
             written[piece.sample_index] += piece.token_ids
             counters.generated_tokens += len(piece.token_ids)
             yield _written(request_id, piece)
-    if writing.signal is not None:
+    if generation.signal is not None:
         for index, token_ids in written.items():
-            async for frame in _signals_of(teacher, writing, token_ids, counters):
+            async for frame in _signals_of(teacher, generation, token_ids, counters):
                 yield pb.WriteRationalesResponse(request_id=request_id, sample_index=index, frame=frame)
 
 
 async def _signals_of(
-    teacher: Teacher, writing: Writing, token_ids: list[int], counters: pb.StudentUsage
+    teacher: Teacher, generation: Generation, token_ids: list[int], counters: pb.StudentUsage
 ) -> AsyncIterator[pb.SignalFrame]:
     assert teacher.scoring is not None
-    assert writing.signal is not None
-    sequence = np.concatenate([writing.prompt_token_ids, np.array(token_ids, dtype=np.int32)])
-    scoring = Scoring(sequence, writing.signal, start=len(writing.prompt_token_ids) - 1, end=len(sequence))
+    assert generation.signal is not None
+    sequence = np.concatenate([generation.prompt_token_ids, np.array(token_ids, dtype=np.int32)])
+    scoring = Scoring(sequence, generation.signal, start=len(generation.prompt_token_ids) - 1, end=len(sequence))
     async for frame in teacher.scoring.frames(scoring, teacher.limits.frame_bytes, counters):
         count_frame(counters, frame)
         yield frame
     count_sequence(counters, scoring)
 
 
-def _written(request_id: str, piece: WrittenPiece) -> pb.WriteRationalesResponse:
+def _written(request_id: str, piece: CompletionDelta) -> pb.WriteRationalesResponse:
     return pb.WriteRationalesResponse(
         request_id=request_id,
         sample_index=piece.sample_index,

@@ -29,8 +29,8 @@ from tutelage.teacher_server.server.scoring_stream import (
     Output,
     ScoringStream,
     abort_with,
+    generate_rationales,
     log_refusal,
-    write_rationales,
 )
 from tutelage.teacher_server.server.usage import Usage
 from tutelage.teacher_server.signals.unembedding import Unembedding, rows_bytes
@@ -117,8 +117,10 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             counters, output = self._usage.of(student_id), Output(context, self._stall_seconds)
             with self._usage.stream(student_id):
                 try:
-                    writing = teacher.validator.writing(request)
-                    async with aclosing(write_rationales(teacher, writing, request.request_id, counters)) as responses:
+                    generation = teacher.validator.generation(request)
+                    async with aclosing(
+                        generate_rationales(teacher, generation, request.request_id, counters)
+                    ) as responses:
                         async for response in responses:
                             await output.write(response)
                 except (Unreachable, Stalled):

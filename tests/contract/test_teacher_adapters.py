@@ -75,7 +75,7 @@ async def test_each_call_is_answered_by_the_teacher_that_it_names():
 async def test_an_adapter_that_changes_nothing_is_refused():
     base = replace(fake_teacher(engine(1)), check_sequences=[[1, 2, 3], [4, 5]])
     await self_check.check(with_adapters(base, maths=engine(2)))
-    with pytest.raises(NotServed, match=r"adapters\.maths: it changes nothing"):
+    with pytest.raises(NotServed, match=r"lora_modules\.maths: it changes nothing"):
         await self_check.check(with_adapters(base, maths=engine(1)))
 
 
@@ -88,7 +88,7 @@ def write_adapter(folder, **changes):
 
 
 def read(**adapters):
-    return read_adapters(validate(TeacherConfig, {"model": "m", "adapters": adapters}))
+    return read_adapters(validate(TeacherConfig, {"model": "m", "lora_modules": adapters}))
 
 
 def test_adapters_are_known_by_their_files(tmp_path):
@@ -103,7 +103,7 @@ def test_adapters_are_known_by_their_files(tmp_path):
 
 
 def test_folders_that_are_no_adapters_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"adapters\.maths: .* is no LoRA adapter"):
+    with pytest.raises(DataError, match=r"lora_modules\.maths: .* is no LoRA adapter"):
         read(maths=tmp_path)
     pickled = write_adapter(tmp_path / "pickled")
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")

@@ -18,8 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from fake_teacher import (
     HIDDEN_SIZE,
     VOCABULARY_SIZE,
+    FakeGenerationEngine,
     FakeScoringEngine,
-    FakeWritingEngine,
     fake_head,
     fake_teacher,
     serving,
@@ -257,7 +257,7 @@ async def test_writing_with_signals(connect):
         signal=pb.SignalSpec(kind=pb.SIGNAL_KIND_TOPK, k=3, temperatures=[1.0]),
     )
     engine = FakeScoringEngine()
-    async with serving(fake_teacher(engine, FakeWritingEngine())) as server:
+    async with serving(fake_teacher(engine, FakeGenerationEngine())) as server:
         stub = connect(server.address)
         responses = [response async for response in stub.WriteRationales(request)]
         usage = await stub.GetTeacherUsage(pb.GetTeacherUsageRequest())
@@ -279,7 +279,7 @@ async def test_writing_with_signals(connect):
 
 async def test_writing_that_is_refused(connect):
     request = pb.WriteRationalesRequest(request_id="w", prompt_token_ids=encode(tokens(3)), max_new_tokens=0)
-    async with serving(fake_teacher(None, FakeWritingEngine())) as server:
+    async with serving(fake_teacher(None, FakeGenerationEngine())) as server:
         (response,) = [response async for response in connect(server.address).WriteRationales(request)]
     assert (response.request_id, response.refusal.field) == ("w", "max_new_tokens")
 
@@ -316,7 +316,7 @@ async def test_a_student_with_a_bad_name_is_refused(connect, student):
 
 
 async def test_a_role_that_is_not_played(connect):
-    async with serving(fake_teacher(None, FakeWritingEngine())) as server:
+    async with serving(fake_teacher(None, FakeGenerationEngine())) as server:
         stub = connect(server.address)
         for call in (stub.ScoreSequences(iter([])), stub.GetUnembedding(pb.GetUnembeddingRequest())):
             with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -401,7 +401,7 @@ async def serve(tmp_path):
 
 async def test_the_death_of_an_engine_ends_the_server_within_two_seconds(connect, serve):
     engine = FakeScoringEngine()
-    running, address = await serve(fake_teacher(engine, FakeWritingEngine()))
+    running, address = await serve(fake_teacher(engine, FakeGenerationEngine()))
     health = connect(address, health_pb2_grpc.HealthStub)
     assert await _health(health) == "SERVING"
     watching = health.Watch(health_pb2.HealthCheckRequest(service=server_module.SERVICE_NAME))

@@ -9,7 +9,7 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from fake_teacher import FakeScoringEngine, FakeWritingEngine, fake_teacher, serving
+from fake_teacher import FakeGenerationEngine, FakeScoringEngine, fake_teacher, serving
 from tutelage.errors import Unreachable
 from tutelage.rpc.codec import encode
 from tutelage.rpc.transport import CHANNEL_OPTIONS, STUDENT_METADATA_KEY, error_of_rpc
@@ -80,7 +80,7 @@ async def test_a_student_that_reads_slowly_but_steadily_keeps_its_stream():
 
 async def test_writing_ends_too_when_nobody_reads():
     async with (
-        serving(fake_teacher(FakeScoringEngine(), FakeWritingEngine()), stall_seconds=0.3) as server,
+        serving(fake_teacher(FakeScoringEngine(), FakeGenerationEngine()), stall_seconds=0.3) as server,
         grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel,
     ):
         request = pb.WriteRationalesRequest(

@@ -185,7 +185,7 @@ class Dying(FakeScoringEngine):
 
 
 def test_precomputing_goes_on_where_it_was(unchecked, data, tiny_model, tmp_path):
-    settings = config(data, tmp_path / "store", tiny_model, batch_sequences=1)
+    settings = config(data, tmp_path / "store", tiny_model, max_num_seqs=1)
     sequences = [[number, 1, 2] for number in range(20)]
     with pytest.raises(Unreachable, match="dead"):
         fill(settings, sequences, Dying())

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from fake_teacher import VOCABULARY_SIZE, FakeWritingEngine, fake_teacher, serving
+from fake_teacher import VOCABULARY_SIZE, FakeGenerationEngine, fake_teacher, serving
 from tutelage.config import validate
 from tutelage.data.dataset_files import read_examples
 from tutelage.data.prompts import form_of, with_completion
 from tutelage.errors import ConfigurationError, DataError, IdentityMismatch, InvalidRequest, Unreachable
 from tutelage.identity import tokenizer_digests
-from tutelage.teacher_server.config import WriteConfig
-from tutelage.teacher_server.engine.base import WrittenPiece
-from tutelage.teacher_server.jobs.generate import Counts, write_rationales
+from tutelage.teacher_server.config import GenerateConfig
+from tutelage.teacher_server.engine.base import CompletionDelta
+from tutelage.teacher_server.jobs.generate import Counts, generate_rationales
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def tokenizer(tmp_path_factory) -> Path:
     return folder
 
 
-class Author(FakeWritingEngine):
+class Author(FakeGenerationEngine):
     """Writes "so it is", and last prompt token + sample; prompts that end on 9 it never ends."""
 
     def __init__(self) -> None:
@@ -41,43 +41,43 @@ class Author(FakeWritingEngine):
         self.seeds: set[int] = set()
         self.stop_after = 10**6
 
-    async def write(self, prompt_token_ids, sampling):
+    async def generate(self, prompt_token_ids, sampling):
         if len(self.asked) == self.stop_after:
             self.dead = True
             raise Unreachable("the teacher's engine is dead")
         self.asked.append(tuple(prompt_token_ids))
         self.seeds.add(sampling.seed)
         for sample in range(sampling.samples):
-            yield WrittenPiece(sample, [1], " so it is", "")
+            yield CompletionDelta(sample, [1], " so it is", "")
             reason = "length" if prompt_token_ids[-1] % 10 == 9 else "stop"
-            yield WrittenPiece(sample, [2], f" {prompt_token_ids[-1] + sample}", reason)
+            yield CompletionDelta(sample, [2], f" {prompt_token_ids[-1] + sample}", reason)
 
 
 def rows(count: int = 25) -> list[dict[str, object]]:
     return [{"prompt": f"3 5 {number}", "answer": f"#### {number}.0"} for number in range(count)]
 
 
-def config(folder: Path, tokenizer: Path, content=None, **values) -> WriteConfig:
+def config(folder: Path, tokenizer: Path, content=None, **values) -> GenerateConfig:
     data = folder / "prompts.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in content or rows()))
     given = {"data": data, "out": folder / "out.jsonl", "tokenizer": tokenizer, "template": "plain"}
-    return validate(WriteConfig, {**given, "max_new_tokens": 8, "samples": 2, "temperature": 0.7, **values})
+    return validate(GenerateConfig, {**given, "max_new_tokens": 8, "samples": 2, "temperature": 0.7, **values})
 
 
-def run(settings: WriteConfig, author: Author, digests: dict[str, str] | None = None) -> tuple[Counts, list]:
+def run(settings: GenerateConfig, author: Author, digests: dict[str, str] | None = None) -> tuple[Counts, list]:
     told = []
 
     async def serve() -> Counts:
-        teacher = fake_teacher(writing=author, max_sequence_tokens=40)
+        teacher = fake_teacher(generation=author, max_sequence_tokens=40)
         teacher.info.tokenizer_digests.update(digests or tokenizer_digests(settings.tokenizer))
         async with serving(teacher) as server:
             asked = settings.model_copy(update={"address": server.address})
-            return await asyncio.to_thread(write_rationales, asked, lambda *done: told.append(done))
+            return await asyncio.to_thread(generate_rationales, asked, lambda *done: told.append(done))
 
     return asyncio.run(serve()), told
 
 
-def written(settings: WriteConfig) -> list[dict[str, object]]:
+def written(settings: GenerateConfig) -> list[dict[str, object]]:
     return [json.loads(line) for line in settings.out.read_text().splitlines()]
 
 
@@ -154,11 +154,11 @@ def test_a_full_teacher_is_asked_again(tokenizer, tmp_path, monkeypatch):
     refusals = [0] * 5
 
     class Busy(Author):
-        async def write(self, prompt_token_ids, sampling):
+        async def generate(self, prompt_token_ids, sampling):
             if refusals:
                 refusals.pop()
                 raise Overloaded("full", retry_after_milliseconds=1)
-            async for piece in super().write(prompt_token_ids, sampling):
+            async for piece in super().generate(prompt_token_ids, sampling):
                 yield piece
 
     assert run(config(tmp_path, tokenizer), Busy())[0].kept == 46

@@ -22,7 +22,7 @@ from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
 
 STEPS = 150
-OPTIONS = ("--max-sequence-tokens", "512", "--kv-cache-gib", "0.25")
+OPTIONS = ("--max-model-len", "512", "--kv-cache-memory-bytes", str(2**28))
 
 
 def _endless():

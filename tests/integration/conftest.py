@@ -21,6 +21,6 @@ def teacher_server(
 ) -> Iterator[TeacherProcess]:
     """The packaged SmolLM2 teacher, which scores and writes, in its own process."""
     folder = tmp_path_factory.mktemp("teacher")
-    teacher = start(folder, packaged_models[0], "--roles", "score,write", "--max-sequence-tokens", "1024")
+    teacher = start(folder, packaged_models[0], "--roles", "score,write", "--max-model-len", "1024")
     yield teacher
     end(teacher.process)

@@ -40,7 +40,7 @@ def write_adapter(model: Path, folder: Path) -> tuple[torch.Tensor, torch.Tensor
 def test_one_server_answers_with_and_without_an_adapter(tiny_model: Path, tmp_path: Path):
     expected = dict(zip((None, "maths"), write_adapter(tiny_model, tmp_path / "adapter"), strict=True))
     digests = set()
-    with running(tmp_path / "server", tiny_model, "--adapters", f"maths={tmp_path / 'adapter'}") as server:
+    with running(tmp_path / "server", tiny_model, "--lora-modules", f"maths={tmp_path / 'adapter'}") as server:
         for adapter, reference in expected.items():
             values = {"student_id": "ann", "wait_seconds": 60, "tokenizer_digests": tokenizer_digests(tiny_model)}
             with TeacherClient(server.address, adapter=adapter, **values) as client:

@@ -51,7 +51,7 @@ def adversarial() -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def two_engines(packaged_models: tuple[Path, Path], tmp_path_factory):
-    options = ("--score-engines", "2", "--max-sequence-tokens", str(LONGEST), "--kv-cache-gib", "0.25")
+    options = ("--score-engines", "2", "--max-model-len", str(LONGEST), "--kv-cache-memory-bytes", str(2**28))
     with running(tmp_path_factory.mktemp("teacher"), packaged_models[0], *options) as teacher:
         yield teacher
         spent = [sum(engine.cpu_times()[:2]) for engine in teacher.engines]

@@ -70,7 +70,7 @@ scoring_requests = st.builds(
     score_start=uint32,
     score_end=uint32,
 )
-writing_requests = st.builds(
+generation_requests = st.builds(
     pb.WriteRationalesRequest,
     request_id=texts,
     prompt_token_ids=tensors(1),
@@ -123,20 +123,22 @@ def check_scoring(request: pb.ScoreSequencesRequest) -> None:
         assert 1 <= columns <= LIMITS.max_k
 
 
-def check_writing(request: pb.WriteRationalesRequest) -> None:
+def check_generation(request: pb.WriteRationalesRequest) -> None:
     """As `check_scoring`."""
-    writing = checked(VALIDATOR.writing, request)
-    if writing is None:
+    generation = checked(VALIDATOR.generation, request)
+    if generation is None:
         return
-    sampling, room = writing.sampling, LIMITS.max_sequence_tokens
-    assert 1 <= len(writing.prompt_token_ids) < len(writing.prompt_token_ids) + sampling.max_new_tokens <= room
+    sampling, room = generation.sampling, LIMITS.max_sequence_tokens
+    assert 1 <= len(generation.prompt_token_ids) < len(generation.prompt_token_ids) + sampling.max_new_tokens <= room
     assert 1 <= sampling.samples <= LIMITS.max_samples
     assert 0 <= sampling.temperature <= 2
     assert 0 < sampling.top_p <= 1
 
 
 @pytest.mark.parametrize("examples", [150, pytest.param(1000, marks=pytest.mark.long)])
-@pytest.mark.parametrize(("strategy", "check"), [(scoring_requests, check_scoring), (writing_requests, check_writing)])
+@pytest.mark.parametrize(
+    ("strategy", "check"), [(scoring_requests, check_scoring), (generation_requests, check_generation)]
+)
 def test_any_fields_are_allowed_and_harmless_or_refused_by_name(strategy, check, examples):
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(strategy)

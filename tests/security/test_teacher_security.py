@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fake_teacher import FakeScoringEngine, FakeWritingEngine, fake_teacher, serving
+from fake_teacher import FakeGenerationEngine, FakeScoringEngine, fake_teacher, serving
 from tutelage.config import validate
 from tutelage.errors import ConfigurationError, NotAuthenticated, NotPermitted, TutelageError
 from tutelage.rpc.auth import TokenFile
@@ -221,7 +221,7 @@ async def test_every_method_with_every_token(token_file):
             method: "PERMISSION_DENIED" if scope == "write" else "OK" for method, scope in SCOPE_OF_METHOD.items()
         },
     }
-    teacher = fake_teacher(FakeScoringEngine(), FakeWritingEngine())
+    teacher = fake_teacher(FakeScoringEngine(), FakeGenerationEngine())
     async with serving(teacher, token_file=str(token_file)) as server:
         with open_channel(server.address) as channel:
             stub = pb_grpc.TeacherServiceStub(channel)

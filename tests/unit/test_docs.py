@@ -10,7 +10,7 @@ import pytest
 
 from tutelage.config import load
 from tutelage.evaluator.config import EvaluateConfig, ExportConfig, ServeConfig, WatchConfig
-from tutelage.teacher_server.config import PrecomputeConfig, TeacherConfig, WriteConfig
+from tutelage.teacher_server.config import GenerateConfig, PrecomputeConfig, TeacherConfig
 from tutelage.trainer.losses.registry import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def test_every_promise_names_a_test_that_exists(page):
 CONFIGURED = {
     "teacher serve": TeacherConfig,
     "teacher precompute": PrecomputeConfig,
-    "teacher write": WriteConfig,
+    "teacher write": GenerateConfig,
     "evaluate serve": ServeConfig,
     "evaluate watch": WatchConfig,
     "evaluate export": ExportConfig,

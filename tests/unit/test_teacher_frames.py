@@ -66,9 +66,7 @@ def test_target_tokens_follow_their_rows():
     np.testing.assert_allclose(decode(frame.target_logits), expected, rtol=1e-5, atol=1e-5)
     (frame,) = all_frames(outer, 10**6)
     assert decode(frame.logits).shape == (5, 10)
-    np.testing.assert_allclose(
-        decode(frame.target_logits), logits[range(295, 299), TOKENS[296:]], rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(decode(frame.target_logits), logits[range(295, 299), TOKENS[296:]], rtol=1e-5, atol=1e-5)
 
 
 def test_a_sequence_of_one_token():

@@ -113,6 +113,6 @@ def test_several_engines_are_for_a_cpu(monkeypatch, tmp_path):
 
 
 def test_each_engine_has_a_batch_and_the_next_one():
-    config = TeacherConfig(model="tiny", score_engines=3, batch_tokens=100)
+    config = TeacherConfig(model="tiny", score_engines=3, max_num_batched_tokens=100)
     parts = scoring_parts(Engine(), None, config, 50, None)
     assert parts.states.queue._capacity == 600

@@ -67,7 +67,9 @@ def test_topk(case, k):
     at_ids = np.take_along_axis(reference, signals.ids_RK.numpy(), axis=1)
     np.testing.assert_allclose(signals.logits_RK.numpy(), at_ids, rtol=1e-5, atol=1e-4)
     assert all(len(set(row)) == k for row in signals.ids_RK.tolist())
-    np.testing.assert_allclose(signals.target_logits_R.numpy(), reference[np.arange(ROWS), TARGETS], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        signals.target_logits_R.numpy(), reference[np.arange(ROWS), TARGETS], rtol=1e-5, atol=1e-4
+    )
     for column, temperature in enumerate(temperatures):
         expected = reference_logsumexp(reference, temperature)
         np.testing.assert_allclose(signals.logsumexp_RN[:, column].numpy(), expected, rtol=1e-5)

@@ -30,7 +30,7 @@ def config(**values) -> TeacherConfig:
 
 def test_the_name_is_the_models_unless_given():
     assert config().served_name == "tiny"
-    assert config(model_name="mine").served_name == "mine"
+    assert config(served_model_name="mine").served_name == "mine"
 
 
 @pytest.mark.parametrize(
@@ -103,18 +103,18 @@ def test_a_model_that_is_nowhere():
 
 def test_a_model_that_is_too_short(tiny_model):
     with pytest.raises(ConfigurationError, match="the model's 512"):
-        read_checkpoint(tiny_model, config(max_sequence_tokens=513))
+        read_checkpoint(tiny_model, config(max_model_len=513))
 
 
 def test_the_longest_sequence_is_the_models_unless_that_is_very_long(tiny_model, tmp_path):
-    assert read_checkpoint(tiny_model, config()).max_sequence_tokens == 512
-    assert read_checkpoint(tiny_model, config(max_sequence_tokens=100)).max_sequence_tokens == 100
+    assert read_checkpoint(tiny_model, config()).max_model_len == 512
+    assert read_checkpoint(tiny_model, config(max_model_len=100)).max_model_len == 100
     long = json.loads((tiny_model / "config.json").read_text()) | {"max_position_embeddings": 10**6}
     for file in tiny_model.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(long))
-    assert read_checkpoint(tmp_path, config()).max_sequence_tokens == 2048
+    assert read_checkpoint(tmp_path, config()).max_model_len == 2048
 
 
 def test_the_description_of_a_teacher(tiny_model):

@@ -154,10 +154,10 @@ def test_scoring_that_is_refused(field, request_):
     ],
 )
 def test_writing_that_is_allowed(request_):
-    writing = VALIDATOR.writing(request_)
-    assert writing.sampling.samples >= 1
-    assert 0 < writing.sampling.top_p <= 1
-    assert writing.sampling.seed < 2**63
+    generation = VALIDATOR.generation(request_)
+    assert generation.sampling.samples >= 1
+    assert 0 < generation.sampling.top_p <= 1
+    assert generation.sampling.seed < 2**63
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_writing_that_is_allowed(request_):
 )
 def test_writing_that_is_refused(field, request_):
     with pytest.raises(InvalidRequest) as refusal:
-        VALIDATOR.writing(request_)
+        VALIDATOR.generation(request_)
     assert refusal.value.field == field
 
 
@@ -194,13 +194,13 @@ def test_what_this_server_does_not_do():
     scorer = Validator(LIMITS, vocabulary_size=VOCABULARY, kinds=ALL_KINDS[:1], roles=[pb.TEACHER_ROLE_SCORE])
     writer = Validator(LIMITS, vocabulary_size=VOCABULARY, kinds=[], roles=[pb.TEACHER_ROLE_WRITE])
     with pytest.raises(NotServed, match="without the role 'write'"):
-        scorer.writing(write())
+        scorer.generation(write())
     with pytest.raises(NotServed, match="SIGNAL_KIND_HIDDEN"):
         scorer.scoring(score(signal=hidden()))
     with pytest.raises(NotServed, match="without the role 'score'"):
         writer.scoring(score())
     with pytest.raises(NotServed, match="without the role 'score'"):
-        writer.writing(write(signal=topk()))
+        writer.generation(write(signal=topk()))
     with pytest.raises(NotServed, match="without the role 'score'"):
         writer.unembedding_row(pb.GetUnembeddingRequest())
 
