@@ -29,7 +29,7 @@ from trainer_speed import BUILD, write_prompts  # noqa: E402
 
 from tutelage.identity import vocabulary_size  # noqa: E402
 from tutelage.studies.prepare_models import prepare  # noqa: E402
-from tutelage.trainer.config.run import StudentConfig  # noqa: E402
+from tutelage.trainer.config.student import StudentConfig  # noqa: E402
 from tutelage.trainer.data.dataset import read_dataset  # noqa: E402
 from tutelage.trainer.model.student import Student  # noqa: E402
 from tutelage.trainer.rollout.hf_sampler import TransformersSampler  # noqa: E402
@@ -92,8 +92,11 @@ def compare(options: argparse.Namespace, model: Path, folder: Path) -> None:
         prompts = [example.prompt_ids for example in examples[:batch]]
         seconds: dict[str, list[float]] = {"transformers": [], "vllm": [], "refresh": []}
         for number in range(WARM_UP_ROUNDS + options.rounds):
-            places = range(len(prompts))
-            taken = {name: seconds_of(partial(one.write, number, places, prompts)) for name, one in samplers.items()}
+            batch_indices = range(len(prompts))
+            taken = {
+                name: seconds_of(partial(one.generate, number, batch_indices, prompts))
+                for name, one in samplers.items()
+            }
             taken["refresh"] = seconds_of(vllm.refresh)
             print(f"batch {batch}: " + ", ".join(f"{name} {value:.2f} s" for name, value in taken.items()), flush=True)
             if number >= WARM_UP_ROUNDS:

@@ -39,7 +39,8 @@ from teacher_process import running  # noqa: E402
 from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
 from tutelage.teacher_server.config import TeacherConfig  # noqa: E402
 from tutelage.teacher_server.engine.vllm import cores_of, prepare_environment  # noqa: E402
-from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec  # noqa: E402
+from tutelage.trainer.data.sequences import TokenSequence  # noqa: E402
+from tutelage.trainer.teacher.base import SignalSpec  # noqa: E402
 from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
 
 K = 64
@@ -92,8 +93,8 @@ def our_side(client: TeacherClient) -> Side:
     spec = SignalSpec("topk", k=K, temperatures=(1.0,))
 
     def score(sequences: list[list[int]]) -> None:
-        requests = [SignalRequest(np.array(ids, dtype=np.int32), 0, len(ids)) for ids in sequences]
-        assert all(signals.logits_RK.shape[1] == K for signals in client.score(requests, spec))
+        requests = [TokenSequence(np.array(ids, dtype=np.int32), 0, len(ids)) for ids in sequences]
+        assert all(signals["logits_RK"].shape[1] == K for signals in client.score(requests, spec))
 
     return score
 

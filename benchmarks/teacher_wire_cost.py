@@ -209,10 +209,11 @@ def given_logits_head() -> Any:
 
 def our_arrays(client: Any, sequences: list[list[int]], kind: str) -> Any:
     """The checked signals that a trainer has in the end."""
-    from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
+    from tutelage.trainer.data.sequences import TokenSequence
+    from tutelage.trainer.teacher.base import SignalSpec
 
     spec = SignalSpec("topk", k=K, temperatures=(1.0,)) if kind == "topk" else SignalSpec(kind)
-    requests = [SignalRequest(np.array(ids, dtype=np.int32), 0, len(ids)) for ids in sequences]
+    requests = [TokenSequence(np.array(ids, dtype=np.int32), 0, len(ids)) for ids in sequences]
     return client.score(requests, spec)
 
 

@@ -35,7 +35,8 @@ from tutelage.identity import tokenizer_digests  # noqa: E402
 from tutelage.runtime.processes import running  # noqa: E402
 from tutelage.studies.prepare_models import prepare  # noqa: E402
 from tutelage.trainer.cluster.run_control import Command, read_run_status, send_command  # noqa: E402
-from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec  # noqa: E402
+from tutelage.trainer.data.sequences import TokenSequence  # noqa: E402
+from tutelage.trainer.teacher.base import SignalSpec  # noqa: E402
 from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
 
 SEQUENCE_TOKENS, SEQUENCES = 128, 8
@@ -142,7 +143,7 @@ def tokens_per_second(address: str, student: Path, students: int, seconds: float
         with TeacherClient(address, student_id=f"asks-{number}", wait_seconds=60, tokenizer_digests=digests) as client:
             while time.monotonic() < end:
                 ids = randomness.integers(vocabulary, size=(SEQUENCES, SEQUENCE_TOKENS), dtype=np.int32)
-                requests = [SignalRequest(row, SEQUENCE_TOKENS // 2, SEQUENCE_TOKENS - 1) for row in ids]
+                requests = [TokenSequence(row, SEQUENCE_TOKENS // 2, SEQUENCE_TOKENS - 1) for row in ids]
                 client.score(requests, SignalSpec("hidden"))
                 scored[number] += ids.size
 

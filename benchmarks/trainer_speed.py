@@ -37,7 +37,7 @@ from trl_environment import trl  # noqa: E402
 from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
 from tutelage.runtime.processes import running, wait_for_file  # noqa: E402
 from tutelage.studies.prepare_models import prepare  # noqa: E402
-from tutelage.trainer.config.run import StudentConfig  # noqa: E402
+from tutelage.trainer.config.student import StudentConfig  # noqa: E402
 from tutelage.trainer.data.dataset import Example, read_dataset  # noqa: E402
 from tutelage.trainer.model.student import Student  # noqa: E402
 from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402

@@ -28,7 +28,7 @@ import torch.multiprocessing as multiprocessing  # noqa: E402
 from trainer_speed import BUILD  # noqa: E402
 
 from tutelage.studies.prepare_models import prepare  # noqa: E402
-from tutelage.trainer.config.run import StudentConfig  # noqa: E402
+from tutelage.trainer.config.student import StudentConfig  # noqa: E402
 from tutelage.trainer.model.process_group import workers_of_process_group  # noqa: E402
 from tutelage.trainer.training.loop import train  # noqa: E402
 

@@ -67,14 +67,14 @@ def models(teacher: str | None, student: str | None) -> tuple[Path, Path]:
     if teacher is None:
         own_teacher, carved = prepare(BUILD / "models")
         return own_teacher, resolve_model(student) if student else carved
-    from tutelage.trainer.model.layer_pruning import carve
+    from tutelage.trainer.model.layer_pruning import prune_layers
 
     chosen = resolve_model(teacher)
     if student:
         return chosen, resolve_model(student)
     layers = max(2, json.loads((chosen / "config.json").read_text())["num_hidden_layers"] // 4)
     carved = BUILD / "models" / f"{chosen.name.lower()}-{layers}-layers"
-    return chosen, make_once(carved, lambda out: carve(chosen, out, layers=layers))
+    return chosen, make_once(carved, lambda out: prune_layers(chosen, out, layers=layers))
 
 
 def training_data(data_dir: Path | None) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer_doubles import InProcessTeacher
-from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.metrics.progress import Progress
 from tutelage.trainer.training.loop import train
 

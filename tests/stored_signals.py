@@ -14,7 +14,8 @@ from tutelage.identity import tokenizer_digests
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.signals.cache import SignalStore
 from tutelage.teacher_server.signals.unembedding import Unembedding
-from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
+from tutelage.trainer.data.sequences import TokenSequence
+from tutelage.trainer.teacher.base import SignalSpec
 
 
 def store_signals(folder: Path, model: Path, sequences: Iterable[list[int]]) -> None:
@@ -32,7 +33,7 @@ def store_signals(folder: Path, model: Path, sequences: Iterable[list[int]]) -> 
     )
     store = SignalStore(folder, teacher_key(info.weights_digest, "float32", "here"), 10**9)
     for ids in sequences:
-        (states,) = teacher.score([SignalRequest(np.array(ids, np.int32), 0, len(ids))], SignalSpec("hidden"))
-        store.put(ids, torch.from_numpy(states.hidden_RD.copy()).view(torch.bfloat16))
+        (states,) = teacher.score([TokenSequence(np.array(ids, np.int32), 0, len(ids))], SignalSpec("hidden"))
+        store.put(ids, torch.from_numpy(states["hidden_RD"].copy()).view(torch.bfloat16))
     store.describe(info, unembedding)
     store.close()

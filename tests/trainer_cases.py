@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.config.student import StudentConfig
 
 
 def write_rows(path: Path, count: int = 40) -> Path:

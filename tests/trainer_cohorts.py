@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from trainer_cases import metric_rows, write_rows
-from tutelage.trainer.model.layer_pruning import carve
+from tutelage.trainer.model.layer_pruning import prune_layers
 
 _COMMAND = [sys.executable, "-c", "import sys; from tutelage.cli import main; sys.exit(main())"]
 
@@ -56,7 +56,7 @@ def steps_done(folder: Path) -> int:
 
 
 def write_cohort(tmp_path: Path, tiny_model: Path, address: str, steps: int) -> Path:
-    carve(tiny_model, tmp_path / "init", layers=2)
+    prune_layers(tiny_model, tmp_path / "init", layers=2)
     write_rows(tmp_path / "rows.jsonl")
     topk = {"name": "forward_kl", "signal": "topk", "k": 16, "temperature": 2.0}
     cohort = {

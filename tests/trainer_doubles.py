@@ -21,8 +21,8 @@ from tutelage.identity import tokenizer_digests, vocabulary_size, weights_digest
 from tutelage.rpc import codec
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.rpc.v1 import teacher_pb2_grpc as rpc
-from tutelage.trainer.teacher.frame_decoder import SignalRequest, Signals, SignalSpec
-from tutelage.trainer.teacher.grpc_client import TeacherIdentity, UnembeddingArrays
+from tutelage.trainer.data.sequences import TokenSequence
+from tutelage.trainer.teacher.base import SignalArrays, SignalSpec, TeacherIdentity, UnembeddingArrays
 
 
 class InProcessTeacher:
@@ -40,27 +40,28 @@ class InProcessTeacher:
     def unembedding(self) -> UnembeddingArrays:
         return UnembeddingArrays(self._matrix.view(torch.uint16).numpy(), None, 1.0, 0.0)
 
-    def score(self, requests: Sequence[SignalRequest], spec: SignalSpec) -> list[Signals]:
-        self.sequences_scored += len(requests)
-        return [self.signals(request, spec) for request in requests]
+    def score(self, sequences: Sequence[TokenSequence], spec: SignalSpec) -> list[SignalArrays]:
+        self.sequences_scored += len(sequences)
+        return [self.signals(sequence, spec) for sequence in sequences]
 
     @torch.no_grad()
-    def signals(self, request: SignalRequest, spec: SignalSpec) -> Signals:
-        ids = torch.from_numpy(np.array(request.token_ids, np.int64))[None]
-        hidden = self._model.model(ids).last_hidden_state[0, request.score_start : request.score_end]
+    def signals(self, sequence: TokenSequence, spec: SignalSpec) -> SignalArrays:
+        ids = torch.from_numpy(np.array(sequence.ids, np.int64))[None]
+        hidden = self._model.model(ids).last_hidden_state[0, sequence.start : sequence.end]
         hidden = hidden.to(torch.bfloat16)
         if spec.kind == "hidden":
-            return Signals(hidden_RD=hidden.view(torch.uint16).numpy())
+            return {"hidden_RD": hidden.view(torch.uint16).numpy()}
         logits = hidden.float() @ self._matrix.float().T
         logsumexp = torch.stack([(logits / t).logsumexp(-1) for t in spec.temperatures], dim=-1).numpy()
-        following = ids[0, request.score_start + 1 : request.score_end + 1]
+        following = ids[0, sequence.start + 1 : sequence.end + 1]
         target_logits = logits[: len(following)].gather(-1, following[:, None])[:, 0].numpy()
+        both = {"target_logits": target_logits, "logsumexp_RM": logsumexp}
         if spec.kind == "topk":
             top = logits.topk(spec.k)
-            return Signals(top.indices.to(torch.int32).numpy(), top.values.numpy(), target_logits, logsumexp)
-        wanted = torch.from_numpy(np.array(request.candidate_ids_RK, np.int64))
+            return {"ids_RK": top.indices.to(torch.int32).numpy(), "logits_RK": top.values.numpy(), **both}
+        wanted = torch.from_numpy(np.array(sequence.candidate_ids_RC, np.int64))
         chosen = logits.gather(-1, wanted.clamp(min=0)).masked_fill(wanted < 0, -torch.inf)
-        return Signals(None, chosen.numpy(), target_logits, logsumexp)
+        return {"logits_RK": chosen.numpy(), **both}
 
 
 Mischief = Callable[[list[pb.ScoreSequencesResponse]], list[pb.ScoreSequencesResponse]]
@@ -127,37 +128,39 @@ class FaultyServicer(rpc.TeacherServiceServicer):
         candidates = None
         if request.signal.HasField("candidate_ids"):
             candidates = codec.decode(request.signal.candidate_ids)
-        asked = SignalRequest(ids, request.score_start, request.score_end or len(ids), candidates)
+        asked = TokenSequence(ids, request.score_start, request.score_end or len(ids), candidates)
         kind = pb.SignalKind.Name(request.signal.kind).removeprefix("SIGNAL_KIND_").lower()
         spec = SignalSpec(kind, request.signal.k, tuple(request.signal.temperatures))
         frames = frames_of(self._teacher.signals(asked, spec), asked, request.signal.kind)
         return [pb.ScoreSequencesResponse(request_id=request.request_id, frame=frame) for frame in frames]
 
 
-def frames_of(signals: Signals, request: SignalRequest, kind: int, rows_per_frame: int = 2) -> list[pb.SignalFrame]:
+def frames_of(
+    signals: SignalArrays, sequence: TokenSequence, kind: int, rows_per_frame: int = 2
+) -> list[pb.SignalFrame]:
     """The contract's frames of some rows."""
-    total = request.score_end - request.score_start
+    total = sequence.rows
     frames = []
     for start in range(0, total, rows_per_frame):
         rows = slice(start, min(start + rows_per_frame, total))
         frame = pb.SignalFrame(
             frame_index=len(frames),
-            position_start=request.score_start + start,
+            position_start=sequence.start + start,
             position_count=rows.stop - rows.start,
             last=rows.stop == total,
-            sequence_digest=codec.sequence_digest(request.token_ids),
+            sequence_digest=sequence.digest,
             kind=kind,
         )
         for field, array in (
-            ("ids", signals.ids_RK),
-            ("logits", signals.logits_RK),
-            ("target_logits", signals.target_logits),
-            ("logsumexp", signals.logsumexp_RM),
+            ("ids", signals.get("ids_RK")),
+            ("logits", signals.get("logits_RK")),
+            ("target_logits", signals.get("target_logits")),
+            ("logsumexp", signals.get("logsumexp_RM")),
         ):
             if array is not None:
                 getattr(frame, field).CopyFrom(codec.encode(array[rows]))
-        if signals.hidden_RD is not None:
-            frame.hidden.CopyFrom(codec.encode(signals.hidden_RD[rows], bfloat16=True))
+        if "hidden_RD" in signals:
+            frame.hidden.CopyFrom(codec.encode(signals["hidden_RD"][rows], bfloat16=True))
         frame.checksum = codec.frame_checksum(frame)
         frames.append(frame)
     return frames

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from trainer_doubles import InProcessTeacher
-from tutelage.trainer.config.run import OptimizerConfig, StudentConfig
+from tutelage.trainer.config.student import OptimizerConfig, StudentConfig
+from tutelage.trainer.data.sequences import token_sequence
 from tutelage.trainer.metrics.progress import Progress
 from tutelage.trainer.model.process_group import workers_of_process_group
 from tutelage.trainer.model.student import Student
-from tutelage.trainer.teacher.to_tensors import scored
 from tutelage.trainer.training.control import Control
 from tutelage.trainer.training.loop import train
 
@@ -88,7 +88,7 @@ def _sharded_alone(tiny_model: Path, rank: int) -> dict[str, Any]:
 
 
 def _backward(student: Student, weight: float) -> None:
-    sequence = scored(torch.arange(40, 50).numpy(), torch.arange(50, 60).numpy(), loss_on_prompt=True)
+    sequence = token_sequence(torch.arange(40, 50).numpy(), torch.arange(50, 60).numpy(), loss_on_prompt=True)
     (student.hidden([sequence]) * weight).sum().backward()
 
 

@@ -24,7 +24,7 @@ from tutelage.trainer.rollout.vllm_sampler import VllmSampler
 
 VOCABULARY_SIZE = 500  # Of 512 rows.
 PROMPTS = [np.arange(start, start + 5 + start % 7, dtype=np.int32) for start in (30, 64, 101, 250)]
-PLACES = range(len(PROMPTS))
+BATCH_INDICES = range(len(PROMPTS))
 
 
 class EndingStudent(Student):
@@ -69,12 +69,12 @@ def main(model: Path, output: Path) -> None:
     earlier = None
     for step in range(3):
         student.ends = frozenset()
-        written = {name: sampler.write(step, PLACES, PROMPTS) for name, sampler in samplers.items()}
+        written = {name: sampler.generate(step, BATCH_INDICES, PROMPTS) for name, sampler in samplers.items()}
         gaps = {name: largest_gap(student, completions) for name, completions in written.items()}
         stale_gap = None if earlier is None else largest_gap(student, earlier)
         earlier = written["vllm"]
         student.ends = frozenset({int(written["vllm"][0][2])})
-        written["ended"] = samplers["vllm"].write(step, PLACES, PROMPTS)
+        written["ended"] = samplers["vllm"].generate(step, BATCH_INDICES, PROMPTS)
         lists = {name: [ids.tolist() for ids in completions] for name, completions in written.items()}
         found.append(lists | {"end": sorted(student.ends), "gaps": gaps, "stale_gap": stale_gap})
         take_a_large_step(student)

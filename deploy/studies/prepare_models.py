@@ -63,10 +63,10 @@ def unpack_teacher(folder: Path) -> None:
 
 def prepare(folder: Path, layers: int = STUDENT_LAYERS) -> tuple[Path, Path]:
     """Teacher and student below `folder`, made if they are not there."""
-    from tutelage.trainer.model.layer_pruning import carve
+    from tutelage.trainer.model.layer_pruning import prune_layers
 
     teacher = make_once(folder / "teacher", unpack_teacher)
-    student = make_once(folder / f"student-{layers}-layers", lambda out: carve(teacher, out, layers=layers))
+    student = make_once(folder / f"student-{layers}-layers", lambda out: prune_layers(teacher, out, layers=layers))
     return teacher, student
 
 

@@ -20,7 +20,8 @@ from tutelage.teacher_server.engine.lora_adapters import lora_rank, read_adapter
 from tutelage.teacher_server.model import self_check
 from tutelage.teacher_server.model.teacher import Teacher, adapted_parts
 from tutelage.teacher_server.signals.cache import SignalStore
-from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
+from tutelage.trainer.data.sequences import TokenSequence
+from tutelage.trainer.teacher.base import SignalSpec
 from tutelage.trainer.teacher.grpc_client import TeacherClient
 
 IDS = np.array([3, 1, 4, 1, 5], np.int32)
@@ -51,8 +52,8 @@ def ask(address: str) -> dict:
     answers = {}
     for adapter in (None, "maths", "law"):
         with client(address, adapter) as teacher:
-            (signals,) = teacher.score([SignalRequest(IDS, 0, 5)], HIDDEN)
-            answers[adapter] = teacher.identity, signals.hidden_RD
+            (signals,) = teacher.score([TokenSequence(IDS, 0, 5)], HIDDEN)
+            answers[adapter] = teacher.identity, signals["hidden_RD"]
     return answers
 
 

@@ -15,19 +15,22 @@ from tutelage.rpc import codec
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.admission.validation import Scoring, Signal
 from tutelage.teacher_server.signals import frame_encoder as frames
-from tutelage.trainer.config.run import ObjectiveConfig
+from tutelage.trainer.config.student import ObjectiveConfig
+from tutelage.trainer.data.sequences import TokenSequence, token_sequence
 from tutelage.trainer.losses.losses import token_divergence
-from tutelage.trainer.losses.teacher_distribution import Smoothing
-from tutelage.trainer.teacher.frame_decoder import Answer, SignalRequest, Signals, SignalSpec
-from tutelage.trainer.teacher.signals import Unembedding
-from tutelage.trainer.teacher.to_tensors import scored, signal_spec, teacher_rows
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
+from tutelage.trainer.teacher.base import SignalArrays, SignalSpec
+from tutelage.trainer.teacher.frame_decoder import Answer
+from tutelage.trainer.teacher.rows import Unembedding
+from tutelage.trainer.teacher.to_tensors import teacher_rows
+from tutelage.trainer.training.objective import signal_spec
 
 HEAD = fake_head()
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY_SIZE, 40).astype(np.int32)
 STATES = torch.randn(40, HIDDEN_SIZE, generator=torch.Generator().manual_seed(0)).bfloat16()
 K = 30
 SPEC = SignalSpec("topk", K, (2.0, 1.0), min_mass=0.7)
-REQUEST = SignalRequest(TOKENS, 0, 40)
+REQUEST = TokenSequence(TOKENS, 0, 40)
 
 
 def sent(spec: SignalSpec, frame_bytes: int = 2000) -> list[pb.SignalFrame]:
@@ -39,11 +42,11 @@ def sent(spec: SignalSpec, frame_bytes: int = 2000) -> list[pb.SignalFrame]:
     ]
 
 
-def received(answered: list[pb.SignalFrame], spec: SignalSpec) -> Signals:
+def received(answered: list[pb.SignalFrame], spec: SignalSpec) -> SignalArrays:
     answer = Answer(REQUEST, spec, VOCABULARY_SIZE, HIDDEN_SIZE)
     for frame in answered:
         answer.add(frame)
-    return answer.signals()
+    return answer.arrays()
 
 
 @settings(max_examples=40, deadline=None)
@@ -55,14 +58,14 @@ def test_each_row_keeps_the_fewest_likeliest_ids_that_have_the_mass(min_mass, k,
     order = logits.argsort(dim=1, descending=True, stable=True)
     probability = (logits / temperature).softmax(1)
     for row in range(len(TOKENS)):
-        ids = signals.ids_RK[row][signals.ids_RK[row] >= 0]
+        ids = signals["ids_RK"][row][signals["ids_RK"][row] >= 0]
         assert ids.tolist() == order[row, : len(ids)].tolist()
         mass = probability[row, order[row]].cumsum(0)
         # float32 sums may fall on the other side of the mass by their rounding.
         assert len(ids) == k or mass[len(ids) - 1] >= min_mass - 1e-5
         assert len(ids) == 1 or mass[len(ids) - 2] < min_mass + 1e-5
-        padding = signals.ids_RK[row] < 0
-        assert np.isneginf(signals.logits_RK[row][padding]).all()
+        padding = signals["ids_RK"][row] < 0
+        assert np.isneginf(signals["logits_RK"][row][padding]).all()
 
 
 def test_rows_cost_the_bytes_of_what_they_keep():
@@ -130,7 +133,7 @@ def test_changed_lengths_do_not_pass_the_checksum():
 
 
 def test_the_loss_of_ragged_rows_is_that_of_each_row_alone():
-    sequence = scored(TOKENS[:1], TOKENS[1:], loss_on_prompt=True)
+    sequence = token_sequence(TOKENS[:1], TOKENS[1:], loss_on_prompt=True)
     signals = received(sent(SPEC), SPEC)
     generator = torch.Generator().manual_seed(3)
     student = Unembedding(torch.randn(VOCABULARY_SIZE, 8, generator=generator))
@@ -138,18 +141,17 @@ def test_the_loss_of_ragged_rows_is_that_of_each_row_alone():
 
     def rows_of(part: slice, width: int | None):
         """Some rows, at their own width."""
-        values = {name: array[:-1][part] for name, array in vars(signals).items() if name not in ("hidden_RD",)}
-        values["target_logits"] = signals.target_logits[part]
+        values = {name: array[:39][part] for name, array in signals.items()}
         for name in ("ids_RK", "logits_RK"):
             values[name] = values[name][:, :width]
-        return teacher_rows([sequence], [REQUEST], [Signals(**values)], None, torch.device("cpu"))
+        return teacher_rows([sequence], [values], None, torch.device("cpu"))
 
     def loss(teacher, hidden):
-        settings = {"parameters": {}, "smoothing": Smoothing(temperature=2.0), "approximate": False}
+        settings = {"parameters": {}, "distribution": TeacherDistribution(temperature=2.0), "approximate": False}
         return token_divergence(hidden, student, teacher, objective="forward_kl", **settings)
 
     together = loss(rows_of(slice(None), None), hidden_ND)
-    widths = (signals.ids_RK >= 0).sum(1)
+    widths = (signals["ids_RK"] >= 0).sum(1)
     alone = [loss(rows_of(slice(row, row + 1), int(widths[row])), hidden_ND[row : row + 1]) for row in range(39)]
     torch.testing.assert_close(together, torch.cat(alone))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +23,18 @@ from tutelage.teacher_server.config import PrecomputeConfig
 from tutelage.teacher_server.jobs import precompute as module
 from tutelage.teacher_server.jobs.precompute import precompute, read_sequences
 from tutelage.trainer.config.run import CohortConfig
+from tutelage.trainer.data.sequences import TokenSequence
+from tutelage.trainer.teacher.base import SignalSpec
 from tutelage.trainer.teacher.cached import StoredTeacher
-from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
 from tutelage.trainer.teacher.grpc_client import TeacherClient
 from tutelage.trainer.training.loop import train
 
 RNG = np.random.default_rng(5)
 SEQUENCES = [RNG.integers(0, VOCABULARY_SIZE, length).astype(np.int32) for length in (1, 2, 30, 1200)]
 REQUESTS = [
-    *(SignalRequest(ids, 0, len(ids)) for ids in SEQUENCES),
-    SignalRequest(SEQUENCES[2], 7, 29),
-    SignalRequest(SEQUENCES[3], 1000, 1200),
+    *(TokenSequence(ids, 0, len(ids)) for ids in SEQUENCES),
+    TokenSequence(SEQUENCES[2], 7, 29),
+    TokenSequence(SEQUENCES[3], 1000, 1200),
 ]
 SPECS = {
     "topk": SignalSpec("topk", 5, (0.5, 1.0, 2.0)),
@@ -42,11 +44,11 @@ SPECS = {
 }
 
 
-def with_candidates(request: SignalRequest) -> SignalRequest:
-    rows = request.score_end - request.score_start
+def with_candidates(request: TokenSequence) -> TokenSequence:
+    rows = request.rows
     ids = np.arange(rows * 3, dtype=np.int32).reshape(rows, 3) % VOCABULARY_SIZE
     ids[::2, 2] = -1
-    return SignalRequest(request.token_ids, request.score_start, request.score_end, ids)
+    return replace(request, candidate_ids_RC=ids)
 
 
 @pytest.fixture
@@ -76,20 +78,19 @@ def test_a_trainer_without_a_teacher_gets_what_the_server_answered(kind, filled)
     asked = [with_candidates(request) for request in REQUESTS] if kind == "candidates" else REQUESTS
     stored = StoredTeacher(folder, tokenizer_digests={}).score(asked, SPECS[kind])
     for own, served in zip(stored, answers[kind], strict=True):
-        for name, array in vars(served).items():
-            if array is None:
-                assert getattr(own, name) is None
-            elif array.dtype == np.float32:
-                np.testing.assert_allclose(getattr(own, name), array, rtol=1e-5, atol=1e-5)
+        assert own.keys() == served.keys()
+        for name, array in served.items():
+            if array.dtype == np.float32:
+                np.testing.assert_allclose(own[name], array, rtol=1e-5, atol=1e-5)
             else:
-                np.testing.assert_array_equal(getattr(own, name), array)
+                np.testing.assert_array_equal(own[name], array)
 
 
 def test_what_is_not_stored_is_refused_by_name(filled):
     folder, _ = filled
     teacher = StoredTeacher(folder, tokenizer_digests={})
     with pytest.raises(DataError, match="a sequence of 3 tokens is not stored"):
-        teacher.score([SignalRequest(np.array([1, 2, 3], np.int32), 0, 3)], SPECS["hidden"])
+        teacher.score([TokenSequence(np.array([1, 2, 3], np.int32), 0, 3)], SPECS["hidden"])
     with pytest.raises(IdentityMismatch, match="merges"):
         StoredTeacher(folder, tokenizer_digests={"merges": "other"})
 
@@ -196,7 +197,7 @@ def test_precomputing_goes_on_where_it_was(unchecked, data, tiny_model, tmp_path
     assert told == [(done, 20) for done in range(1, 21)]
     assert fill(settings, sequences, FakeScoringEngine())[0].computed == 0
     assert StoredTeacher(tmp_path / "store", tokenizer_digests={}).score(
-        [SignalRequest(np.array(sequences[7], np.int32), 0, 3)], SPECS["hidden"]
+        [TokenSequence(np.array(sequences[7], np.int32), 0, 3)], SPECS["hidden"]
     )
 
 

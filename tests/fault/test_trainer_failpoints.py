@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from killed_training import FAILPOINTS, fork_server, run_to_the_end_or_the_failpoint
 from trainer_cases import metric_rows, student_config, write_rows
 from tutelage.trainer.checkpoint.store import CheckpointStore
-from tutelage.trainer.config.run import StudentConfig
-from tutelage.trainer.model.layer_pruning import carve
+from tutelage.trainer.config.student import StudentConfig
+from tutelage.trainer.model.layer_pruning import prune_layers
 
 # Each writes itself, asks the teacher, adds noise and drops out (LoRA): every failpoint is on its way.
 OBJECTIVES = {
@@ -36,7 +36,7 @@ def context() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def init(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("failpoints")
-    carve(tiny_model, folder / "init", layers=2)
+    prune_layers(tiny_model, folder / "init", layers=2)
     write_rows(folder / "rows.jsonl")
     return folder / "init"
 

@@ -16,14 +16,14 @@ from trainer_cases import metric_rows, write_rows
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
 from tutelage.errors import NotFound
 from tutelage.trainer.cluster.run_control import Command, read_run_status, send_command
-from tutelage.trainer.model.layer_pruning import carve
+from tutelage.trainer.model.layer_pruning import prune_layers
 
 TUTELAGE = (sys.executable, "-c", "import sys; from tutelage.cli import main; sys.exit(main())")
 GAUGES = ("step", "loss", "forward_kl", "tokens_per_second", "phase_seconds")
 
 
 def write_cohort(folder: Path, tiny_model: Path, address: str, steps: int) -> Path:
-    carve(tiny_model, folder / "init", layers=2)
+    prune_layers(tiny_model, folder / "init", layers=2)
     rows = write_rows(folder / "rows.jsonl")
     cohort = {
         "run": "job",

@@ -10,7 +10,8 @@ import torch
 
 from teacher_process import running
 from tutelage.identity import tokenizer_digests
-from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
+from tutelage.trainer.data.sequences import TokenSequence
+from tutelage.trainer.teacher.base import SignalSpec
 from tutelage.trainer.teacher.grpc_client import TeacherClient
 
 IDS = np.arange(5, 45, dtype=np.int32)
@@ -44,9 +45,9 @@ def test_one_server_answers_with_and_without_an_adapter(tiny_model: Path, tmp_pa
         for adapter, reference in expected.items():
             values = {"student_id": "ann", "wait_seconds": 60, "tokenizer_digests": tokenizer_digests(tiny_model)}
             with TeacherClient(server.address, adapter=adapter, **values) as client:
-                (signals,) = client.score([SignalRequest(IDS, 0, len(IDS))], SignalSpec("hidden"))
+                (signals,) = client.score([TokenSequence(IDS, 0, len(IDS))], SignalSpec("hidden"))
                 digests.add(client.identity.weights_digest)
-            states = torch.from_numpy(signals.hidden_RD.copy()).view(torch.bfloat16).float()
+            states = torch.from_numpy(signals["hidden_RD"].copy()).view(torch.bfloat16).float()
             assert (states - reference).norm() < 0.1 * reference.norm()
     assert (expected[None] - expected["maths"]).norm() > 0.5 * expected[None].norm()
     assert len(digests) == 2

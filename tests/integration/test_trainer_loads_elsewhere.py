@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import loaded_elsewhere
-from tutelage.trainer.config.run import LoraConfig, OptimizerConfig
+from tutelage.trainer.config.student import LoraConfig, OptimizerConfig
 from tutelage.trainer.model.student import Student
 
 

@@ -17,7 +17,7 @@ from trainer_doubles import FaultyServicer, InProcessTeacher, serving
 from tutelage.errors import CheckpointError, ConfigurationError, Conflict, DataError, IdentityMismatch
 from tutelage.identity import tokenizer_digests
 from tutelage.trainer.metrics.progress import Progress
-from tutelage.trainer.model.layer_pruning import carve
+from tutelage.trainer.model.layer_pruning import prune_layers
 from tutelage.trainer.teacher.grpc_client import TeacherClient
 from tutelage.trainer.training.control import Control
 from tutelage.trainer.training.loop import train
@@ -31,7 +31,7 @@ def teacher(tiny_model: Path) -> InProcessTeacher:
 @pytest.fixture(scope="module")
 def student(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("student")
-    carve(tiny_model, folder, layers=2)
+    prune_layers(tiny_model, folder, layers=2)
     return folder
 
 

@@ -17,9 +17,9 @@ from tutelage.errors import ConfigurationError
 from tutelage.evaluator.models.base import ScoringGroup
 from tutelage.evaluator.models.registry import open_engine
 from tutelage.identity import weights_digest
-from tutelage.trainer.config.run import LoraConfig, OptimizerConfig
+from tutelage.trainer.config.student import LoraConfig, OptimizerConfig
+from tutelage.trainer.data.sequences import token_sequence
 from tutelage.trainer.model.student import Student
-from tutelage.trainer.teacher.to_tensors import scored
 from tutelage.trainer.training.loop import train
 
 IDS = torch.arange(30, 50)[None]
@@ -99,7 +99,9 @@ def test_a_target_that_is_no_layer_is_refused_with_those_that_are(tiny_model):
 
 def test_dropout_acts_on_training_and_on_nothing_else(tiny_model):
     student = open_student(tiny_model, lora={"dropout": 0.5})
-    sequence = scored(np.arange(30, 40, dtype=np.int32), np.arange(40, 50, dtype=np.int32), loss_on_prompt=False)
+    sequence = token_sequence(
+        np.arange(30, 40, dtype=np.int32), np.arange(40, 50, dtype=np.int32), loss_on_prompt=False
+    )
     step(student)
     with torch.no_grad():
         assert not torch.equal(student.hidden([sequence]), student.hidden([sequence]))
@@ -112,7 +114,9 @@ def test_recomputed_layers_change_no_bit_of_the_gradients(tiny_model):
     gradients = []
     for again in (False, True):
         student = open_student(tiny_model, lora={"dropout": 0.1}, gradient_checkpointing=again)
-        sequence = scored(IDS[0, :8].numpy().astype(np.int32), IDS[0, 8:].numpy().astype(np.int32), loss_on_prompt=True)
+        sequence = token_sequence(
+            IDS[0, :8].numpy().astype(np.int32), IDS[0, 8:].numpy().astype(np.int32), loss_on_prompt=True
+        )
         for seed in (0, 1):  # The second has B other than 0.
             torch.manual_seed(seed)
             student.hidden([sequence]).square().sum().backward()

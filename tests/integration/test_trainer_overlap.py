@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from trainer_cases import metric_rows, student_config, write_rows
 from trainer_doubles import InProcessTeacher
-from tutelage.trainer.model.layer_pruning import carve
+from tutelage.trainer.model.layer_pruning import prune_layers
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.training.control import Control
 from tutelage.trainer.training.loop import train
@@ -47,7 +47,7 @@ def teacher(tiny_model: Path) -> NotingTeacher:
 def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A student and its data."""
     base = tmp_path_factory.mktemp("overlap")
-    carve(tiny_model, base / "init", layers=2)
+    prune_layers(tiny_model, base / "init", layers=2)
     return base / "init", write_rows(base / "rows.jsonl")
 
 

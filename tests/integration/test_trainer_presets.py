@@ -20,11 +20,13 @@ from trainer_doubles import InProcessTeacher
 from tutelage.config import to_yaml, validate
 from tutelage.errors import ConfigurationError
 from tutelage.trainer.config.presets import PRESETS, RECIPES
-from tutelage.trainer.config.run import CohortConfig, StudentConfig
+from tutelage.trainer.config.run import CohortConfig
+from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.dataset import Example
-from tutelage.trainer.model.layer_pruning import carve
+from tutelage.trainer.data.sequences import TokenSequence
+from tutelage.trainer.model.layer_pruning import prune_layers
 from tutelage.trainer.model.student import Student
-from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
+from tutelage.trainer.teacher.base import SignalSpec
 from tutelage.trainer.teacher.to_tensors import unembedding_of
 from tutelage.trainer.training.batch_builder import BatchBuilder
 from tutelage.trainer.training.step import TrainStep
@@ -41,7 +43,7 @@ def teacher(tiny_model: Path) -> InProcessTeacher:
 @pytest.fixture(scope="module")
 def init(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("student")
-    carve(tiny_model, folder, layers=2)
+    prune_layers(tiny_model, folder, layers=2)
     return folder
 
 
@@ -68,8 +70,8 @@ def padded(init: Path, teacher: InProcessTeacher, examples: list[Example]):
     matrix = torch.from_numpy(teacher.unembedding().rows_VD).view(torch.bfloat16)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)], mask[row, : len(sequence)] = torch.from_numpy(sequence), 1.0
-        signals = teacher.signals(SignalRequest(sequence, 0, len(sequence)), SignalSpec("hidden"))
-        hidden = torch.from_numpy(signals.hidden_RD).view(torch.bfloat16)
+        signals = teacher.signals(TokenSequence(sequence, 0, len(sequence)), SignalSpec("hidden"))
+        hidden = torch.from_numpy(signals["hidden_RD"]).view(torch.bfloat16)
         teacher_logits[row, : len(sequence)] = (hidden @ matrix.T).float()
     model = AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32)
     return model, model(ids, attention_mask=mask.long()).logits, teacher_logits, mask

@@ -35,9 +35,10 @@ from tutelage.errors import CheckpointError, ConfigurationError, Conflict, Corru
 from tutelage.identity import tokenizer_digests
 from tutelage.rpc import codec
 from tutelage.trainer.checkpoint.store import CheckpointStore
-from tutelage.trainer.config.run import CohortConfig, StudentConfig
+from tutelage.trainer.config.run import CohortConfig
+from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.metrics.progress import Progress
-from tutelage.trainer.model.layer_pruning import carve
+from tutelage.trainer.model.layer_pruning import prune_layers
 from tutelage.trainer.teacher.grpc_client import TeacherClient
 from tutelage.trainer.training.loop import train
 
@@ -50,7 +51,7 @@ def teacher(tiny_model: Path) -> InProcessTeacher:
 @pytest.fixture(scope="module")
 def init(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("student")
-    carve(tiny_model, folder, layers=2)
+    prune_layers(tiny_model, folder, layers=2)
     return folder
 
 
@@ -142,7 +143,7 @@ def test_two_processes(init, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole(init: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unsharded(init: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a training that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
     train(plain_config(init, folder), folder=folder, teacher=None)

@@ -11,10 +11,11 @@ from teacher_process import TeacherProcess
 from trainer_cases import student_config
 from trainer_doubles import InProcessTeacher
 from tutelage.identity import tokenizer_digests, vocabulary_size
-from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.dataset import Example, read_dataset
 from tutelage.trainer.model.student import Student
-from tutelage.trainer.teacher.grpc_client import Teacher, TeacherClient
+from tutelage.trainer.teacher.base import Teacher
+from tutelage.trainer.teacher.grpc_client import TeacherClient
 from tutelage.trainer.teacher.to_tensors import unembedding_of
 from tutelage.trainer.training.batch_builder import BatchBuilder
 from tutelage.trainer.training.step import TrainStep

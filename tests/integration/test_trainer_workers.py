@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from trainer_cases import metric_rows, student_config, write_rows
 from trainer_doubles import InProcessTeacher
 from trainer_workers import Case, sequences_scored, sharded_alone, start
-from tutelage.trainer.model.layer_pruning import carve
+from tutelage.trainer.model.layer_pruning import prune_layers
 
 STEPS, SEQUENCES, WORKERS = 3, 5, 2
 EXACT = {"train/loss", "train/gradient_norm", "train/learning_rate", "train/tokens", "train/sample_length"}
@@ -51,7 +51,7 @@ SHARDED_SETTINGS = {**SETTINGS, "adapters": ADAPTERS}
 def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """What one worker made of each case, and what two did."""
     base = tmp_path_factory.mktemp("workers")
-    carve(tiny_model, base / "init", layers=2)
+    prune_layers(tiny_model, base / "init", layers=2)
     data = write_rows(base / "rows.jsonl")
 
     def case(name: str, **changes) -> Case:

@@ -10,8 +10,8 @@ from torch import Tensor
 from tutelage.trainer.losses.losses import divergence_named
 from tutelage.trainer.losses.registry import OBJECTIVES, resolve_parameters
 from tutelage.trainer.losses.tail_bucket import bucketed_logps
-from tutelage.trainer.losses.teacher_distribution import Smoothing, smooth_teacher
-from tutelage.trainer.teacher.signals import (
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution, teacher_distribution_logits
+from tutelage.trainer.teacher.rows import (
     CandidateRows,
     HiddenRows,
     TeacherRows,
@@ -98,19 +98,21 @@ def plain_divergence(
     *,
     objective: str,
     parameters: dict | None = None,
-    smoothing: Smoothing,
+    distribution: TeacherDistribution,
 ) -> Tensor:
     """All logits at once, everything by autograd."""
     logits_NV = plain_logits(hidden_ND, head).to(accurate_dtype(hidden_ND.dtype))
     divergence = divergence_named(objective, resolve_parameters(objective, parameters or {}))
     if isinstance(teacher, HiddenRows):
         raw_NV = teacher.unembedding.logits(teacher.hidden_ND)
-        smoothed_NV = smooth_teacher(raw_NV, teacher.sequence_digest_N, teacher.position_N, smoothing)
-        student_NV = (logits_NV / smoothing.temperature_of_student).log_softmax(-1)
-        value_N = divergence(smoothed_NV.log_softmax(-1), student_NV)
+        distribution_NV = teacher_distribution_logits(
+            raw_NV, teacher.sequence_digest_N, teacher.position_N, distribution
+        )
+        student_NV = (logits_NV / distribution.temperature_of_student).log_softmax(-1)
+        value_N = divergence(distribution_NV.log_softmax(-1), student_NV)
     else:
-        value_N = divergence(*bucketed_logps(teacher, logits_NV, smoothing))
-    return value_N * smoothing.loss_factor
+        value_N = divergence(*bucketed_logps(teacher, logits_NV, distribution))
+    return value_N * distribution.loss_factor
 
 
 def plain_logits(hidden_ND: Tensor, head: Unembedding) -> Tensor:

@@ -12,14 +12,14 @@ from numerics.cases import DIVERGENCES, Case, make_case, plain_divergence, plain
 from tutelage.trainer.losses.chunked import BLOCK_ROWS
 from tutelage.trainer.losses.losses import token_cross_entropy, token_divergence
 from tutelage.trainer.losses.registry import OBJECTIVES
-from tutelage.trainer.losses.teacher_distribution import Smoothing
-from tutelage.trainer.teacher.signals import HiddenRows, Unembedding
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
+from tutelage.trainer.teacher.rows import HiddenRows, Unembedding
 
 SERVED = [(name, kind) for name in DIVERGENCES for kind in OBJECTIVES[name].exact]
-SMOOTHINGS = [
-    Smoothing(),
-    Smoothing(temperature=2.0, scale_by_temperature_squared=True),
-    Smoothing(temperature=2.0, student_temperature=0.7),
+DISTRIBUTIONS = [
+    TeacherDistribution(),
+    TeacherDistribution(temperature=2.0, scale_by_temperature_squared=True),
+    TeacherDistribution(temperature=2.0, student_temperature=0.7),
 ]
 
 
@@ -33,16 +33,16 @@ def gradients(value_N, hidden, head, weights):
     return torch.autograd.grad((value_N * weights).sum(), inputs)
 
 
-@pytest.mark.parametrize("smoothing", SMOOTHINGS, ids=["T1", "T2 squared", "two temperatures"])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=["T1", "T2 squared", "two temperatures"])
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize(("objective", "kind"), SERVED)
-def test_chunked_equals_plain_in_value_and_gradient(objective, kind, trained, smoothing):
+def test_chunked_equals_plain_in_value_and_gradient(objective, kind, trained, distribution):
     case = make_case(rows=37)
-    teacher = case.rows(kind, temperature=smoothing.temperature)
+    teacher = case.rows(kind, temperature=distribution.temperature)
     weights = torch.linspace(-1.0, 2.0, 37, dtype=torch.float64)
     hidden, head = leaves(case, trained)
-    value = token_divergence(hidden, head, teacher, objective=objective, smoothing=smoothing, chunk_rows=20)
-    plain = plain_divergence(hidden, head, teacher, objective=objective, smoothing=smoothing)
+    value = token_divergence(hidden, head, teacher, objective=objective, distribution=distribution, chunk_rows=20)
+    plain = plain_divergence(hidden, head, teacher, objective=objective, distribution=distribution)
     torch.testing.assert_close(value, plain, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(
         gradients(value, hidden, head, weights), gradients(plain, hidden, head, weights), rtol=1e-9, atol=1e-11
@@ -54,8 +54,10 @@ def test_chunked_equals_plain_to_1e6_in_float32(objective, kind):
     case = make_case(rows=64, vocabulary=300, width=16, dtype=torch.float32)
     hidden, head = leaves(case)
     teacher = case.rows(kind)
-    value = token_divergence(hidden, head, teacher, objective=objective, smoothing=Smoothing(), chunk_rows=20)
-    plain = plain_divergence(hidden, head, teacher, objective=objective, smoothing=Smoothing())
+    value = token_divergence(
+        hidden, head, teacher, objective=objective, distribution=TeacherDistribution(), chunk_rows=20
+    )
+    plain = plain_divergence(hidden, head, teacher, objective=objective, distribution=TeacherDistribution())
     torch.testing.assert_close(value, plain, rtol=1e-6, atol=2e-6)
     weights = torch.full((64,), 1.0 / 64)
     torch.testing.assert_close(
@@ -87,7 +89,7 @@ def test_bias_scale_and_softcap_of_both_heads(objective):
     torch.testing.assert_close(
         capped.logits(teacher.hidden_ND), plain_logits(teacher.hidden_ND, capped), rtol=1e-12, atol=1e-12
     )
-    arguments = {"objective": objective, "smoothing": Smoothing(temperature=1.5)}
+    arguments = {"objective": objective, "distribution": TeacherDistribution(temperature=1.5)}
     value = token_divergence(hidden, head, teacher, **arguments, chunk_rows=20)
     plain = plain_divergence(hidden, head, teacher, **arguments)
     torch.testing.assert_close(value, plain, rtol=1e-10, atol=1e-12)
@@ -102,8 +104,10 @@ def test_the_head_learns_the_same_whatever_the_weights_of_the_rows(upstream):
     case = make_case(rows=50)
     weights = torch.full((50,), 0.02) if upstream == "one number" else torch.linspace(0.1, 2.0, 50)
     hidden, head = leaves(case)
-    value = token_divergence(hidden, head, case.teacher, objective="gkd", smoothing=Smoothing(), chunk_rows=20)
-    plain = plain_divergence(hidden, head, case.teacher, objective="gkd", smoothing=Smoothing())
+    value = token_divergence(
+        hidden, head, case.teacher, objective="gkd", distribution=TeacherDistribution(), chunk_rows=20
+    )
+    plain = plain_divergence(hidden, head, case.teacher, objective="gkd", distribution=TeacherDistribution())
     torch.testing.assert_close(gradients(value, hidden, head, weights), gradients(plain, hidden, head, weights))
 
 
@@ -138,7 +142,7 @@ def test_memory_is_that_of_a_chunk(objective, kind, trained):
 
     def run(function, **chunking):
         with LargestTensor() as largest:
-            value = function(hidden, head, teacher, objective=objective, smoothing=Smoothing(), **chunking)
+            value = function(hidden, head, teacher, objective=objective, distribution=TeacherDistribution(), **chunking)
             torch.autograd.grad(value.mean(), [hidden, head.matrix_VD] if trained else [hidden])
         return largest
 
@@ -157,12 +161,22 @@ def test_no_rows_beside_the_chosen_ones_enter_the_block_of_a_row():
     case = make_case(rows=37)
     order = torch.randperm(37, generator=torch.Generator().manual_seed(1))
     everything = token_divergence(
-        case.hidden_ND, case.head, case.teacher, objective="gkd", smoothing=Smoothing(noise=1.0), chunk_rows=37
+        case.hidden_ND,
+        case.head,
+        case.teacher,
+        objective="gkd",
+        distribution=TeacherDistribution(noise=1.0),
+        chunk_rows=37,
     )
     for rows in (order, slice(5, 6), torch.arange(37) % 3 == 0):
         hidden = case.hidden_ND[rows]
         some = token_divergence(
-            hidden, case.head, case.teacher.at(rows), objective="gkd", smoothing=Smoothing(noise=1.0), chunk_rows=2
+            hidden,
+            case.head,
+            case.teacher.at(rows),
+            objective="gkd",
+            distribution=TeacherDistribution(noise=1.0),
+            chunk_rows=2,
         )
         torch.testing.assert_close(some, everything[rows], rtol=1e-12, atol=1e-14)
 
@@ -187,7 +201,7 @@ def test_bfloat16_weights_cost_only_bfloat16s_rounding(objective, kind, trained)
             this.head,
             this.rows(kind),
             objective=objective,
-            smoothing=Smoothing(),
+            distribution=TeacherDistribution(),
             chunk_rows=chunk_rows,
         )
         return value, *gradients(value, this.hidden_ND, this.head, torch.full((200,), 1 / 200))
@@ -211,7 +225,9 @@ def test_no_rows_give_no_values_and_zero_gradients(objective, kind):
         value = token_cross_entropy(hidden[nothing], head, torch.arange(7)[nothing])
     else:
         teacher = case.rows(kind).at(nothing)
-        value = token_divergence(hidden[nothing], head, teacher, objective=objective, smoothing=Smoothing(noise=0.0))
+        value = token_divergence(
+            hidden[nothing], head, teacher, objective=objective, distribution=TeacherDistribution(noise=0.0)
+        )
     assert value.shape == (0,)
     for gradient in torch.autograd.grad(value.sum() / 7, [hidden, head.matrix_VD]):
         assert torch.equal(gradient, torch.zeros_like(gradient))

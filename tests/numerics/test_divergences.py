@@ -13,11 +13,11 @@ from hypothesis.extra.numpy import arrays
 
 from numerics import references
 from numerics.cases import DIVERGENCES, make_case
-from tutelage.trainer.losses import divergences, gradients
+from tutelage.trainer.losses import closed_forms, divergences
 from tutelage.trainer.losses.losses import divergence_named, token_divergence
 from tutelage.trainer.losses.registry import OBJECTIVES, resolve_parameters
-from tutelage.trainer.losses.teacher_distribution import Smoothing
-from tutelage.trainer.teacher.signals import HiddenRows, Unembedding
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
+from tutelage.trainer.teacher.rows import HiddenRows, Unembedding
 
 VARIANTS = [
     *((name, {}) for name in DIVERGENCES),
@@ -54,7 +54,7 @@ def test_equals_the_papers_formula(name, parameters, temperature):
         case.teacher,
         objective=name,
         parameters=parameters,
-        smoothing=Smoothing(temperature=temperature),
+        distribution=TeacherDistribution(temperature=temperature),
         chunk_rows=3,
     )
     for row, (z, s) in enumerate(zip(case.teacher_logits.numpy(), case.student_logits.numpy(), strict=True)):
@@ -73,7 +73,7 @@ def test_on_candidates_equals_the_papers_formula_over_kept_ids_and_tail(name, pa
         teacher,
         objective=name,
         parameters=parameters,
-        smoothing=Smoothing(temperature=temperature),
+        distribution=TeacherDistribution(temperature=temperature),
     )
     rows = zip(case.teacher_logits.numpy(), case.student_logits.numpy(), teacher.ids_NC.tolist(), strict=True)
     for row, (z, s, ids) in enumerate(rows):
@@ -97,7 +97,7 @@ def test_identical_logits_are_at_exactly_zero_through_the_whole_loss(name):
         case.head,
         HiddenRows(case.hidden_ND, case.teacher.sequence_digest_N, case.teacher.position_N, case.head),
         objective=name,
-        smoothing=Smoothing(temperature=1.7),
+        distribution=TeacherDistribution(temperature=1.7),
     )
     assert torch.equal(value, torch.zeros(7))
 
@@ -105,8 +105,8 @@ def test_identical_logits_are_at_exactly_zero_through_the_whole_loss(name):
 def test_temperature_to_infinity_is_the_squared_error_of_centred_logits():
     """Hinton et al. 2015, section 2.1: T²·KL → ½ Σ ((z − mean z) − (s − mean s))² / V."""
     case = make_case()
-    smoothing = Smoothing(temperature=1e4, scale_by_temperature_squared=True)
-    value = token_divergence(case.hidden_ND, case.head, case.teacher, objective="forward_kl", smoothing=smoothing)
+    distribution = TeacherDistribution(temperature=1e4, scale_by_temperature_squared=True)
+    value = token_divergence(case.hidden_ND, case.head, case.teacher, objective="forward_kl", distribution=distribution)
     gap = case.teacher_logits - case.student_logits
     squared = 0.5 * (gap - gap.mean(-1, keepdim=True)).square().mean(-1)
     torch.testing.assert_close(value, squared, rtol=1e-3, atol=0.0)
@@ -154,16 +154,16 @@ def test_closed_form_gradients():
     """∂KL(p‖q)/∂u = q − p, and the others against autograd on the definitions."""
     case = make_case()
     p, q = case.teacher_logits.log_softmax(-1), case.student_logits.log_softmax(-1)
-    _, gradient = gradients.forward_kl(p.clone(), q.clone(), True)
+    _, gradient = closed_forms.forward_kl(p.clone(), q.clone(), True)
     torch.testing.assert_close(gradient, q.exp() - p.exp())
     for closed, name, parameters in (
-        (gradients.forward_kl, "forward_kl", {}),
-        (gradients.reverse_kl, "reverse_kl", {}),
-        (gradients.generalized_jsd(0.3, False), "gkd", {"beta": 0.3}),
-        (gradients.generalized_jsd(0.9, True), "gkd", {"beta": 0.9, "normalize_beta": True}),
+        (closed_forms.forward_kl, "forward_kl", {}),
+        (closed_forms.reverse_kl, "reverse_kl", {}),
+        (closed_forms.generalized_jsd(0.3, False), "gkd", {"beta": 0.3}),
+        (closed_forms.generalized_jsd(0.9, True), "gkd", {"beta": 0.9, "normalize_beta": True}),
     ):
         for with_gradient in (True, False):
-            expected = gradients.by_autograd(definition(name, parameters))(p.clone(), q.clone(), with_gradient)
+            expected = closed_forms.by_autograd(definition(name, parameters))(p.clone(), q.clone(), with_gradient)
             torch.testing.assert_close(closed(p.clone(), q.clone(), with_gradient), expected, rtol=1e-10, atol=1e-13)
 
 
@@ -205,7 +205,9 @@ def test_finite_at_extreme_logits(name, parameters, size):
     hidden = torch.tensor([[1.0, 0.0], [0.0, -1.0]], dtype=torch.bfloat16, requires_grad=True)
     digest, position = case.teacher.sequence_digest_N, case.teacher.position_N
     teacher = HiddenRows(-hidden.detach(), digest, position, Unembedding(head.matrix_VD.detach()))
-    value = token_divergence(hidden, head, teacher, objective=name, parameters=parameters, smoothing=Smoothing())
+    value = token_divergence(
+        hidden, head, teacher, objective=name, parameters=parameters, distribution=TeacherDistribution()
+    )
     found = torch.autograd.grad(value.sum(), [hidden, head.matrix_VD])
     assert value.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in found)

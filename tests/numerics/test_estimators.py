@@ -11,8 +11,8 @@ from numerics.cases import make_case
 from tutelage.errors import ConfigurationError
 from tutelage.trainer.losses import divergences, estimators
 from tutelage.trainer.losses.losses import token_policy_gradient
-from tutelage.trainer.losses.teacher_distribution import Smoothing, counter_normal
-from tutelage.trainer.teacher.signals import CandidateRows
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution, counter_normal
+from tutelage.trainer.teacher.rows import CandidateRows
 
 GRADIENT_OF = {
     "policy_gradient": divergences.reverse_kl,
@@ -72,7 +72,7 @@ def test_token_policy_gradient_from_hidden_and_from_target_logits(estimator, tem
         candidates.logsumexp_N,
         target_logits_N=case.teacher_logits.gather(-1, ids[:, None])[:, 0],
     )
-    smoothing = Smoothing(temperature=temperature)
+    distribution = TeacherDistribution(temperature=temperature)
     teacher_logp = (case.teacher_logits / temperature).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
     hidden = case.hidden_ND.requires_grad_()
     student_logits = hidden @ case.head.matrix_VD.T / temperature
@@ -80,7 +80,7 @@ def test_token_policy_gradient_from_hidden_and_from_target_logits(estimator, tem
     expected = getattr(estimators, estimator)(student_logp, teacher_logp)
     for teacher in (case.teacher, candidates):
         value = token_policy_gradient(
-            hidden, case.head, teacher, ids, estimator=estimator, smoothing=smoothing, chunk_rows=3
+            hidden, case.head, teacher, ids, estimator=estimator, distribution=distribution, chunk_rows=3
         )
         torch.testing.assert_close(value, expected)
         torch.testing.assert_close(
@@ -92,8 +92,8 @@ def test_token_policy_gradient_from_hidden_and_from_target_logits(estimator, tem
 def test_noise_reaches_the_reward():
     case = make_case()
     ids = torch.zeros(7, dtype=torch.int64)
-    smoothing = Smoothing(noise=2.0, noise_seed=4)
-    value = token_policy_gradient(case.hidden_ND, case.head, case.teacher, ids, smoothing=smoothing)
+    distribution = TeacherDistribution(noise=2.0, noise_seed=4)
+    value = token_policy_gradient(case.hidden_ND, case.head, case.teacher, ids, distribution=distribution)
     noise = counter_normal(4, case.teacher.sequence_digest_N, case.teacher.position_N, 23)
     teacher_logp = (case.teacher_logits + 2.0 * noise).log_softmax(-1)[:, 0]
     torch.testing.assert_close(value, case.student_logits.log_softmax(-1)[:, 0] - teacher_logp)
@@ -103,7 +103,7 @@ def test_k1_as_a_loss_is_refused():
     case = make_case()
     with pytest.raises(ConfigurationError, match="expected gradient of 0"):
         token_policy_gradient(
-            case.hidden_ND, case.head, case.teacher, torch.zeros(7), estimator="k1", smoothing=Smoothing()
+            case.hidden_ND, case.head, case.teacher, torch.zeros(7), estimator="k1", distribution=TeacherDistribution()
         )
 
 

@@ -8,19 +8,19 @@ import torch
 from numerics.cases import DIVERGENCES, Case, make_case
 from tutelage.trainer.losses.losses import token_divergence
 from tutelage.trainer.losses.registry import OBJECTIVES
-from tutelage.trainer.losses.teacher_distribution import Smoothing
-from tutelage.trainer.teacher.signals import HiddenRows, Unembedding
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
+from tutelage.trainer.teacher.rows import HiddenRows, Unembedding
 
 SERVED = [(name, kind) for name in DIVERGENCES for kind in OBJECTIVES[name].exact]
-SMOOTHING = Smoothing(temperature=2.0, student_temperature=1.5)
+DISTRIBUTION = TeacherDistribution(temperature=2.0, student_temperature=1.5)
 
 
 def value_and_gradient(case: Case, objective: str, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Per row, [N] and [N, D]."""
-    temperature = SMOOTHING.temperature
+    temperature = DISTRIBUTION.temperature
     teacher = case.candidates(5, temperature) if kind == "candidates" else case.rows(kind, temperature=temperature)
     hidden = case.hidden_ND.clone().requires_grad_()
-    value = token_divergence(hidden, case.head, teacher, objective=objective, smoothing=SMOOTHING)
+    value = token_divergence(hidden, case.head, teacher, objective=objective, distribution=DISTRIBUTION)
     return value.detach(), torch.autograd.grad(value.sum(), hidden)[0]
 
 

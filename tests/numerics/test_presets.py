@@ -12,7 +12,7 @@ from numerics.cases import make_case
 from tutelage.trainer.config.presets import PRESETS
 from tutelage.trainer.losses.losses import token_divergence
 from tutelage.trainer.losses.reductions import reduce_micro_batch_token_mean, reduce_sequence_mean
-from tutelage.trainer.losses.teacher_distribution import Smoothing
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
 
 LENGTHS = [5, 9, 2]
 MASK = torch.arange(9) < torch.tensor(LENGTHS)[:, None]
@@ -37,7 +37,7 @@ def ours(case, preset, temperature):
         case.head,
         case.teacher,
         objective=settings["objective.name"],
-        smoothing=Smoothing(
+        distribution=TeacherDistribution(
             temperature=temperature,
             scale_by_temperature_squared=settings["objective.scale_by_temperature_squared"],
         ),
@@ -81,7 +81,12 @@ def test_code_and_text_differ_where_the_papers_facts_say_so():
     case = make_case()
     by_name = {
         (name, beta): token_divergence(
-            case.hidden_ND, case.head, case.teacher, objective=name, parameters={"beta": beta}, smoothing=Smoothing()
+            case.hidden_ND,
+            case.head,
+            case.teacher,
+            objective=name,
+            parameters={"beta": beta},
+            distribution=TeacherDistribution(),
         )
         for name in ("gkd", "paper_code/gkd")
         for beta in (0.5, 0.2)

@@ -11,7 +11,7 @@ from numerics.cases import make_case
 from tutelage.trainer.losses import divergences
 from tutelage.trainer.losses.diagnostics import diagnostics
 from tutelage.trainer.losses.reductions import reduce_micro_batch_token_mean, reduce_sequence_mean, reduce_token_mean
-from tutelage.trainer.losses.teacher_distribution import Smoothing
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
 
 VALUES = torch.tensor([1.0, 2.0, 3.0, 10.0, 20.0, 100.0])
 LENGTHS = torch.tensor([3, 3, 3, 2, 2, 1])
@@ -40,7 +40,7 @@ def test_an_empty_micro_batch_adds_nothing():
 def test_diagnostics_of_hidden(temperature):
     case = make_case(rows=20, vocabulary=200)
     found = diagnostics(
-        case.hidden_ND, case.head, case.teacher, smoothing=Smoothing(temperature=temperature), chunk_rows=7
+        case.hidden_ND, case.head, case.teacher, distribution=TeacherDistribution(temperature=temperature), chunk_rows=7
     )
     p = (case.teacher_logits / temperature).log_softmax(-1)
     q = (case.student_logits / temperature).log_softmax(-1)
@@ -60,7 +60,7 @@ def test_diagnostics_of_hidden(temperature):
 
 def test_diagnostics_of_a_truncated_teacher():
     case = make_case(rows=20, vocabulary=200)
-    found = diagnostics(case.hidden_ND, case.head, case.teacher, smoothing=Smoothing(top_k=1))
+    found = diagnostics(case.hidden_ND, case.head, case.teacher, distribution=TeacherDistribution(top_k=1))
     likeliest = case.teacher_logits.argmax(-1, keepdim=True)
     q = case.student_logits.log_softmax(-1)
     torch.testing.assert_close(found["forward_kl"], -q.gather(-1, likeliest)[:, 0].float())
@@ -71,8 +71,10 @@ def test_diagnostics_of_a_truncated_teacher():
 @pytest.mark.parametrize("kind", ["topk", "candidates"])
 def test_diagnostics_of_kept_ids(kind):
     case = make_case(rows=20, vocabulary=200)
-    full = diagnostics(case.hidden_ND, case.head, case.teacher, smoothing=Smoothing())
-    found = diagnostics(case.hidden_ND, case.head, case.rows(kind, k=20), smoothing=Smoothing(), chunk_rows=7)
+    full = diagnostics(case.hidden_ND, case.head, case.teacher, distribution=TeacherDistribution())
+    found = diagnostics(
+        case.hidden_ND, case.head, case.rows(kind, k=20), distribution=TeacherDistribution(), chunk_rows=7
+    )
     assert found.keys() == full.keys()
     for name in ("forward_kl", "reverse_kl", "jsd", "teacher_entropy"):
         assert (found[name] <= full[name] + 1e-6).all()

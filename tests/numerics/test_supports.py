@@ -15,8 +15,8 @@ from numerics.cases import make_case
 from tutelage.trainer.losses import divergences
 from tutelage.trainer.losses.losses import token_divergence
 from tutelage.trainer.losses.tail_bucket import bucketed_logps, log1mexp, split_kept, tail_logp, teacher_bucketed_logp
-from tutelage.trainer.losses.teacher_distribution import Smoothing
-from tutelage.trainer.teacher.signals import CandidateRows, TopKRows
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
+from tutelage.trainer.teacher.rows import CandidateRows, TopKRows
 
 LOGITS = arrays(np.float64, (2, 12), elements=st.floats(-7, 7, width=32))
 
@@ -35,7 +35,7 @@ def test_a_tail_bucket_never_raises_a_divergence(teacher_logits, student_logits,
     z, s = torch.tensor(teacher_logits), torch.tensor(student_logits)
     largest = z.topk(k, dim=-1)
     teacher = TopKRows(largest.indices, largest.values, z.logsumexp(-1))
-    atoms = bucketed_logps(teacher, s, Smoothing())
+    atoms = bucketed_logps(teacher, s, TeacherDistribution())
     whole = z.log_softmax(-1), s.log_softmax(-1)
     for divergence in (
         divergences.forward_kl,
@@ -54,12 +54,12 @@ def test_a_tail_bucket_never_raises_a_divergence(teacher_logits, student_logits,
 def test_all_ids_kept_is_the_whole_vocabulary_with_finite_gradients(kind, temperature):
     case = make_case()
     teacher = getattr(case, kind)(23, temperature)
-    smoothing = Smoothing(temperature=temperature)
-    assert (teacher_bucketed_logp(teacher, 23, smoothing)[:, -1] == -math.inf).all()
+    distribution = TeacherDistribution(temperature=temperature)
+    assert (teacher_bucketed_logp(teacher, 23, distribution)[:, -1] == -math.inf).all()
     hidden = case.hidden_ND.requires_grad_()
     for objective in ("gkd", "tvd", "forward_kl" if kind == "topk" else "reverse_kl"):
         kept, whole = (
-            token_divergence(hidden, case.head, rows, objective=objective, smoothing=smoothing)
+            token_divergence(hidden, case.head, rows, objective=objective, distribution=distribution)
             for rows in (teacher, case.teacher)
         )
         torch.testing.assert_close(kept, whole, rtol=1e-10, atol=1e-12)
@@ -70,7 +70,9 @@ def test_all_ids_kept_is_the_whole_vocabulary_with_finite_gradients(kind, temper
 def test_one_kept_id_is_the_binary_divergence():
     case = make_case()
     teacher = case.topk(1)
-    value = token_divergence(case.hidden_ND, case.head, teacher, objective="forward_kl", smoothing=Smoothing())
+    value = token_divergence(
+        case.hidden_ND, case.head, teacher, objective="forward_kl", distribution=TeacherDistribution()
+    )
     p = case.teacher_logits.softmax(-1).gather(-1, teacher.ids_NK)[:, 0]
     q = case.student_logits.softmax(-1).gather(-1, teacher.ids_NK)[:, 0]
     torch.testing.assert_close(value, p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
@@ -88,7 +90,7 @@ def test_padding_of_candidates_adds_nothing():
         )
         hidden = case.hidden_ND.clone().requires_grad_()
         values = [
-            token_divergence(hidden, case.head, teacher, objective="reverse_kl", smoothing=Smoothing())
+            token_divergence(hidden, case.head, teacher, objective="reverse_kl", distribution=TeacherDistribution())
             for teacher in (short, long)
         ]
         torch.testing.assert_close(*values)

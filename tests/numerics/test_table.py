@@ -13,8 +13,8 @@ from tutelage.errors import ConfigurationError
 from tutelage.trainer.config.presets import PRESETS
 from tutelage.trainer.losses.losses import divergence_named, token_divergence
 from tutelage.trainer.losses.registry import OBJECTIVES, as_markdown, check_signal, objective_named, resolve_parameters
-from tutelage.trainer.losses.teacher_distribution import Smoothing
-from tutelage.trainer.teacher.signals import Unembedding
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
+from tutelage.trainer.teacher.rows import Unembedding
 
 DESIGNED = {
     *("sft", "seq_kd", "forward_kl", "reverse_kl", "gkd", "jsd"),
@@ -112,12 +112,14 @@ def test_parameters_at_the_ends_of_their_ranges_are_allowed():
 def test_the_loss_itself_refuses_what_the_table_refuses():
     case = make_case()
     with pytest.raises(ConfigurationError, match="use hidden or candidates"):
-        token_divergence(case.hidden_ND, case.head, case.topk(5), objective="reverse_kl", smoothing=Smoothing())
+        token_divergence(
+            case.hidden_ND, case.head, case.topk(5), objective="reverse_kl", distribution=TeacherDistribution()
+        )
     with pytest.raises(ConfigurationError, match="compares no distributions"):
-        token_divergence(case.hidden_ND, case.head, case.teacher, objective="sft", smoothing=Smoothing())
+        token_divergence(case.hidden_ND, case.head, case.teacher, objective="sft", distribution=TeacherDistribution())
     smaller = Unembedding(torch.zeros(22, 5, dtype=torch.float64))
     with pytest.raises(ConfigurationError, match="22 rows, the teacher's 23"):
-        token_divergence(case.hidden_ND, smaller, case.teacher, objective="gkd", smoothing=Smoothing())
+        token_divergence(case.hidden_ND, smaller, case.teacher, objective="gkd", distribution=TeacherDistribution())
 
 
 def test_documentation_has_a_row_for_each_objective():

@@ -16,8 +16,8 @@ from numerics.cases import make_case
 from tutelage.trainer.losses.losses import token_cross_entropy, token_divergence, token_policy_gradient
 from tutelage.trainer.losses.reductions import reduce_token_mean
 from tutelage.trainer.losses.registry import OBJECTIVES
-from tutelage.trainer.losses.teacher_distribution import Smoothing
-from tutelage.trainer.teacher.signals import Unembedding
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
+from tutelage.trainer.teacher.rows import Unembedding
 
 FILE = Path(__file__).with_name("trajectories.json")
 STEPS, ROWS, VOCABULARY = 20, 24, 64
@@ -31,16 +31,18 @@ def losses_of(name: str, kind: str) -> list[float]:
     head = Unembedding(matrix)
     optimizer = torch.optim.Adam([hidden, matrix], lr=0.03)
     tokens = torch.arange(ROWS) * 5 % VOCABULARY
-    smoothing = Smoothing(temperature=1.5, noise=0.5 if kind == "hidden" else 0.0, scale_by_temperature_squared=True)
+    distribution = TeacherDistribution(
+        temperature=1.5, noise=0.5 if kind == "hidden" else 0.0, scale_by_temperature_squared=True
+    )
     teacher = case.rows(kind, k=8, temperature=1.5) if kind != "none" else None
     losses = []
     for _ in range(STEPS):
         if teacher is None:
             value = token_cross_entropy(hidden, head, tokens, chunk_rows=10)
         elif OBJECTIVES[name].sampled_token:
-            value = token_policy_gradient(hidden, head, teacher, tokens, smoothing=smoothing, chunk_rows=10)
+            value = token_policy_gradient(hidden, head, teacher, tokens, distribution=distribution, chunk_rows=10)
         else:
-            value = token_divergence(hidden, head, teacher, objective=name, smoothing=smoothing, chunk_rows=10)
+            value = token_divergence(hidden, head, teacher, objective=name, distribution=distribution, chunk_rows=10)
         loss = reduce_token_mean(value, ROWS)
         optimizer.zero_grad()
         loss.backward()

@@ -15,17 +15,17 @@ from tutelage.trainer.losses.losses import token_cross_entropy, token_divergence
 from tutelage.trainer.losses.reductions import reduce_token_mean
 from tutelage.trainer.losses.registry import check_signal
 from tutelage.trainer.losses.tail_bucket import bucketed_logps, teacher_bucketed_logp
-from tutelage.trainer.losses.teacher_distribution import Smoothing
-from tutelage.trainer.teacher.signals import CandidateRows, HiddenRows, TopKRows, Unembedding
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
+from tutelage.trainer.teacher.rows import CandidateRows, HiddenRows, TopKRows, Unembedding
 
-PLAIN = Smoothing()
+PLAIN = TeacherDistribution()
 
 
 def test_temperature_on_truncated_data():
     """The tail at T comes from log-sum-exp at T; neither the tail at 1 nor the kept ids alone know it."""
     case = make_case(vocabulary=2000)
     teacher = case.topk(64, temperature=4.0)
-    tail = teacher_bucketed_logp(teacher, 2000, Smoothing(temperature=4.0))[:, -1].exp()
+    tail = teacher_bucketed_logp(teacher, 2000, TeacherDistribution(temperature=4.0))[:, -1].exp()
     exact = 1 - (case.teacher_logits / 4.0).softmax(-1).gather(-1, teacher.ids_NK).sum(-1)
     torch.testing.assert_close(tail, exact)
     tail_at_one = teacher_bucketed_logp(case.topk(64), 2000, PLAIN)[:, -1].exp()
@@ -43,11 +43,11 @@ def test_truncated_reverse_kl():
     equal = HiddenRows(case.hidden_ND, case.teacher.sequence_digest_N, case.teacher.position_N, case.head)
     same = type(case)(case.hidden_ND, case.head, equal)
     hidden = case.hidden_ND.clone().requires_grad_()
-    value = token_divergence(hidden, case.head, same.candidates(4), objective="reverse_kl", smoothing=PLAIN)
+    value = token_divergence(hidden, case.head, same.candidates(4), objective="reverse_kl", distribution=PLAIN)
     torch.testing.assert_close(value, torch.zeros_like(value), rtol=0.0, atol=1e-12)
     (gradient,) = torch.autograd.grad(value.sum(), hidden)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0.0, atol=1e-12)
-    other = token_divergence(hidden, case.head, case.candidates(1), objective="reverse_kl", smoothing=PLAIN)
+    other = token_divergence(hidden, case.head, case.candidates(1), objective="reverse_kl", distribution=PLAIN)
     assert (other > 0).all()
 
 
@@ -61,7 +61,7 @@ def test_truncated_forward_kl_is_neither_negative_nor_clamped():
     negative = p * (p / q).log() < 0
     assert negative.sum() > 5
     hidden = case.hidden_ND.requires_grad_()
-    value = token_divergence(hidden, case.head, teacher, objective="forward_kl", smoothing=PLAIN)
+    value = token_divergence(hidden, case.head, teacher, objective="forward_kl", distribution=PLAIN)
     (gradient,) = torch.autograd.grad(value.sum(), hidden)
     assert (value[negative] > 0).all()
     assert (gradient[negative].norm(dim=-1) > 1e-6).all()
@@ -69,10 +69,10 @@ def test_truncated_forward_kl_is_neither_negative_nor_clamped():
 
 def test_renormalised_topk_is_blind_at_one_kept_id():
     case = make_case()
-    value = token_divergence(case.hidden_ND, case.head, case.topk(1), objective="forward_kl", smoothing=PLAIN)
+    value = token_divergence(case.hidden_ND, case.head, case.topk(1), objective="forward_kl", distribution=PLAIN)
     assert (value > 1e-3).all()
-    finer = token_divergence(case.hidden_ND, case.head, case.topk(8), objective="forward_kl", smoothing=PLAIN)
-    whole = token_divergence(case.hidden_ND, case.head, case.teacher, objective="forward_kl", smoothing=PLAIN)
+    finer = token_divergence(case.hidden_ND, case.head, case.topk(8), objective="forward_kl", distribution=PLAIN)
+    whole = token_divergence(case.hidden_ND, case.head, case.teacher, objective="forward_kl", distribution=PLAIN)
     assert (value <= finer + 1e-12).all()
     assert (finer <= whole + 1e-12).all()
 
@@ -102,7 +102,7 @@ def test_beta_jumps_at_its_ends_unless_normalised():
     def size(beta, normalize):
         parameters = {"beta": beta, "normalize_beta": normalize}
         value = token_divergence(
-            case.hidden_ND, case.head, case.teacher, objective="gkd", parameters=parameters, smoothing=PLAIN
+            case.hidden_ND, case.head, case.teacher, objective="gkd", parameters=parameters, distribution=PLAIN
         )
         return value.mean().item()
 
@@ -123,11 +123,11 @@ def test_minus_infinity_padding_gives_no_nan():
         "padded": (case.candidates(6, padded=5), PLAIN, "tvd"),
         "padded reverse": (case.candidates(6, padded=5), PLAIN, "reverse_kl"),
         "no tail": (case.topk(23), PLAIN, "skew_kl"),
-        "truncated": (case.teacher, Smoothing(top_k=1), "gkd"),
+        "truncated": (case.teacher, TeacherDistribution(top_k=1), "gkd"),
     }
-    for teacher, smoothing, objective in teachers.values():
+    for teacher, distribution, objective in teachers.values():
         hidden = case.hidden_ND.clone().requires_grad_()
-        value = token_divergence(hidden, case.head, teacher, objective=objective, smoothing=smoothing)
+        value = token_divergence(hidden, case.head, teacher, objective=objective, distribution=distribution)
         (gradient,) = torch.autograd.grad(value.sum(), hidden)
         assert value.isfinite().all()
         assert gradient.isfinite().all()
@@ -137,9 +137,11 @@ def test_vocabulary_padding_is_cut_before_normalising():
     case = make_case()
     padded = torch.cat([case.head.matrix_VD, torch.full((9, 5), 50.0, dtype=torch.float64)]).requires_grad_()
     with pytest.raises(ConfigurationError, match="cut both to the tokenizer's vocabulary"):
-        token_divergence(case.hidden_ND, Unembedding(padded), case.teacher, objective="gkd", smoothing=PLAIN)
-    value = token_divergence(case.hidden_ND, Unembedding(padded[:23]), case.teacher, objective="gkd", smoothing=PLAIN)
-    expected = token_divergence(case.hidden_ND, case.head, case.teacher, objective="gkd", smoothing=PLAIN)
+        token_divergence(case.hidden_ND, Unembedding(padded), case.teacher, objective="gkd", distribution=PLAIN)
+    value = token_divergence(
+        case.hidden_ND, Unembedding(padded[:23]), case.teacher, objective="gkd", distribution=PLAIN
+    )
+    expected = token_divergence(case.hidden_ND, case.head, case.teacher, objective="gkd", distribution=PLAIN)
     torch.testing.assert_close(value, expected)
     (gradient,) = torch.autograd.grad(value.sum(), padded)
     assert torch.equal(gradient[23:], torch.zeros(9, 5, dtype=torch.float64))
@@ -152,7 +154,7 @@ def test_kept_mass_of_one_or_more_leaves_a_finite_tail(excess):
     ids = torch.tensor([[0, 1]])
     teacher = CandidateRows(ids, torch.tensor([[0.5, 0.5]]).log(), torch.tensor([-excess]))
     hidden = case.hidden_ND.requires_grad_()
-    value = token_divergence(hidden, case.head, teacher, objective="reverse_kl", smoothing=PLAIN)
+    value = token_divergence(hidden, case.head, teacher, objective="reverse_kl", distribution=PLAIN)
     assert value.isfinite().all()
     assert torch.autograd.grad(value.sum(), hidden)[0].isfinite().all()
     tail = teacher_bucketed_logp(teacher, 23, PLAIN)[0, -1].exp()
@@ -176,14 +178,14 @@ def test_kept_mass_of_one_or_more_leaves_a_finite_tail(excess):
 def test_hand_written_backward_is_the_gradient_of_its_forward(objective, kind, trained):
     """gradcheck, also where the kept ids have less than all the mass."""
     case = make_case(rows=3, vocabulary=7, width=2)
-    smoothing = Smoothing(temperature=1.3, student_temperature=0.8, scale_by_temperature_squared=True)
+    distribution = TeacherDistribution(temperature=1.3, student_temperature=0.8, scale_by_temperature_squared=True)
     teacher = case.rows(kind, k=3, temperature=1.3)
     matrix = case.head.matrix_VD.requires_grad_(trained)
     bias = torch.linspace(-1, 1, 7, dtype=torch.float64).requires_grad_(trained)
 
     def loss(hidden, matrix, bias):
         head = Unembedding(matrix, bias, scale=0.9, softcap=5.0)
-        return token_divergence(hidden, head, teacher, objective=objective, smoothing=smoothing, chunk_rows=2)
+        return token_divergence(hidden, head, teacher, objective=objective, distribution=distribution, chunk_rows=2)
 
     assert torch.autograd.gradcheck(loss, (case.hidden_ND.requires_grad_(), matrix, bias))
 
@@ -202,7 +204,7 @@ def test_hand_written_backward_of_sampled_tokens():
             case.teacher,
             ids,
             estimator="k3_forward_kl",
-            smoothing=Smoothing(temperature=2.0),
+            distribution=TeacherDistribution(temperature=2.0),
             chunk_rows=2,
         ),
         inputs,
@@ -213,7 +215,11 @@ def test_the_temperature_of_the_loss_is_the_distillations_and_no_token_id_is_spe
     """The user's temperature reaches the loss on both sides; padding is a choice of rows, never of a token id."""
     case = make_case()
     found = token_divergence(
-        case.hidden_ND, case.head, case.teacher, objective="forward_kl", smoothing=Smoothing(temperature=3.0)
+        case.hidden_ND,
+        case.head,
+        case.teacher,
+        objective="forward_kl",
+        distribution=TeacherDistribution(temperature=3.0),
     )
     p, q = (case.teacher_logits / 3.0).log_softmax(-1), (case.student_logits / 3.0).log_softmax(-1)
     torch.testing.assert_close(found, divergences.forward_kl(p, q))
@@ -233,7 +239,7 @@ def test_the_denominator_is_that_of_the_whole_step(split):
     def gradient(rows):
         matrix = case.head.matrix_VD.clone().requires_grad_()
         value = token_divergence(
-            case.hidden_ND[rows], Unembedding(matrix), case.teacher.at(rows), objective="gkd", smoothing=PLAIN
+            case.hidden_ND[rows], Unembedding(matrix), case.teacher.at(rows), objective="gkd", distribution=PLAIN
         )
         reduce_token_mean(value, total_tokens=7).backward()
         return matrix.grad
@@ -258,7 +264,7 @@ def test_rows_that_are_left_out_cannot_matter_whatever_they_hold():
     }
     for kind, rows in spoiled.items():
         hidden = case.hidden_ND.masked_fill(~keep[:, None], math.nan).requires_grad_()
-        arguments = {"objective": "forward_kl", "smoothing": PLAIN}
+        arguments = {"objective": "forward_kl", "distribution": PLAIN}
         value = token_divergence(hidden[keep], case.head, rows.at(keep), **arguments)
         expected = token_divergence(case.hidden_ND, case.head, case.rows(kind, k=4), **arguments)[keep]
         torch.testing.assert_close(value, expected)

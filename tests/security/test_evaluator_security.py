@@ -103,7 +103,7 @@ async def test_a_student_submits_with_certificate_and_token(tmp_path: Path) -> N
 
     def submit(student_id: str) -> str:
         from tutelage.config import validate
-        from tutelage.trainer.config.run import StudentConfig
+        from tutelage.trainer.config.student import StudentConfig
 
         config = EvaluatorConfig(
             address=f"127.0.0.1:{served.port}",

@@ -12,11 +12,12 @@ from trainer_doubles import FaultyServicer, InProcessTeacher, serving
 from tutelage.errors import Unreachable
 from tutelage.identity import tokenizer_digests
 from tutelage.rpc.v1 import teacher_pb2 as pb
-from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
+from tutelage.trainer.data.sequences import TokenSequence
+from tutelage.trainer.teacher.base import SignalSpec
 from tutelage.trainer.teacher.grpc_client import TeacherClient
 
 SPEC = SignalSpec("topk", k=4, temperatures=(1.0,))
-REQUESTS = [SignalRequest(np.arange(3, 9 + index, dtype=np.int32), 0, 5) for index in range(4)]
+REQUESTS = [TokenSequence(np.arange(3, 9 + index, dtype=np.int32), 0, 5) for index in range(4)]
 FULL = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 
 

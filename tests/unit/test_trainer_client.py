@@ -14,7 +14,8 @@ from tutelage.errors import CorruptFrame, IdentityMismatch, InvalidRequest, NotS
 from tutelage.identity import tokenizer_digests
 from tutelage.rpc import codec
 from tutelage.rpc.v1 import teacher_pb2 as pb
-from tutelage.trainer.teacher.frame_decoder import SignalRequest, SignalSpec
+from tutelage.trainer.data.sequences import TokenSequence
+from tutelage.trainer.teacher.base import SignalSpec
 from tutelage.trainer.teacher.grpc_client import TeacherClient
 from tutelage.trainer.training.control import Control, Stopped
 
@@ -43,19 +44,17 @@ def connect(address: str, tiny_model: Path, **changes) -> TeacherClient:
     return TeacherClient(address, **(values | changes))
 
 
-def requests(count: int = 5) -> list[SignalRequest]:
+def requests(count: int = 5) -> list[TokenSequence]:
     generator = np.random.default_rng(0)
     ids = [generator.integers(3, 500, 6 + index).astype(np.int32) for index in range(count)]
-    return [SignalRequest(item, 1 + index % 2, len(item) - index % 2) for index, item in enumerate(ids)]
+    return [TokenSequence(item, 1 + index % 2, len(item) - index % 2) for index, item in enumerate(ids)]
 
 
 def assert_same(left, right) -> None:
     for one, other in zip(left, right, strict=True):
-        for name, array in vars(one).items():
-            if array is None:
-                assert getattr(other, name) is None
-            else:
-                assert np.array_equal(array, getattr(other, name)), name
+        assert one.keys() == other.keys()
+        for name, array in one.items():
+            assert np.array_equal(array, other[name]), name
 
 
 @pytest.mark.parametrize("spec", [HIDDEN, TOPK], ids=["hidden", "topk"])
@@ -66,11 +65,11 @@ def test_many_requests_come_back_as_they_were_computed(client, in_process, spec)
 def test_candidates_come_back_with_their_padding(client, in_process):
     ids = np.arange(8, dtype=np.int32)
     candidates = np.array([[1, 2, -1], [4, 5, 6], [7, -1, -1]], np.int32)
-    asked = [SignalRequest(ids, 2, 5, candidates)]
+    asked = [TokenSequence(ids, 2, 5, candidates)]
     spec = SignalSpec("candidates", temperatures=(1.0,))
     answer = client.score(asked, spec)
     assert_same(answer, in_process.score(asked, spec))
-    assert np.isneginf(answer[0].logits_RK[candidates == -1]).all()
+    assert np.isneginf(answer[0]["logits_RK"][candidates == -1]).all()
 
 
 def test_the_unembedding_is_the_teachers(client, in_process):
@@ -189,7 +188,7 @@ def test_topk_that_is_no_distribution_is_refused_by_name(name, client, servicer)
 def test_candidates_that_were_not_asked_for_are_refused_by_name(name, client, servicer):
     servicer.mischief, problem = CANDIDATES_MISCHIEF[name]
     candidates = np.array([[1, 2, -1]] * 6, np.int32)
-    asked = [SignalRequest(np.arange(8, dtype=np.int32), 0, 6, candidates)]
+    asked = [TokenSequence(np.arange(8, dtype=np.int32), 0, 6, candidates)]
     with pytest.raises(CorruptFrame, match=problem):
         client.score(asked, SignalSpec("candidates", temperatures=(1.0,)))
 

@@ -37,7 +37,7 @@ def test_every_parameter_of_the_table_is_a_field():
 )
 def test_what_is_left_out_comes_from_the_table(name, fraction, signal):
     objective = ObjectiveConfig(name=name)
-    assert (objective.own_fraction, objective.signal) == (fraction, signal)
+    assert (objective.on_policy_fraction, objective.signal) == (fraction, signal)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_students_take_the_defaults_key_by_key_but_objectives_whole():
     )
     ann, bob = config.students
     assert (ann.objective.name, ann.objective.beta, ann.objective.temperature) == ("gkd", 0.3, 2.0)
-    assert (bob.objective.name, bob.objective.beta, bob.objective.own_fraction) == ("reverse_kl", None, 0.0)
+    assert (bob.objective.name, bob.objective.beta, bob.objective.on_policy_fraction) == ("reverse_kl", None, 0.0)
     assert (bob.optimizer.learning_rate, bob.optimizer.clip) == (0.01, 3.0)
 
 

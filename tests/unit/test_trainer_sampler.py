@@ -14,7 +14,8 @@ from trainer_cases import student_config
 from tutelage.errors import ConfigurationError
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.rollout import vllm_sampler
-from tutelage.trainer.rollout.hf_sampler import TransformersSampler, open_sampler
+from tutelage.trainer.rollout.base import open_sampler
+from tutelage.trainer.rollout.hf_sampler import TransformersSampler
 from tutelage.trainer.rollout.vllm_sampler import VllmSampler, request_settings
 
 PROMPTS = [np.array(ids, np.int32) for ids in ([40, 41, 42, 43, 44], [50], [60, 61, 62])]
@@ -61,31 +62,31 @@ def test_where_vllm_is_not_installed_it_says_so(student, tiny_model, monkeypatch
 
 
 def test_each_sequence_of_each_step_has_a_seed_of_its_own(student, tiny_model):
-    def seed(step: int, place: int, **changes: Any) -> int:
+    def seed(step: int, batch_index: int, **changes: Any) -> int:
         config = config_of(tiny_model, **changes)
-        return request_settings(config, student, step=step, place=place, prompt_tokens=5)["seed"]
+        return request_settings(config, student, step=step, batch_index=batch_index, prompt_tokens=5)["seed"]
 
-    places = [(step, place) for step in range(8) for place in range(8)]
-    seeds = [seed(*place) for place in places]
-    assert len(set(seeds)) == len(places)
-    assert [seed(*place) for place in places] == seeds
-    assert not set(seeds) & {seed(*place, id="bob") for place in places}
-    assert not set(seeds) & {seed(*place, seed=1) for place in places}
+    batch_indices = [(step, batch_index) for step in range(8) for batch_index in range(8)]
+    seeds = [seed(*batch_index) for batch_index in batch_indices]
+    assert len(set(seeds)) == len(batch_indices)
+    assert [seed(*batch_index) for batch_index in batch_indices] == seeds
+    assert not set(seeds) & {seed(*batch_index, id="bob") for batch_index in batch_indices}
+    assert not set(seeds) & {seed(*batch_index, seed=1) for batch_index in batch_indices}
 
 
 def test_vllm_is_told_the_room_the_end_and_the_vocabulary(student, tiny_model):
     config = config_of(tiny_model, sampling={"temperature": 0.7, "top_p": 0.9})
-    settings = request_settings(config, student, step=0, place=0, prompt_tokens=5)
+    settings = request_settings(config, student, step=0, batch_index=0, prompt_tokens=5)
     assert (settings["max_tokens"], settings["temperature"], settings["top_p"]) == (12, 0.7, 0.9)
     assert settings["stop_token_ids"] == sorted(student.end_ids)
     assert settings["allowed_token_ids"] is None
-    assert request_settings(config, student, step=0, place=0, prompt_tokens=90)["max_tokens"] == 6
+    assert request_settings(config, student, step=0, batch_index=0, prompt_tokens=90)["max_tokens"] == 6
 
 
 def test_padded_rows_of_the_head_are_no_choice(tiny_model):
     config = config_of(tiny_model)
     padded = Student(tiny_model, dtype=config.dtype, optimizer=config.optimizer, vocabulary_size=500)
-    settings = request_settings(config, padded, step=0, place=0, prompt_tokens=5)
+    settings = request_settings(config, padded, step=0, batch_index=0, prompt_tokens=5)
     assert settings["allowed_token_ids"] == list(range(500))
 
 
@@ -130,7 +131,7 @@ def test_an_engine_that_computes_something_else_is_refused_at_start(student, tin
 
 def test_the_same_step_draws_the_same_and_another_step_other_samples(student, tiny_model):
     sampler = TransformersSampler(config_of(tiny_model), student)
-    one, two, other = (sampler.write(step, range(3), PROMPTS) for step in (3, 3, 4))
+    one, two, other = (sampler.generate(step, range(3), PROMPTS) for step in (3, 3, 4))
     assert all(np.array_equal(left, right) for left, right in zip(one, two, strict=True))
     assert any(not np.array_equal(left, right) for left, right in zip(one, other, strict=True))
     assert student.model.training

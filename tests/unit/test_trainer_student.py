@@ -10,11 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from tutelage.trainer.config.run import OptimizerConfig
+from tutelage.trainer.config.student import OptimizerConfig
+from tutelage.trainer.data.sequences import token_sequence
 from tutelage.trainer.model.cpu_attention import use_fast_attention
-from tutelage.trainer.model.student import Student, learning_rate_at
+from tutelage.trainer.model.optimizer import learning_rate_at
+from tutelage.trainer.model.student import Student
 from tutelage.trainer.rollout.hf_sampler import choose, sample
-from tutelage.trainer.teacher.to_tensors import scored
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def test_the_nucleus_keeps_the_fewest_that_have_the_mass():
 
 def test_padding_does_not_reach_hidden_states(tiny_model):
     student = Student(tiny_model, dtype="float32", optimizer=OptimizerConfig(), vocabulary_size=512)
-    sequences = [scored(prompt, PROMPTS[0], loss_on_prompt=False) for prompt in PROMPTS]
+    sequences = [token_sequence(prompt, PROMPTS[0], loss_on_prompt=False) for prompt in PROMPTS]
     with torch.no_grad():
         together = student.hidden(sequences)
         alone = torch.cat([student.hidden([sequence]) for sequence in sequences])
@@ -140,10 +141,10 @@ def test_padding_does_not_reach_hidden_states(tiny_model):
 
 
 def test_rows_and_targets_belong_together():
-    sequence = scored(np.array([7, 8, 9], np.int32), np.array([1, 2], np.int32), loss_on_prompt=False)
+    sequence = token_sequence(np.array([7, 8, 9], np.int32), np.array([1, 2], np.int32), loss_on_prompt=False)
     assert (sequence.start, sequence.end, sequence.rows) == (2, 4, 2)
     assert sequence.targets.tolist() == [1, 2]
-    whole = scored(np.array([7, 8, 9], np.int32), np.array([1, 2], np.int32), loss_on_prompt=True)
+    whole = token_sequence(np.array([7, 8, 9], np.int32), np.array([1, 2], np.int32), loss_on_prompt=True)
     assert (whole.start, whole.end) == (0, 4)
     assert whole.targets.tolist() == [8, 9, 1, 2]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.dataset_files import TokenIds
 from tutelage.errors import CheckpointError, IdentityMismatch
 from tutelage.trainer.checkpoint.best import Best
-from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.config.student import StudentConfig
+from tutelage.trainer.data.sequences import TokenIds
 
 STATE_FILE = "state.json"
 # Other values of these change no number of a training, but that the order of sums depends on the workers: a checkpoint
@@ -32,7 +32,7 @@ _FREE_SETTINGS = {
 
 @dataclass(frozen=True)
 class Rollout:
-    """What a student wrote of one batch."""
+    """The completions that a student generated for one batch."""
 
     step: int
     """Which learns from it."""

@@ -6,9 +6,11 @@ from contextlib import ExitStack
 
 from tutelage.identity import tokenizer_digests
 from tutelage.trainer.cluster.evaluator_client import EvaluatorClient
-from tutelage.trainer.config.run import CohortConfig, StudentConfig
+from tutelage.trainer.config.run import CohortConfig
+from tutelage.trainer.config.student import StudentConfig
+from tutelage.trainer.teacher.base import Teacher
 from tutelage.trainer.teacher.cached import StoredTeacher
-from tutelage.trainer.teacher.grpc_client import Teacher, TeacherClient, Waiting
+from tutelage.trainer.teacher.grpc_client import TeacherClient, Waiting
 
 
 def open_teacher(config: CohortConfig, student: StudentConfig, waiting: Waiting, stack: ExitStack) -> Teacher | None:

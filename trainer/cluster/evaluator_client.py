@@ -18,8 +18,8 @@ from tutelage.errors import TutelageError
 from tutelage.rpc.transport import STUDENT_METADATA_KEY, error_of_rpc, open_channel, token_metadata
 from tutelage.rpc.v1 import evaluator_pb2 as pb
 from tutelage.rpc.v1 import evaluator_pb2_grpc as rpc
-from tutelage.trainer.config.run import StudentConfig
 from tutelage.trainer.config.services import EvaluatorConfig
+from tutelage.trainer.config.student import StudentConfig
 
 _ATTEMPTS, _TIMEOUT_SECONDS, _PAUSE_SECONDS = 5, 10.0, 2.0
 _log = logging.getLogger(__name__)

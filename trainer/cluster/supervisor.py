@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from tutelage.errors import Conflict, TutelageError
 from tutelage.trainer.cluster.run_control import Command, RunControl, RunStatus, StudentStatus
-from tutelage.trainer.config.run import CohortConfig, StudentConfig
+from tutelage.trainer.config.run import CohortConfig
+from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.metrics.progress import ActorStatus, Outcome
 
 # Ray reads these when it is imported.

@@ -43,7 +43,7 @@ class ObjectiveConfig(Config):
     """`adaptive_kl`: mass of the teacher's head; left out, 0.5."""
     estimator: str | None = None
     """`policy_gradient_kl`: policy_gradient, k2_reverse_kl or k3_forward_kl."""
-    on_policy_fraction: Fraction | None = None
+    on_policy_fraction: Fraction = 0.5
     """λ: probability, drawn for each sequence, that the student writes it itself. Left out, it is 0.5 for
     objectives on both kinds of data, 1 for those on the student's own and 0 for the others."""
     signal: SignalKind | None = None
@@ -92,7 +92,7 @@ class ObjectiveConfig(Config):
                 truncates=self.teacher_top_k > 0 or self.teacher_top_p < 1,
                 approximate=self.approximate,
             )
-        _check_fraction(entry, self.own_fraction)
+        _check_fraction(entry, self.on_policy_fraction)
         if self.min_mass > 0 and self.signal != "topk":
             raise ConfigurationError(f"only topk keeps ids by mass, not {self.signal}", "objective.min_mass")
         return self
@@ -102,12 +102,6 @@ class ObjectiveConfig(Config):
         """The objective's parameters that were given."""
         given = {name: getattr(self, name) for name in PARAMETERS}
         return {name: value for name, value in given.items() if value is not None}
-
-    @property
-    def own_fraction(self) -> float:
-        """λ; filled by the time that a configuration exists."""
-        assert self.on_policy_fraction is not None
-        return self.on_policy_fraction
 
 
 def _check_fraction(entry: Objective, fraction: float) -> None:

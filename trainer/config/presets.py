@@ -3,7 +3,8 @@
 Ramesh, Sengupta, Chakraborty, Findings of ACL 2025, arXiv 2505.15442. `paper_code/…` is what the released code does,
 `paper_text/…` what the paper prints; they disagree. Keys are dotted paths of settings:
 
-- `objective.…`: the name and parameters of the objective, what smooths it, the share of the student's own sequences.
+- `objective.…`: the name and parameters of the objective, the teacher distribution, the share of the student's own
+  sequences.
 - `reduction`: `token_mean` and `sequence_mean` as in `reductions`; `micro_batch_token_mean` is the mean of the
   micro-batches' token means.
 - `on_policy_unit`: whether each `sequence` or each `micro_batch` as a whole is drawn to be the student's own.
@@ -24,6 +25,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from tutelage.config import overlay
 from tutelage.errors import ConfigurationError
 from tutelage.trainer.losses.registry import Setting
 
@@ -121,13 +123,27 @@ def preset_named(name: str) -> Preset:
     return known[name]
 
 
+def with_presets(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings laid over the presets that their `preset` names, a later preset over an earlier one.
+
+    Raises:
+        ConfigurationError: as `preset_named`.
+
+    """
+    names = values.get("preset") or ()
+    settings: dict[str, Any] = {}
+    for name in [names] if isinstance(names, str) else names:
+        settings = overlay(settings, as_settings(preset_named(name)))
+    return overlay(settings, values)
+
+
 def as_settings(preset: Preset) -> dict[str, Any]:
     """Its dotted paths as nested mappings."""
     settings: dict[str, Any] = {}
     for path, value in preset.items():
         *parents, key = path.split(".")
-        place = settings
+        section = settings
         for parent in parents:
-            place = place.setdefault(parent, {})
-        place[key] = value
+            section = section.setdefault(parent, {})
+        section[key] = value
     return settings

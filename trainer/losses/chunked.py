@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tutelage.trainer.teacher.signals import Unembedding, accurate_dtype
+from tutelage.trainer.teacher.rows import Unembedding, accurate_dtype
 
 # 16 rows of 49,152 float32 logits are 3 MiB; with 64 rows the passes over them took twice as long.
 BLOCK_ROWS = 16

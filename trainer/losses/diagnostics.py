@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from tutelage.trainer.losses.chunked import BlockFunction, evaluate_rows
+from tutelage.trainer.losses.closed_forms import row_dot
 from tutelage.trainer.losses.divergences import entropy, forward_kl, generalized_jsd, reverse_kl
-from tutelage.trainer.losses.gradients import row_dot
 from tutelage.trainer.losses.losses import DEFAULT_CHUNK_ROWS, check_same_vocabulary
 from tutelage.trainer.losses.tail_bucket import bucketed_logps
-from tutelage.trainer.losses.teacher_distribution import Smoothing, smooth_teacher
-from tutelage.trainer.teacher.signals import BucketedRows, HiddenRows, TeacherRows, Unembedding
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution, teacher_distribution_logits
+from tutelage.trainer.teacher.rows import BucketedRows, HiddenRows, TeacherRows, Unembedding
 
 SUPPORT_IDS = 64
 """Size of the student's support whose teacher mass is reported for `hidden` rows."""
@@ -32,10 +32,10 @@ def diagnostics(
     student_head: Unembedding,
     teacher: TeacherRows,
     *,
-    smoothing: Smoothing,
+    distribution: TeacherDistribution,
     chunk_rows: int = DEFAULT_CHUNK_ROWS,
 ) -> dict[str, Tensor]:
-    """Measures per row, each float32 [N], at the smoothing's temperatures.
+    """Measures per row, each float32 [N], at the temperatures of `distribution`.
 
     `forward_kl`, `reverse_kl`, `jsd` (β = ½), in nats: with `topk` and `candidates` over kept ids and tail, so lower
     bounds. `teacher_entropy` likewise; `student_entropy` over the vocabulary. `top1_agreement`: 1 if both have the
@@ -43,12 +43,12 @@ def diagnostics(
     outside the support; for `hidden` rows the support is the student's likeliest `SUPPORT_IDS` ids, so that 1 −
     tail_mass is the share of the teacher's mass on the student's support, as it is for `candidates`.
     """
-    measure: _OfWhole | _OfBuckets
+    measure: _OfFullVocabulary | _OfBuckets
     if isinstance(teacher, HiddenRows):
         check_same_vocabulary(student_head, teacher)
-        measure = _OfWhole(teacher, smoothing)
+        measure = _OfFullVocabulary(teacher, distribution)
     else:
-        measure = _OfBuckets(teacher, smoothing)
+        measure = _OfBuckets(teacher, distribution)
     names: list[str] = []
     function = _Stacked(measure.of_chunk, names)
     with torch.no_grad():
@@ -75,9 +75,9 @@ class _Stacked:
 
 
 @dataclass(frozen=True)
-class _OfWhole:
+class _OfFullVocabulary:
     teacher: HiddenRows
-    smoothing: Smoothing
+    distribution: TeacherDistribution
 
     def of_chunk(self, rows: slice) -> Callable[[Tensor, slice], _Measures]:
         head = self.teacher.unembedding
@@ -86,10 +86,12 @@ class _OfWhole:
 
         def measure(logits_nV: Tensor, block: slice) -> _Measures:
             raw_nV = head.finish(product_nV[block])
-            teacher_nV = smooth_teacher(raw_nV, digest_n[block], position_n[block], self.smoothing).log_softmax(-1)
-            student_nV = (logits_nV / self.smoothing.temperature_of_student).log_softmax(-1)
+            teacher_nV = teacher_distribution_logits(
+                raw_nV, digest_n[block], position_n[block], self.distribution
+            ).log_softmax(-1)
+            student_nV = (logits_nV / self.distribution.temperature_of_student).log_softmax(-1)
             support = student_nV.topk(min(SUPPORT_IDS, student_nV.shape[1]), dim=-1)
-            compare = _with_zeros if self.smoothing.truncates else _without_zeros
+            compare = _with_zeros if self.distribution.truncates else _without_zeros
             return {
                 **compare(teacher_nV, student_nV),
                 "top1_agreement": teacher_nV.argmax(-1) == support.indices[:, 0],
@@ -103,15 +105,15 @@ class _OfWhole:
 @dataclass(frozen=True)
 class _OfBuckets:
     teacher: BucketedRows
-    smoothing: Smoothing
+    distribution: TeacherDistribution
 
     def of_chunk(self, rows: slice) -> Callable[[Tensor, slice], _Measures]:
         teacher = self.teacher.at(rows)
 
         def measure(logits_nV: Tensor, block: slice) -> _Measures:
             rows = teacher.at(block)
-            student_nV = (logits_nV / self.smoothing.temperature_of_student).log_softmax(-1)
-            teacher_nA, student_nA = bucketed_logps(rows, logits_nV, self.smoothing)
+            student_nV = (logits_nV / self.distribution.temperature_of_student).log_softmax(-1)
+            teacher_nA, student_nA = bucketed_logps(rows, logits_nV, self.distribution)
             best_n = rows.kept_logits.masked_fill(rows.kept_ids < 0, -math.inf).argmax(-1, keepdim=True)
             return {
                 **_with_zeros(teacher_nA, student_nA),

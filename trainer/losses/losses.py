@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import ConfigurationError
-from tutelage.trainer.losses import divergences, estimators, gradients
+from tutelage.trainer.losses import closed_forms, divergences, estimators
 from tutelage.trainer.losses import released_code as paper
 from tutelage.trainer.losses.chunked import RowFunction, evaluate_rows
-from tutelage.trainer.losses.gradients import Divergence, ValueAndGradient
+from tutelage.trainer.losses.closed_forms import Divergence, ValueAndGradient
+from tutelage.trainer.losses.logit_functions import FullVocabulary, KeptIdsAndTail, TeacherTokenLogp, TokenLogp
 from tutelage.trainer.losses.registry import Setting, check_signal, resolve_parameters
-from tutelage.trainer.losses.row_functions import KeptIdsAndTail, SmoothedTokenLogp, TokenLogp, WholeVocabulary
-from tutelage.trainer.losses.teacher_distribution import Smoothing
-from tutelage.trainer.teacher.signals import HiddenRows, TeacherRows, Unembedding
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
+from tutelage.trainer.teacher.rows import HiddenRows, TeacherRows, Unembedding
 
 DEFAULT_CHUNK_ROWS = 512
 
@@ -35,11 +35,11 @@ def token_divergence(
     *,
     objective: str,
     parameters: Mapping[str, Setting] | None = None,
-    smoothing: Smoothing,
+    distribution: TeacherDistribution,
     chunk_rows: int = DEFAULT_CHUNK_ROWS,
     approximate: bool = False,
 ) -> Tensor:
-    """The objective's divergence per row, float32 [N] in nats (times T² if the smoothing says so).
+    """The objective's divergence per row, float32 [N] in nats (times T² if `distribution` says so).
 
     Gradients flow to the hidden states and to the head's matrix and bias.
 
@@ -49,7 +49,7 @@ def token_divergence(
         teacher: the same rows of the teacher.
         objective: a name of `table.OBJECTIVES` that compares distributions.
         parameters: of the objective; the rest by default.
-        smoothing: temperatures, noise, truncation.
+        distribution: temperatures, noise, truncation.
         chunk_rows: rows of logits that exist at once.
         approximate: accept a signal that serves the objective only approximately.
 
@@ -63,19 +63,19 @@ def token_divergence(
         objective,
         teacher.kind,
         parameters=given,
-        noise=smoothing.noise,
-        truncates=smoothing.truncates,
+        noise=distribution.noise,
+        truncates=distribution.truncates,
         approximate=approximate,
     )
     function: RowFunction
     if isinstance(teacher, HiddenRows):
         check_same_vocabulary(student_head, teacher)
-        fast = _closed_form(objective, given) if not smoothing.truncates else None
-        function = WholeVocabulary(teacher, smoothing, fast or gradients.by_autograd(divergence))
+        fast = _closed_form(objective, given) if not distribution.truncates else None
+        function = FullVocabulary(teacher, distribution, fast or closed_forms.by_autograd(divergence))
     else:
-        function = KeptIdsAndTail(teacher, smoothing, divergence, student_head.vocabulary_size)
+        function = KeptIdsAndTail(teacher, distribution, divergence, student_head.vocabulary_size)
     value_N = evaluate_rows(student_hidden_ND, student_head, function, chunk_rows=chunk_rows)
-    return value_N if smoothing.loss_factor == 1.0 else value_N * smoothing.loss_factor
+    return value_N if distribution.loss_factor == 1.0 else value_N * distribution.loss_factor
 
 
 def token_cross_entropy(
@@ -93,10 +93,10 @@ def token_policy_gradient(
     *,
     estimator: str = "policy_gradient",
     sampler_logp_N: Tensor | None = None,
-    smoothing: Smoothing,
+    distribution: TeacherDistribution,
     chunk_rows: int = DEFAULT_CHUNK_ROWS,
 ) -> Tensor:
-    """The objective `policy_gradient_kl`, float32 [N] (times T² if the smoothing says so); see `estimators`.
+    """The objective `policy_gradient_kl`, float32 [N] (times T² if `distribution` says so); see `estimators`.
 
     Args:
         student_hidden_ND: as in `token_divergence`.
@@ -105,7 +105,7 @@ def token_policy_gradient(
         sampled_ids_N: int64, the token that the student sampled at each row.
         estimator: `policy_gradient`, `k2_reverse_kl` or `k3_forward_kl`.
         sampler_logp_N: ln q of those tokens under the weights that sampled them, if those were older.
-        smoothing: temperatures and noise.
+        distribution: temperatures and noise.
         chunk_rows: as in `token_divergence`.
 
     Raises:
@@ -117,27 +117,29 @@ def token_policy_gradient(
         "policy_gradient_kl",
         teacher.kind,
         parameters=parameters,
-        noise=smoothing.noise,
-        truncates=smoothing.truncates,
+        noise=distribution.noise,
+        truncates=distribution.truncates,
     )
-    teacher_logp_N = teacher_token_logp(teacher, sampled_ids_N, smoothing=smoothing, chunk_rows=chunk_rows)
-    function = TokenLogp(sampled_ids_N, smoothing.temperature_of_student)
+    teacher_logp_N = teacher_token_logp(teacher, sampled_ids_N, distribution=distribution, chunk_rows=chunk_rows)
+    function = TokenLogp(sampled_ids_N, distribution.temperature_of_student)
     student_logp_N = evaluate_rows(student_hidden_ND, student_head, function, chunk_rows=chunk_rows)
     if estimator == "policy_gradient":
         value_N = estimators.policy_gradient(student_logp_N, teacher_logp_N, sampler_logp_N)
     else:
         value_N = getattr(estimators, estimator)(student_logp_N, teacher_logp_N)
-    return value_N * smoothing.loss_factor
+    return value_N * distribution.loss_factor
 
 
-def teacher_token_logp(teacher: TeacherRows, ids_N: Tensor, *, smoothing: Smoothing, chunk_rows: int) -> Tensor:
-    """Ln p of one id per row under the smoothed teacher, float32 [N]; of `topk` and `candidates` the target ids."""
+def teacher_token_logp(
+    teacher: TeacherRows, ids_N: Tensor, *, distribution: TeacherDistribution, chunk_rows: int
+) -> Tensor:
+    """Ln p of one id per row under the teacher distribution, float32 [N]; of `topk` and `candidates` the targets."""
     if isinstance(teacher, HiddenRows):
-        function = SmoothedTokenLogp(ids_N, teacher, smoothing)
+        function = TeacherTokenLogp(ids_N, teacher, distribution)
         with torch.no_grad():
             return evaluate_rows(teacher.hidden_ND, teacher.unembedding, function, chunk_rows=chunk_rows)
     assert teacher.target_logits_N is not None
-    return teacher.target_logits_N / smoothing.temperature - teacher.logsumexp_N
+    return teacher.target_logits_N / distribution.temperature - teacher.logsumexp_N
 
 
 def divergence_named(objective: str, parameters: Mapping[str, Setting]) -> Divergence:
@@ -182,9 +184,9 @@ def check_same_vocabulary(student_head: Unembedding, teacher: HiddenRows) -> Non
 def _closed_form(objective: str, parameters: Mapping[str, Setting]) -> ValueAndGradient | None:
     beta = 0.5 if objective == "jsd" else parameters.get("beta")
     if objective == "forward_kl" or (objective == "gkd" and beta == 0.0):
-        return gradients.forward_kl
+        return closed_forms.forward_kl
     if objective == "reverse_kl" or (objective == "gkd" and beta == 1.0):
-        return gradients.reverse_kl
+        return closed_forms.reverse_kl
     if objective in ("gkd", "jsd"):
-        return gradients.generalized_jsd(cast(float, beta), bool(parameters.get("normalize_beta", False)))
+        return closed_forms.generalized_jsd(cast(float, beta), bool(parameters.get("normalize_beta", False)))
     return None

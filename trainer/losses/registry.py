@@ -59,7 +59,7 @@ class Objective:
     zero_teacher: bool = False
     """Whether it is finite where the teacher has probability 0, so that a truncated teacher can serve it."""
     sampled_token: bool = False
-    """Whether it needs the target token rather than whole distributions."""
+    """Whether it needs the sampled token rather than whole distributions."""
 
     @property
     def needs_teacher(self) -> bool:

@@ -14,24 +14,26 @@ import math
 import torch
 from torch import Tensor
 
-from tutelage.trainer.losses.teacher_distribution import Smoothing, counter_normal_at
-from tutelage.trainer.teacher.signals import BucketedRows
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution, counter_normal_at
+from tutelage.trainer.teacher.rows import BucketedRows
 
 # A log-sum-exp of magnitude 16 to 32 in float32 is known to about 16 machine epsilons, so a smaller tail mass than
 # this many is rounding, and ln 0 would make a reverse KL infinite where the teacher is merely sure.
 _TAIL_RESOLUTION_EPSILONS = 8.0
 
 
-def bucketed_logps(teacher: BucketedRows, student_logits_NV: Tensor, smoothing: Smoothing) -> tuple[Tensor, Tensor]:
+def bucketed_logps(
+    teacher: BucketedRows, student_logits_NV: Tensor, distribution: TeacherDistribution
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of teacher and student, each [N, K+1], over the teacher rows' kept ids and the tail.
 
     Padded ids (-1) are atoms of probability 0 on both sides. Differentiable in the student's logits.
     """
-    scaled_NV = student_logits_NV / smoothing.temperature_of_student
+    scaled_NV = student_logits_NV / distribution.temperature_of_student
     kept_NK, rest_N = split_kept(scaled_NV, teacher.kept_ids)
     atoms_NA = torch.cat([kept_NK, rest_N[:, None]], dim=-1)
     student_logp_NA = atoms_NA - atoms_NA.logsumexp(-1, keepdim=True)
-    return teacher_bucketed_logp(teacher, scaled_NV.shape[1], smoothing), student_logp_NA
+    return teacher_bucketed_logp(teacher, scaled_NV.shape[1], distribution), student_logp_NA
 
 
 def split_kept(logits_NV: Tensor, ids_NK: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,21 +52,21 @@ def unpadded_ids(ids_NK: Tensor) -> Tensor:
     return torch.where(ids_NK < 0, ids_NK[:, :1], ids_NK)
 
 
-def teacher_bucketed_logp(teacher: BucketedRows, vocabulary_size: int, smoothing: Smoothing) -> Tensor:
+def teacher_bucketed_logp(teacher: BucketedRows, vocabulary_size: int, distribution: TeacherDistribution) -> Tensor:
     """The teacher's log-probabilities [N, K+1] of its rows' kept ids and of the tail.
 
     With noise this is an approximation: kept ids get their own noise, but of the others only the mean effect on
     their mass, a factor exp(σ² / 2T²), is known.
     """
     padded_NK = teacher.kept_ids < 0
-    scaled_NK = teacher.kept_logits / smoothing.temperature
+    scaled_NK = teacher.kept_logits / distribution.temperature
     kept_logp_NK = (scaled_NK - teacher.logsumexp_N[:, None]).masked_fill(padded_NK, -math.inf)
     everything_N = (~padded_NK).sum(-1) == vocabulary_size
     tail_logp_N = tail_logp(kept_logp_NK).masked_fill(everything_N, -math.inf)
     logp_NA = torch.cat([kept_logp_NK, tail_logp_N[:, None]], dim=-1)
-    if smoothing.noise == 0.0:
+    if distribution.noise == 0.0:
         return logp_NA
-    return (logp_NA + _noise_of_atoms(teacher, smoothing)).log_softmax(-1)
+    return (logp_NA + _noise_of_atoms(teacher, distribution)).log_softmax(-1)
 
 
 def tail_logp(kept_logp_NK: Tensor) -> Tensor:
@@ -86,12 +88,12 @@ def log1mexp(x: Tensor) -> Tensor:
     )
 
 
-def _noise_of_atoms(teacher: BucketedRows, smoothing: Smoothing) -> Tensor:
+def _noise_of_atoms(teacher: BucketedRows, distribution: TeacherDistribution) -> Tensor:
     assert teacher.sequence_digest_N is not None
     assert teacher.position_N is not None
     normal_NK = counter_normal_at(
-        smoothing.noise_seed, teacher.sequence_digest_N, teacher.position_N, unpadded_ids(teacher.kept_ids)
+        distribution.noise_seed, teacher.sequence_digest_N, teacher.position_N, unpadded_ids(teacher.kept_ids)
     )
-    kept_NK = normal_NK * (smoothing.noise / smoothing.temperature)
-    tail_N1 = torch.full_like(kept_NK[:, :1], (smoothing.noise / smoothing.temperature) ** 2 / 2.0)
+    kept_NK = normal_NK * (distribution.noise / distribution.temperature)
+    tail_N1 = torch.full_like(kept_NK[:, :1], (distribution.noise / distribution.temperature) ** 2 / 2.0)
     return torch.cat([kept_NK, tail_N1], dim=-1)

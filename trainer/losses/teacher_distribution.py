@@ -23,7 +23,7 @@ _ROUNDS = 10
 
 
 @dataclass(frozen=True)
-class Smoothing:
+class TeacherDistribution:
     """What is done to logits before they are compared."""
 
     temperature: float = 1.0
@@ -57,17 +57,19 @@ class Smoothing:
         return self.temperature**2 if self.scale_by_temperature_squared else 1.0
 
 
-def smooth_teacher(logits_NV: Tensor, sequence_digest_N: Tensor, position_N: Tensor, smoothing: Smoothing) -> Tensor:
-    """The teacher's smoothed logits [N, V] (not normalised), from its raw ones, which it may overwrite."""
-    if smoothing.noise > 0.0:
-        noise_NV = counter_normal(smoothing.noise_seed, sequence_digest_N, position_N, logits_NV.shape[1])
-        logits_NV = logits_NV.add_(noise_NV, alpha=smoothing.noise)
-    if smoothing.temperature != 1.0:
-        logits_NV = logits_NV.div_(smoothing.temperature)
-    if smoothing.top_k > 0:
-        logits_NV = keep_top_k(logits_NV, smoothing.top_k)
-    if smoothing.top_p < 1.0:
-        logits_NV = keep_top_p(logits_NV, smoothing.top_p)
+def teacher_distribution_logits(
+    logits_NV: Tensor, sequence_digest_N: Tensor, position_N: Tensor, distribution: TeacherDistribution
+) -> Tensor:
+    """The logits of the teacher distribution [N, V] (not normalised), from its raw ones, which it may overwrite."""
+    if distribution.noise > 0.0:
+        noise_NV = counter_normal(distribution.noise_seed, sequence_digest_N, position_N, logits_NV.shape[1])
+        logits_NV = logits_NV.add_(noise_NV, alpha=distribution.noise)
+    if distribution.temperature != 1.0:
+        logits_NV = logits_NV.div_(distribution.temperature)
+    if distribution.top_k > 0:
+        logits_NV = keep_top_k(logits_NV, distribution.top_k)
+    if distribution.top_p < 1.0:
+        logits_NV = keep_top_p(logits_NV, distribution.top_p)
     return logits_NV
 
 

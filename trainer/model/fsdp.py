@@ -30,7 +30,7 @@ def shard(model: Any, *, dtype: torch.dtype, device: torch.device, forward: str)
         dtype: of forward and backward.
         device: where this worker computes.
         forward: name of the method that is the forward pass in training. After it the weights that belong to no layer,
-            the head's among them, are whole until the end of the backward pass.
+            the head's among them, are unsharded until the end of the backward pass.
 
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
@@ -41,7 +41,7 @@ def shard(model: Any, *, dtype: torch.dtype, device: torch.device, forward: str)
     for module in [*layers, model]:
         _to_float32(module)
         fully_shard(module, mesh=mesh, mp_policy=policy)
-        # Sums, as between workers that have the whole student; gloo knows no others.
+        # Sums, as between workers that have the full student; gloo knows no others.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     # An expert that no token of a worker's share was sent to has no gradient there.
@@ -50,15 +50,15 @@ def shard(model: Any, *, dtype: torch.dtype, device: torch.device, forward: str)
 
 
 def _to_float32(module: nn.Module) -> None:
-    """Of what is trained and not yet shared out. Layer by layer: the whole model in float32 may not fit."""
+    """Of what is trained and not yet shared out. Layer by layer: the full model in float32 may not fit."""
     for parameter in module.parameters():
         if parameter.requires_grad and not isinstance(parameter, DTensor):
             parameter.data = parameter.data.float()
 
 
 @contextmanager
-def whole(model: Any) -> Iterator[None]:
-    """Weights are whole in here, in the dtype of the forward pass: passes without gradients concern no other worker."""
+def unsharded(model: Any) -> Iterator[None]:
+    """All weights are here, in the forward pass's dtype, so that passes without gradients concern no other worker."""
     groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for group in groups:
         group.set_reshard_after_forward(False, recurse=False)
@@ -71,13 +71,13 @@ def whole(model: Any) -> Iterator[None]:
             group.set_reshard_after_forward(group is not model, recurse=False)
 
 
-def gathered(tensor: Tensor) -> Tensor:
-    """The whole of what each worker has a part of, on the CPU; another tensor as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor that each worker has a part of, on the CPU; another tensor as it is."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """What this worker keeps of a whole tensor that all workers have, dealt out as `like` is; all of it if that is."""
+    """What this worker keeps of a full tensor that all workers have, dealt out as `like` is; all of it if that is."""
     tensor = tensor.to(like.device)
     if not isinstance(like, DTensor):
         return tensor

@@ -1,4 +1,4 @@
-"""Carves a student out of a teacher: some of its layers, all of its vocabulary.
+"""A student made of a teacher by layer pruning: some of its layers, all of its vocabulary.
 
 The first and the last layer are always kept, the others are spread evenly (as DistilBERT and its
 successors initialise their students; Sanh et al. 2019, arXiv 1910.01108, section 3).
@@ -23,7 +23,7 @@ def kept_layers(total: int, keep: int) -> list[int]:
     return [round(index * (total - 1) / (keep - 1)) for index in range(keep)]
 
 
-def carve(teacher: Path, student: Path, *, layers: int) -> None:
+def prune_layers(teacher: Path, student: Path, *, layers: int) -> None:
     """Writes a checkpoint with `layers` of the teacher's layers, its embeddings, head and tokenizer.
 
     Args:
@@ -41,7 +41,7 @@ def carve(teacher: Path, student: Path, *, layers: int) -> None:
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype="auto")
     blocks = getattr(getattr(model, "model", None), "layers", None)
     if blocks is None:
-        raise ConfigurationError(f"{type(model).__name__} has no model.layers to carve from", "teacher")
+        raise ConfigurationError(f"{type(model).__name__} has no model.layers to keep some of", "teacher")
     keep = kept_layers(len(blocks), layers)
     model.model.layers = torch.nn.ModuleList(blocks[index] for index in keep)
     for index, block in enumerate(model.model.layers):

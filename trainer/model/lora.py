@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tutelage.errors import ConfigurationError
-from tutelage.trainer.config.run import LoraConfig
+from tutelage.trainer.config.student import LoraConfig
 
 
 def add_adapters(model: Any, settings: LoraConfig, *, seed: int) -> Any:

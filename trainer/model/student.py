@@ -11,7 +11,6 @@ Shape suffixes: B sequences, T positions, N scored rows, V vocabulary, D hidden 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,13 +25,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tutelage.errors import CheckpointError
-from tutelage.trainer.config.run import LoraConfig, OptimizerConfig
+from tutelage.trainer.config.student import LoraConfig, OptimizerConfig
+from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.model.cpu_attention import use_fast_attention
-from tutelage.trainer.model.fsdp import gathered, part_of, shard, whole
+from tutelage.trainer.model.fsdp import full_tensor, part_of, shard, unsharded
 from tutelage.trainer.model.lora import add_adapters
+from tutelage.trainer.model.optimizer import adamw
 from tutelage.trainer.model.process_group import Workers
-from tutelage.trainer.teacher.signals import Unembedding
-from tutelage.trainer.teacher.to_tensors import Scored
+from tutelage.trainer.teacher.rows import Unembedding
 
 STATE_FILE = "trainer_state.st"
 """Safetensors by another suffix: engines take every `*.safetensors` of a folder for weights."""
@@ -100,7 +100,7 @@ class Student:
             name: parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_()
             for name, parameter in self._parameters.items()
         }
-        self._optimizer = _adamw(self._masters, optimizer)
+        self._optimizer = adamw(self._masters, optimizer)
 
     @property
     def parameters_count(self) -> int:
@@ -114,12 +114,12 @@ class Student:
         configured = [] if configured is None else configured
         return frozenset({self.tokenizer.eos_token_id, *([configured] if isinstance(configured, int) else configured)})
 
-    def whole(self) -> AbstractContextManager[None]:
+    def unsharded(self) -> AbstractContextManager[None]:
         """In here, and when training after `hidden`, its weights are all there; all workers enter it at once.
 
         Whatever runs the model without gradients does so in here. None of that takes part in what the others do.
         """
-        return whole(self.model)
+        return unsharded(self.model)
 
     def head(self) -> Unembedding:
         """What turns its hidden states into logits, over the tokenizer's vocabulary; gradients reach it.
@@ -138,17 +138,17 @@ class Student:
             float(getattr(config, "final_logit_softcapping", None) or 0.0),
         )
 
-    def hidden(self, sequences: Sequence[Scored]) -> Tensor:
+    def hidden(self, sequences: Sequence[TokenSequence]) -> Tensor:
         """Final hidden states [N, D] of the scored positions of each sequence, one after the other."""
         ids_BT = torch.zeros(len(sequences), max(len(sequence.ids) for sequence in sequences), dtype=torch.long)
-        for place, sequence in enumerate(sequences):
-            ids_BT[place, : len(sequence.ids)] = torch.from_numpy(sequence.ids)
+        for row, sequence in enumerate(sequences):
+            ids_BT[row, : len(sequence.ids)] = torch.from_numpy(sequence.ids)
         # Padding is on the right, where causal attention never looks, so no mask is needed.
         hidden_BTD = self.model.final_hidden(ids_BT.to(self.device))
-        return torch.cat([hidden_BTD[place, item.start : item.end] for place, item in enumerate(sequences)])
+        return torch.cat([hidden_BTD[row, item.start : item.end] for row, item in enumerate(sequences)])
 
     @torch.no_grad()
-    def likeliest_ids(self, sequence: Scored, k: int) -> npt.NDArray[np.int32]:
+    def likeliest_ids(self, sequence: TokenSequence, k: int) -> npt.NDArray[np.int32]:
         """The k ids that it finds likeliest at each scored position, int32 [rows, k]."""
         self.model.eval()
         hidden_ND = self.hidden([sequence])
@@ -183,15 +183,15 @@ class Student:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._publish()
-        return float(gathered(norm))
+        return float(full_tensor(norm))
 
     def save(self, folder: Path | None) -> None:
         """Writes the Hugging Face checkpoint (with LoRA, the adapter's) and `trainer_state.st`.
 
         All workers of a sharded student save at once: one gives a folder, the others None and write nothing.
         """
-        state = self._gathered_state(keep=folder is not None)
-        with self.whole():
+        state = self._full_state(keep=folder is not None)
+        with self.unsharded():
             if folder is None:
                 return
             if self._adapters is None:
@@ -201,14 +201,14 @@ class Student:
         self.tokenizer.save_pretrained(folder)
         save_file(state, folder / STATE_FILE)
 
-    def _gathered_state(self, *, keep: bool) -> dict[str, Tensor]:
+    def _full_state(self, *, keep: bool) -> dict[str, Tensor]:
         """The optimizer's weights and their moments, one brought together after the other; nothing unless kept."""
         tensors = {}
         for name, master in self._masters.items():
             moments = self._optimizer.state.get(master, {})
             parts = {"master": master.detach()} | {key: moments[key] for key in _MOMENTS if key in moments}
             for key, part in parts.items():
-                tensor = gathered(part)
+                tensor = full_tensor(part)
                 if keep:
                     tensors[f"{key}.{name}"] = tensor
         return tensors
@@ -256,36 +256,10 @@ class Student:
                 parameter.data.copy_(self._masters[name])
 
 
-def learning_rate_at(step: int, steps: int, settings: OptimizerConfig) -> float:
-    """The rate of step `step` (0, 1, …) of `steps`: linear warm-up, then the schedule.
-
-    The first step after a warm-up of w steps is at the peak; `linear` and `cosine` would reach 0 one
-    step after the last.
-    """
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
-    progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
-    match settings.schedule:
-        case "constant":
-            return settings.learning_rate
-        case "linear":
-            return settings.learning_rate * (1.0 - progress)
-        case "cosine":
-            return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
 def _final_hidden(model: Any, ids_BT: Tensor) -> Tensor:
     """Final hidden states [B, T, D]; a method that the model is given."""
     hidden_BTD: Tensor = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
     return hidden_BTD
-
-
-def _adamw(masters: dict[str, Tensor], settings: OptimizerConfig) -> torch.optim.AdamW:
-    groups = [
-        {"params": [tensor for tensor in masters.values() if tensor.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [tensor for tensor in masters.values() if tensor.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
 
 
 def _logit_scale(config: Any) -> float:

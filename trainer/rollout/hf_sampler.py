@@ -7,47 +7,16 @@ sequences that have ended leave the batch, so it grows cheaper as it goes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.seeding import derived_seed
+from tutelage.trainer.data.sequences import TokenIds
 from tutelage.trainer.model.student import Student
-
-TokenIds = npt.NDArray[np.int32]
-
-
-class Sampler(Protocol):
-    """Writes a student's own sequences."""
-
-    def write(self, step: int, places: Sequence[int], prompts: Sequence[TokenIds]) -> list[TokenIds]:
-        """One continuation a prompt, as `sample`, with the weights that the student has now.
-
-        Args:
-            step: optimizer steps done.
-            places: of the sequences in the step's batch; the same step and place draw the same, whoever else writes.
-            prompts: token ids, none empty, one for each place.
-
-        """
-        ...
-
-
-def open_sampler(config: StudentConfig, student: Student) -> Sampler:
-    """What writes the student's sequences; no vLLM is started for one that never writes any.
-
-    Raises:
-        ConfigurationError: as `VllmSampler`.
-
-    """
-    if config.sampling.engine == "vllm" and config.objective.own_fraction > 0:
-        from tutelage.trainer.rollout.vllm_sampler import VllmSampler
-
-        return VllmSampler(config, student)
-    return TransformersSampler(config, student)
 
 
 class TransformersSampler:
@@ -56,10 +25,10 @@ class TransformersSampler:
     def __init__(self, config: StudentConfig, student: Student) -> None:
         self._config, self._student = config, student
 
-    def write(self, step: int, places: Sequence[int], prompts: Sequence[TokenIds]) -> list[TokenIds]:
-        """As `Sampler.write`."""
+    def generate(self, step: int, batch_indices: Sequence[int], prompts: Sequence[TokenIds]) -> list[TokenIds]:
+        """As `Sampler.generate`."""
         config, model = self._config, self._student.model
-        seeds = [derived_seed(config.seed, "sampling", config.id, step, place) for place in places]
+        seeds = [derived_seed(config.seed, "sampling", config.id, step, batch_index) for batch_index in batch_indices]
         model.eval()
         completions = sample(
             model,
@@ -131,8 +100,8 @@ def _write(
         for row, token in zip(active, chosen_B.tolist(), strict=True):
             written[row].append(token)
         going = [
-            place
-            for place, row in enumerate(active)
+            batch_index
+            for batch_index, row in enumerate(active)
             if written[row][-1] not in end_ids and len(written[row]) < room[row]
         ]
         ids_BT, mask_BT = chosen_B[:, None], torch.cat([mask_BT, mask_BT.new_ones(len(active), 1)], dim=1)
@@ -140,7 +109,7 @@ def _write(
             kept = torch.tensor(going, dtype=torch.long, device=model.device)
             ids_BT, mask_BT = ids_BT[kept], mask_BT[kept]
             cache.batch_select_indices(kept)
-            active = [active[place] for place in going]
+            active = [active[batch_index] for batch_index in going]
     return [np.asarray(tokens, np.int32) for tokens in written]
 
 

@@ -13,18 +13,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from tutelage.errors import ConfigurationError
-from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.seeding import derived_seed
+from tutelage.trainer.data.sequences import TokenIds
 from tutelage.trainer.model.student import Student
-
-if TYPE_CHECKING:
-    from tutelage.trainer.rollout.hf_sampler import TokenIds
 
 # Also the first that the engine computes: on CPUs with AMX one of fewer than five tokens would kill the process.
 _PROBE_IDS = tuple(range(8))
@@ -61,12 +59,12 @@ class VllmSampler:
             ) from error
         self._require_same(logp_V)
 
-    def write(self, step: int, places: Sequence[int], prompts: Sequence[TokenIds]) -> list[TokenIds]:
-        """As `Sampler.write`."""
+    def generate(self, step: int, batch_indices: Sequence[int], prompts: Sequence[TokenIds]) -> list[TokenIds]:
+        """As `Sampler.generate`."""
         self.refresh()
         settings = [
-            request_settings(self._config, self._student, step=step, place=place, prompt_tokens=len(prompt))
-            for place, prompt in zip(places, prompts, strict=True)
+            request_settings(self._config, self._student, step=step, batch_index=batch_index, prompt_tokens=len(prompt))
+            for batch_index, prompt in zip(batch_indices, prompts, strict=True)
         ]
         outputs = self._generate([prompt.tolist() for prompt in prompts], settings)
         return [np.asarray(output.token_ids, np.int32) for output in outputs]
@@ -100,7 +98,7 @@ class VllmSampler:
 
 
 def request_settings(
-    config: StudentConfig, student: Student, *, step: int, place: int, prompt_tokens: int
+    config: StudentConfig, student: Student, *, step: int, batch_index: int, prompt_tokens: int
 ) -> dict[str, Any]:
     """What vLLM is told about one sequence.
 
@@ -108,7 +106,7 @@ def request_settings(
         config: the student's.
         student: whose end tokens and vocabulary count.
         step: optimizer steps done.
-        place: of the sequence among those of the step.
+        batch_index: of the sequence among those of the step.
         prompt_tokens: of its prompt.
 
     """
@@ -118,7 +116,7 @@ def request_settings(
         "max_tokens": min(config.sampling.max_new_tokens, config.batch.max_tokens - prompt_tokens),
         "temperature": config.sampling.temperature,
         "top_p": config.sampling.top_p,
-        "seed": derived_seed(config.seed, "sampling", config.id, step, place),
+        "seed": derived_seed(config.seed, "sampling", config.id, step, batch_index),
         "stop_token_ids": sorted(student.end_ids),
         "allowed_token_ids": list(range(size)) if padded else None,
         "detokenize": False,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +19,10 @@ from torch import Tensor
 from tutelage.data.signal_cache import SUFFIX, find_teacher, read_states, read_teacher, sequence_key
 from tutelage.errors import DataError, IdentityMismatch
 from tutelage.identity import require_same_tokenizer
-from tutelage.trainer.teacher.frame_decoder import SignalRequest, Signals, SignalSpec, joined
-from tutelage.trainer.teacher.grpc_client import TeacherIdentity, UnembeddingArrays
-from tutelage.trainer.teacher.signals import Unembedding
+from tutelage.trainer.data.sequences import TokenSequence
+from tutelage.trainer.teacher.base import SignalArrays, SignalSpec, TeacherIdentity, UnembeddingArrays
+from tutelage.trainer.teacher.frame_decoder import joined
+from tutelage.trainer.teacher.rows import Unembedding
 
 _CHUNK_LOGITS_BYTES = 24 * 2**20
 
@@ -62,7 +62,7 @@ class StoredTeacher:
         """As `Teacher.unembedding`."""
         return self._arrays
 
-    def score(self, requests: Sequence[SignalRequest], spec: SignalSpec) -> list[Signals]:
+    def score(self, sequences: Sequence[TokenSequence], spec: SignalSpec) -> list[SignalArrays]:
         """As `Teacher.score`.
 
         Raises:
@@ -70,38 +70,34 @@ class StoredTeacher:
             DataError: a sequence is not stored.
 
         """
-        return [self._signals(request, spec) for request in requests]
+        return [self._arrays_of(sequence, spec) for sequence in sequences]
 
-    def _signals(self, request: SignalRequest, spec: SignalSpec) -> Signals:
-        hidden_RD = self._states(request.token_ids)[request.score_start : request.score_end]
+    def _arrays_of(self, sequence: TokenSequence, spec: SignalSpec) -> SignalArrays:
+        hidden_RD = self._states(sequence.ids)[sequence.start : sequence.end]
         if hidden_RD.shape[1] != self.identity.hidden_size:
             raise IdentityMismatch(f"stored states have {hidden_RD.shape[1]} numbers", "signals_from")
         if spec.kind == "hidden":
-            return Signals(hidden_RD=hidden_RD)
+            return {"hidden_RD": hidden_RD}
         rows = max(1, _CHUNK_LOGITS_BYTES // (4 * self.identity.vocabulary_size))
         starts = range(0, len(hidden_RD), rows)
-        parts = [self._part(request, spec, hidden_RD, slice(start, start + rows)) for start in starts]
-        names = ("ids_RK", "logits_RK", "target_logits", "logsumexp_RM")
-        columns = dict(zip(names, zip(*parts, strict=True), strict=True))
-        return Signals(
-            **{name: joined(list(column), name) for name, column in columns.items() if column[0] is not None}
-        )
+        return joined([self._part(sequence, spec, hidden_RD, slice(start, start + rows)) for start in starts])
 
     def _part(
-        self, request: SignalRequest, spec: SignalSpec, hidden_RD: npt.NDArray[np.uint16], rows: slice
-    ) -> tuple[npt.NDArray[Any] | None, ...]:
-        """Ids, logits, target logits and log-sum-exp of some rows."""
+        self, sequence: TokenSequence, spec: SignalSpec, hidden_RD: npt.NDArray[np.uint16], rows: slice
+    ) -> SignalArrays:
+        """What some of the sequence's rows are, of `topk` or `candidates`."""
         logits_RV = self._float_head().logits(torch.from_numpy(hidden_RD[rows].copy()).view(torch.bfloat16))
-        following = request.token_ids[request.score_start + 1 : request.score_end + 1][rows].astype(np.int64)
-        target_logits = logits_RV[: len(following)].gather(1, torch.from_numpy(following)[:, None])[:, 0]
+        targets = torch.from_numpy(sequence.targets[rows].astype(np.int64))
+        target_logits = logits_RV[: len(targets)].gather(1, targets[:, None])[:, 0]
         logsumexp_RM = torch.stack([(logits_RV / T).logsumexp(1) for T in spec.temperatures], dim=1)
-        if request.candidate_ids_RK is None:
+        both = {"target_logits": target_logits.numpy(), "logsumexp_RM": logsumexp_RM.numpy()}
+        if sequence.candidate_ids_RC is None:
             logits_RK, ids_RK = logits_RV.topk(spec.k)
             if spec.min_mass > 0:
                 ids_RK, logits_RK = _kept(ids_RK, logits_RK, logsumexp_RM[:, 0], spec)
-            return ids_RK.to(torch.int32).numpy(), logits_RK.numpy(), target_logits.numpy(), logsumexp_RM.numpy()
-        ids_RC = torch.from_numpy(request.candidate_ids_RK[rows].astype(np.int64))
-        return None, _at(logits_RV, ids_RC).numpy(), target_logits.numpy(), logsumexp_RM.numpy()
+            return {"ids_RK": ids_RK.to(torch.int32).numpy(), "logits_RK": logits_RK.numpy(), **both}
+        ids_RC = torch.from_numpy(sequence.candidate_ids_RC[rows].astype(np.int64))
+        return {"logits_RK": _at(logits_RV, ids_RC).numpy(), **both}
 
     def _float_head(self) -> Unembedding:
         """The head in float32, so that logits are as exact as the server's; made when it is first needed."""

@@ -18,6 +18,8 @@ import numpy.typing as npt
 from tutelage.errors import CorruptFrame
 from tutelage.rpc import codec
 from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.trainer.data.sequences import TokenSequence
+from tutelage.trainer.teacher.base import SignalArrays, SignalSpec
 
 Array = npt.NDArray[Any]
 
@@ -32,62 +34,19 @@ _PADDING = {"ids_RK": -1, "logits_RK": -np.inf}
 _LOGSUMEXP_SLACK = 1e-3
 
 
-@dataclass(frozen=True)
-class SignalRequest:
-    """What is asked about one sequence."""
-
-    token_ids: npt.NDArray[np.int32]
-    """[n]."""
-    score_start: int
-    """First scored position."""
-    score_end: int
-    """One past the last scored position."""
-    candidate_ids_RK: npt.NDArray[np.int32] | None = None
-    """`candidates` only: padded with -1."""
-
-
-@dataclass(frozen=True)
-class SignalSpec:
-    """Which signal is asked for."""
-
-    kind: str
-    """`topk`, `candidates` or `hidden`."""
-    k: int = 0
-    """`topk` only."""
-    temperatures: tuple[float, ...] = ()
-    """`topk` and `candidates`."""
-    min_mass: float = 0.0
-    """`topk`: if above 0, rows keep as many ids as have this mass at the first temperature, k at most."""
-
-
-@dataclass(frozen=True)
-class Signals:
-    """The checked rows of one request; arrays that its kind does not have are None."""
-
-    ids_RK: npt.NDArray[np.int32] | None = None
-    """Short rows are padded with -1."""
-    logits_RK: npt.NDArray[np.float32] | None = None
-    """-inf where an id is -1."""
-    target_logits: npt.NDArray[np.float32] | None = None
-    """One for each row but that of the sequence's last position."""
-    logsumexp_RM: npt.NDArray[np.float32] | None = None
-    hidden_RD: npt.NDArray[np.uint16] | None = None
-    """bfloat16 bit patterns."""
-
-
-def to_message(request_id: str, request: SignalRequest, spec: SignalSpec) -> pb.ScoreSequencesRequest:
+def to_message(request_id: str, sequence: TokenSequence, spec: SignalSpec) -> pb.ScoreSequencesRequest:
     """The request as the contract writes it."""
     signal = pb.SignalSpec(kind=_KINDS[spec.kind], k=spec.k, temperatures=spec.temperatures)
     if spec.min_mass > 0:
         signal.min_mass, signal.mass_temperature = spec.min_mass, spec.temperatures[0]
-    if request.candidate_ids_RK is not None:
-        signal.candidate_ids.CopyFrom(codec.encode(request.candidate_ids_RK))
+    if sequence.candidate_ids_RC is not None:
+        signal.candidate_ids.CopyFrom(codec.encode(sequence.candidate_ids_RC))
     return pb.ScoreSequencesRequest(
         request_id=request_id,
-        token_ids=codec.encode(request.token_ids),
+        token_ids=codec.encode(sequence.ids),
         signal=signal,
-        score_start=request.score_start,
-        score_end=request.score_end,
+        score_start=sequence.start,
+        score_end=sequence.end,
     )
 
 
@@ -95,18 +54,18 @@ def to_message(request_id: str, request: SignalRequest, spec: SignalSpec) -> pb.
 class Answer:
     """Collects the frames of one request."""
 
-    request: SignalRequest
+    sequence: TokenSequence
     spec: SignalSpec
     vocabulary_size: int
     hidden_size: int
-    _parts: list[Signals] = field(default_factory=list)
+    _parts: list[SignalArrays] = field(default_factory=list)
     _next_position: int = field(init=False)
     complete: bool = False
     """Whether the last frame was added."""
 
     def __post_init__(self) -> None:
-        self._next_position = self.request.score_start
-        self._digest = codec.sequence_digest(self.request.token_ids)
+        self._next_position = self.sequence.start
+        self._digest = self.sequence.digest
 
     def add(self, frame: pb.SignalFrame) -> None:
         """Checks and keeps one frame.
@@ -120,16 +79,10 @@ class Answer:
         self._next_position += frame.position_count
         self.complete = frame.last
 
-    def signals(self) -> Signals:
+    def arrays(self) -> SignalArrays:
         """All rows; call it when `complete`."""
         assert self.complete
-        return Signals(
-            **{
-                name: joined([getattr(part, name) for part in self._parts], name)
-                for name, value in vars(self._parts[0]).items()
-                if value is not None
-            }
-        )
+        return joined(self._parts)
 
     def _check_place(self, frame: pb.SignalFrame) -> None:
         end = self._next_position + frame.position_count
@@ -149,29 +102,30 @@ class Answer:
             f"{frame.position_count} rows from {frame.position_start} came where {self._next_position} was due",
         )
         _require(
-            end <= self.request.score_end and frame.last == (end == self.request.score_end),
+            end <= self.sequence.end and frame.last == (end == self.sequence.end),
             "last",
-            f"rows up to {end} of {self.request.score_end} came with last={frame.last}",
+            f"rows up to {end} of {self.sequence.end} came with last={frame.last}",
         )
         _require(frame.checksum == codec.frame_checksum(frame), "checksum", "the frame was damaged on its way")
 
-    def _check_content(self, frame: pb.SignalFrame) -> Signals:
+    def _check_content(self, frame: pb.SignalFrame) -> SignalArrays:
         rows = frame.position_count
         if self.spec.kind == "hidden":
-            return Signals(hidden_RD=_hidden(frame, (rows, self.hidden_size)))
+            return {"hidden_RD": _hidden(frame, (rows, self.hidden_size))}
         logsumexp_RM = _array(frame, "logsumexp", (rows, len(self.spec.temperatures)), np.float32)
-        has_last = frame.position_start + rows == len(self.request.token_ids)
+        has_last = frame.position_start + rows == len(self.sequence.ids)
         target_logits = _array(frame, "target_logits", (rows - has_last,), np.float32)
         _require_finite(target_logits, "target_logits")
         _require_finite(logsumexp_RM, "logsumexp")
+        both = {"target_logits": target_logits, "logsumexp_RM": logsumexp_RM}
         if self.spec.kind == "topk":
             ids_RK, logits_RK = self._topk(frame)
             _check_topk(ids_RK, logits_RK, logsumexp_RM, self.spec)
-            return Signals(ids_RK, logits_RK, target_logits, logsumexp_RM)
-        assert self.request.candidate_ids_RK is not None
-        logits_RK = _array(frame, "logits", (rows, self.request.candidate_ids_RK.shape[1]), np.float32)
+            return {"ids_RK": ids_RK, "logits_RK": logits_RK, **both}
+        assert self.sequence.candidate_ids_RC is not None
+        logits_RK = _array(frame, "logits", (rows, self.sequence.candidate_ids_RC.shape[1]), np.float32)
         self._check_candidates(frame, logits_RK)
-        return Signals(None, logits_RK, target_logits, logsumexp_RM)
+        return {"logits_RK": logits_RK, **both}
 
     def _topk(self, frame: pb.SignalFrame) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """Ids and logits; ragged rows are padded to the longest."""
@@ -190,9 +144,9 @@ class Answer:
         return ids_RK, logits_RK
 
     def _check_candidates(self, frame: pb.SignalFrame, logits_RK: Array) -> None:
-        assert self.request.candidate_ids_RK is not None
-        start = frame.position_start - self.request.score_start
-        absent = self.request.candidate_ids_RK[start : start + frame.position_count] == -1
+        assert self.sequence.candidate_ids_RC is not None
+        start = frame.position_start - self.sequence.start
+        absent = self.sequence.candidate_ids_RC[start : start + frame.position_count] == -1
         _require(bool(np.isneginf(logits_RK[absent]).all()), "logits", "an absent candidate has a logit")
         _require_finite(logits_RK[~absent], "logits")
 
@@ -243,12 +197,13 @@ def _check_topk(ids_RK: Array, logits_RK: Array, logsumexp_RM: Array, spec: Sign
             _require(bool((enough_R | full_R).all()), "row_lengths", "a row keeps less mass than was asked for")
 
 
-def joined(arrays: Sequence[Array], name: str) -> Array:
-    """Rows one after the other; where their widths differ, the shorter ones are padded as `Signals` says."""
-    if name not in _PADDING:
-        return np.concatenate(arrays)
-    width = max(array.shape[1] for array in arrays)
-    missing = [((0, 0), (0, width - array.shape[1])) for array in arrays]
-    return np.concatenate(
-        [np.pad(array, pad, constant_values=_PADDING[name]) for array, pad in zip(arrays, missing, strict=True)]
-    )
+def joined(parts: Sequence[SignalArrays]) -> SignalArrays:
+    """Rows one after the other; where their widths differ, the shorter ones are padded as `SignalArrays` says."""
+    columns = {name: [part[name] for part in parts] for name in parts[0]}
+    for name in _PADDING.keys() & columns.keys():
+        width = max(array.shape[1] for array in columns[name])
+        columns[name] = [
+            np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=_PADDING[name])
+            for array in columns[name]
+        ]
+    return {name: np.concatenate(arrays) for name, arrays in columns.items()}

@@ -14,9 +14,8 @@ import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -36,52 +35,16 @@ from tutelage.rpc.transport import (
 )
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.rpc.v1 import teacher_pb2_grpc as rpc
-from tutelage.trainer.teacher.frame_decoder import Answer, SignalRequest, Signals, SignalSpec, to_message
+from tutelage.trainer.data.sequences import TokenSequence
+from tutelage.trainer.teacher.base import SignalArrays, SignalSpec, TeacherIdentity, UnembeddingArrays
+from tutelage.trainer.teacher.frame_decoder import Answer, to_message
 
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.2, 5.0
 _INFO_TIMEOUT_SECONDS = 10.0
-_DTYPES = {pb.DTYPE_BFLOAT16: np.dtype(np.uint16), pb.DTYPE_FLOAT32: np.dtype(np.float32)}
 
 ResultT = TypeVar("ResultT")
 Waiting = Callable[[float, str], None]
 """Called about once per attempt with the seconds waited so far and why; may raise to stop waiting."""
-
-
-@dataclass(frozen=True)
-class UnembeddingArrays:
-    """The matrix that turns hidden states into logits, as it was sent."""
-
-    rows_VD: npt.NDArray[Any]
-    """float32, or bfloat16 as uint16 bit patterns."""
-    bias_V: npt.NDArray[np.float32] | None
-    scale: float
-    softcap: float
-
-
-@dataclass(frozen=True)
-class TeacherIdentity:
-    """Who the teacher of this run is."""
-
-    model_name: str
-    weights_digest: str
-    vocabulary_size: int
-    hidden_size: int
-    noise_floor_kl: float
-    """Mean KL between two scorings of the same tokens, nats per token."""
-
-
-class Teacher(Protocol):
-    """What the training loop needs of a teacher."""
-
-    identity: TeacherIdentity
-    waited_seconds: float
-    """Time spent waiting for a teacher that was away or full, in all."""
-
-    def score(self, requests: Sequence[SignalRequest], spec: SignalSpec) -> list[Signals]:
-        """The signals of each request, in order."""
-
-    def unembedding(self) -> UnembeddingArrays:
-        """The matrix that turns `hidden` into logits."""
 
 
 def _ignore(_seconds: float, _reason: str) -> None:
@@ -155,8 +118,8 @@ class TeacherClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def score(self, requests: Sequence[SignalRequest], spec: SignalSpec) -> list[Signals]:
-        """The signals of each request, in order; all are in flight on one stream.
+    def score(self, sequences: Sequence[TokenSequence], spec: SignalSpec) -> list[SignalArrays]:
+        """As `Teacher.score`; all sequences are in flight on one stream.
 
         Raises:
             CorruptFrame: the teacher answered what it must not; nothing of it is used.
@@ -166,9 +129,9 @@ class TeacherClient:
 
         """
         size = (self._info.vocabulary_size, self._info.hidden_size)
-        answers = {str(index): Answer(request, spec, *size) for index, request in enumerate(requests)}
+        answers = {str(index): Answer(sequence, spec, *size) for index, sequence in enumerate(sequences)}
         self._patiently(lambda: self._stream(answers))
-        return [answer.signals() for answer in answers.values()]
+        return [answer.arrays() for answer in answers.values()]
 
     def unembedding(self) -> UnembeddingArrays:
         """The matrix that turns `hidden` into logits; fetched once.
@@ -197,9 +160,9 @@ class TeacherClient:
         """Asks for what is not complete; returns when it is, and the teacher is known to be the same."""
         for key, answer in answers.items():
             if not answer.complete:
-                answers[key] = Answer(answer.request, answer.spec, answer.vocabulary_size, answer.hidden_size)
+                answers[key] = Answer(answer.sequence, answer.spec, answer.vocabulary_size, answer.hidden_size)
         open_keys = [key for key, answer in answers.items() if not answer.complete]
-        messages = [to_message(key, answers[key].request, answers[key].spec) for key in open_keys]
+        messages = [to_message(key, answers[key].sequence, answers[key].spec) for key in open_keys]
         if messages:
             call = self._stub.ScoreSequences(iter(messages), timeout=self._wait_seconds, metadata=self._metadata)
             try:
@@ -300,7 +263,7 @@ class _UnembeddingDownload:
         self.rows += len(rows)
 
     def arrays(self) -> UnembeddingArrays:
-        """The whole, after its digest was compared."""
+        """All of it, after its digest was compared."""
         rows_VD = np.concatenate(self._row_parts)
         bias_V = np.concatenate(self._bias_parts) if self._bias_parts else None
         digest = hashlib.sha256(rows_VD.data)

@@ -12,24 +12,25 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from tutelage.data.dataset_files import Example, TokenIds
+from tutelage.data.dataset_files import Example
 from tutelage.errors import DataError
 from tutelage.trainer.checkpoint.trainer_state import Rollout
-from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.seeding import numpy_generator
+from tutelage.trainer.data.sequences import TokenIds, TokenSequence, token_sequence
 from tutelage.trainer.losses.registry import objective_named
 from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
-from tutelage.trainer.rollout.hf_sampler import open_sampler
-from tutelage.trainer.teacher.frame_decoder import SignalRequest, Signals
-from tutelage.trainer.teacher.grpc_client import Teacher
-from tutelage.trainer.teacher.signals import TeacherRows, Unembedding
-from tutelage.trainer.teacher.to_tensors import Scored, scored, signal_spec, teacher_rows
+from tutelage.trainer.rollout.base import open_sampler
+from tutelage.trainer.teacher.base import SignalArrays, Teacher
+from tutelage.trainer.teacher.rows import TeacherRows, Unembedding
+from tutelage.trainer.teacher.to_tensors import teacher_rows
+from tutelage.trainer.training.objective import signal_spec
 
 ExamplesOf = Callable[[int], Sequence[Example]]
 """The `batch.sequences` examples of a step, for all workers together."""
@@ -39,7 +40,7 @@ ExamplesOf = Callable[[int], Sequence[Example]]
 class MicroBatch:
     """Sequences that go through the student at once, and what the teacher says about them."""
 
-    sequences: list[Scored]
+    sequences: list[TokenSequence]
     teacher: TeacherRows | None
     counts: bool = True
     """Whether it is part of the loss; one that is not only accompanies the passes of other workers."""
@@ -51,17 +52,11 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class _Answer:
-    request: SignalRequest
-    signals: Signals
-
-
-@dataclass(frozen=True)
 class _PendingBatch:
     """A batch that is being scored; indices are those in the whole step's batch."""
 
-    sequences: Mapping[int, Scored]
-    answers: Sequence[Future[dict[int, _Answer]]]
+    sequences: Mapping[int, TokenSequence]
+    answers: Sequence[Future[dict[int, SignalArrays]]]
     rollout: Rollout
     """What the student wrote of it."""
 
@@ -123,7 +118,7 @@ class BatchBuilder:
 
         """
         last = min(step + self._prefetch_steps, self._config.steps - 1)
-        with self._student.whole() if self._asks_student else nullcontext():
+        with self._student.unsharded() if self._asks_student else nullcontext():
             for later in range(step, max(step, last) + 1):
                 if later not in self._pending:
                     self._pending[later] = self._start(later, step, examples_of(later))
@@ -149,13 +144,13 @@ class BatchBuilder:
     def _asks_student(self) -> bool:
         """Whether the student writes batches, or chooses what the teacher is asked."""
         objective = self._config.objective
-        return objective.own_fraction > 0 or objective.signal == "candidates"
+        return objective.on_policy_fraction > 0 or objective.signal == "candidates"
 
     @property
     def _prefetch_steps(self) -> int:
         """How many batches are begun before it is their turn."""
         objective = self._config.objective
-        if objective.own_fraction > 0:
+        if objective.on_policy_fraction > 0:
             return self._config.sampling.max_staleness
         return 0 if self._teacher is None or objective.signal == "candidates" else 1
 
@@ -164,7 +159,7 @@ class BatchBuilder:
         drawn = self._drawn(step, len(examples))
         indices = self._share(len(examples), drawn)
         data = {
-            index: self._scored(examples[index], examples[index].completion_ids, None)
+            index: self._sequence(examples[index], examples[index].completion_ids, None)
             for index in indices
             if index not in drawn
         }
@@ -172,7 +167,7 @@ class BatchBuilder:
         own_indices = [index for index in indices if index in drawn]
         rollout = self._kept.pop(step, None) or self._generate(step, weights_version, own_indices, examples)
         own = {
-            index: self._scored(examples[index], rollout.completions[index], rollout.weights_version)
+            index: self._sequence(examples[index], rollout.completions[index], rollout.weights_version)
             for index in own_indices
         }
         return _PendingBatch(data | own, [*answers, *self._ask(own)], rollout)
@@ -182,7 +177,7 @@ class BatchBuilder:
         config = self._config
         unit = config.batch.micro_batch_sequences if config.on_policy_unit == "micro_batch" else 1
         draws = numpy_generator(config.seed, "on-policy", config.id, step).random(math.ceil(count / unit))
-        return {index for index in range(count) if draws[index // unit] < config.objective.own_fraction}
+        return {index for index in range(count) if draws[index // unit] < config.objective.on_policy_fraction}
 
     def _share(self, count: int, own: Collection[int]) -> list[int]:
         """The worker's indices of a step's `count`: whole micro-batches if the loss depends on them.
@@ -199,61 +194,55 @@ class BatchBuilder:
     ) -> Rollout:
         """The student's own completions at these indices; of all workers, if a checkpoint may have to keep them."""
         prompts = [examples[index].prompt_ids for index in indices]
-        completions = self._sampler.write(step, indices, prompts) if indices else []
-        written = dict(zip(indices, completions, strict=True))
+        completions = self._sampler.generate(step, indices, prompts) if indices else []
+        own = dict(zip(indices, completions, strict=True))
         if self._config.sampling.max_staleness and not self._workers.alone:
-            written = self._of_all(written, len(examples))
-        return Rollout(step, weights_version, written)
+            own = self._of_all(own, len(examples))
+        return Rollout(step, weights_version, own)
 
-    def _of_all(self, written: Mapping[int, TokenIds], count: int) -> dict[int, TokenIds]:
+    def _of_all(self, completions: Mapping[int, TokenIds], count: int) -> dict[int, TokenIds]:
         """What all workers wrote, by index; each gives a table with its own rows: length, token ids."""
         table = np.zeros((count, 1 + self._config.sampling.max_new_tokens))
-        for index, ids in written.items():
+        for index, ids in completions.items():
             table[index, 0], table[index, 1 : 1 + len(ids)] = len(ids), ids
-        whole = np.reshape(self._workers.total(table.ravel().tolist()), table.shape).astype(np.int32)
-        return {index: row[1 : 1 + row[0]] for index, row in enumerate(whole) if row[0]}
+        full = np.reshape(self._workers.total(table.ravel().tolist()), table.shape).astype(np.int32)
+        return {index: row[1 : 1 + row[0]] for index, row in enumerate(full) if row[0]}
 
-    def _ask(self, sequences: Mapping[int, Scored]) -> list[Future[dict[int, _Answer]]]:
+    def _ask(self, sequences: Mapping[int, TokenSequence]) -> list[Future[dict[int, SignalArrays]]]:
         """Has the teacher score some sequences in the background; nothing if there are none, or no teacher."""
         teacher = self._teacher
         if teacher is None or not sequences:
             return []
-        requests = {index: self._request(sequence) for index, sequence in sequences.items()}
         spec = signal_spec(self._config.objective)
 
-        def answers() -> dict[int, _Answer]:
-            signals = teacher.score(list(requests.values()), spec)
-            return {
-                index: _Answer(request, answer)
-                for (index, request), answer in zip(requests.items(), signals, strict=True)
-            }
+        def answers() -> dict[int, SignalArrays]:
+            return dict(zip(sequences, teacher.score(list(sequences.values()), spec), strict=True))
 
         return [self._background.submit(answers)]
 
-    def _request(self, sequence: Scored) -> SignalRequest:
-        if self._config.objective.signal != "candidates":
-            return sequence.request()
-        return sequence.request(self._student.likeliest_ids(sequence, self._config.objective.k))
-
     def _micro_batch(
-        self, sequences: list[Scored], answers: Mapping[int, _Answer], indices: Sequence[int]
+        self, sequences: list[TokenSequence], answers: Mapping[int, SignalArrays], indices: Sequence[int]
     ) -> MicroBatch:
         if self._teacher is None:
             return MicroBatch(sequences, None)
-        asked, answered = zip(*((answers[index].request, answers[index].signals) for index in indices), strict=True)
-        return MicroBatch(sequences, teacher_rows(sequences, asked, answered, self._unembedding, self._student.device))
+        answered = [answers[index] for index in indices]
+        return MicroBatch(sequences, teacher_rows(sequences, answered, self._unembedding, self._student.device))
 
-    def _scored(self, example: Example, completion_ids: TokenIds, weights_version: int | None) -> Scored:
+    def _sequence(self, example: Example, completion_ids: TokenIds, weights_version: int | None) -> TokenSequence:
+        """What is scored and learned from; with the signal `candidates`, with the ids that the student chose."""
         if not len(completion_ids):
             raise DataError(
                 f"a row of {self._config.data.path} has no completion, and the student was not to write one; give "
                 "completions, or set objective.on_policy_fraction: 1",
                 "data.path",
             )
-        return scored(
+        sequence = token_sequence(
             example.prompt_ids,
             completion_ids,
             loss_on_prompt=self._config.loss_on_prompt,
             loss_on_last_token=self._config.loss_on_last_token,
             weights_version=weights_version,
         )
+        if self._teacher is None or self._config.objective.signal != "candidates":
+            return sequence
+        return replace(sequence, candidate_ids_RC=self._student.likeliest_ids(sequence, self._config.objective.k))

@@ -30,17 +30,18 @@ from tutelage.identity import vocabulary_size
 from tutelage.trainer.checkpoint.run_lock import student_lock
 from tutelage.trainer.checkpoint.store import Checkpoint, CheckpointStore, write_durably
 from tutelage.trainer.checkpoint.trainer_state import State, config_digest, read_state
-from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.dataset import Dataset, Order, read_dataset
 from tutelage.trainer.data.seeding import derived_seed
+from tutelage.trainer.data.sequences import TokenSequence, token_sequence
 from tutelage.trainer.losses.registry import objective_named
 from tutelage.trainer.metrics.log import MetricsLog
 from tutelage.trainer.metrics.progress import Outcome, Progress
 from tutelage.trainer.metrics.trackers import open_trackers
 from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
-from tutelage.trainer.teacher.grpc_client import Teacher
-from tutelage.trainer.teacher.to_tensors import Scored, scored, unembedding_of
+from tutelage.trainer.teacher.base import Teacher
+from tutelage.trainer.teacher.to_tensors import unembedding_of
 from tutelage.trainer.training.batch_builder import BatchBuilder
 from tutelage.trainer.training.control import Control
 from tutelage.trainer.training.step import TrainStep
@@ -303,7 +304,7 @@ def _with_steps(config: StudentConfig, examples: int) -> StudentConfig:
     return config.model_copy(update={"steps": max(1, config.epochs * examples // config.batch.sequences)})
 
 
-def _read_data(config: StudentConfig, student: Student) -> tuple[Dataset, list[Scored]]:
+def _read_data(config: StudentConfig, student: Student) -> tuple[Dataset, list[TokenSequence]]:
     """The examples to train on, and the held-out sequences."""
     whole = read_dataset(
         config.data.path, student.tokenizer, template=config.data.template, max_tokens=config.batch.max_tokens
@@ -317,11 +318,11 @@ def _read_data(config: StudentConfig, student: Student) -> tuple[Dataset, list[S
     return dataset, [_held_out_sequence(example, config) for example in held_out]
 
 
-def _held_out_sequence(example: Example, config: StudentConfig) -> Scored:
+def _held_out_sequence(example: Example, config: StudentConfig) -> TokenSequence:
     if not len(example.completion_ids):
         raise DataError(
             f"a held-out row of {config.data.path} has no completion to measure on; give completions, or set "
             "held_out.sequences: 0",
             "held_out.sequences",
         )
-    return scored(example.prompt_ids, example.completion_ids, loss_on_prompt=config.loss_on_prompt)
+    return token_sequence(example.prompt_ids, example.completion_ids, loss_on_prompt=config.loss_on_prompt)

@@ -9,17 +9,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tutelage.trainer.config.run import StudentConfig
+from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.seeding import derived_seed
+from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.losses.diagnostics import diagnostics
 from tutelage.trainer.losses.losses import token_cross_entropy, token_divergence, token_policy_gradient
 from tutelage.trainer.losses.reductions import reduce_micro_batch_token_mean, reduce_sequence_mean, reduce_token_mean
 from tutelage.trainer.losses.registry import objective_named, resolve_parameters
+from tutelage.trainer.model.optimizer import learning_rate_at
 from tutelage.trainer.model.process_group import ALONE, Workers
-from tutelage.trainer.model.student import Student, learning_rate_at
-from tutelage.trainer.teacher.signals import TeacherRows, Unembedding
-from tutelage.trainer.teacher.to_tensors import Scored, row_counts, smoothing_of, targets_of
+from tutelage.trainer.model.student import Student
+from tutelage.trainer.teacher.rows import TeacherRows, Unembedding
+from tutelage.trainer.teacher.to_tensors import row_counts, targets_of
 from tutelage.trainer.training.batch_builder import BatchBuilder, ExamplesOf, MicroBatch
+from tutelage.trainer.training.objective import teacher_distribution_of
 
 # Divergences of each row take three times as long as the loss itself; so many rows show where a step is.
 _DIAGNOSED_ROWS = 64
@@ -64,7 +67,7 @@ class TrainStep:
     ) -> None:
         self._config, self._student, self._batches, self._workers = config, student, batches, workers
         self._entry = objective_named(config.objective.name)
-        self._smoothing = smoothing_of(config.objective, derived_seed(config.seed, "noise"))
+        self._distribution = teacher_distribution_of(config.objective, derived_seed(config.seed, "noise"))
 
     def train_step(self, step: int, examples_of: ExamplesOf, report: Callable[[str], None]) -> dict[str, float]:
         """Does step number `step` (0, 1, …).
@@ -137,9 +140,9 @@ class TrainStep:
     def _measure(
         self, hidden_ND: Tensor, head: Unembedding, teacher: TeacherRows, total_rows: int
     ) -> dict[str, Tensor]:
-        """Divergences of evenly spread rows, about `_DIAGNOSED_ROWS` of the whole step."""
-        places = slice(None, None, max(1, total_rows // _DIAGNOSED_ROWS))
-        values = diagnostics(hidden_ND[places], head, teacher.at(places), smoothing=self._smoothing)
+        """Divergences of evenly spread rows, about `_DIAGNOSED_ROWS` of all rows of the step."""
+        rows = slice(None, None, max(1, total_rows // _DIAGNOSED_ROWS))
+        values = diagnostics(hidden_ND[rows], head, teacher.at(rows), distribution=self._distribution)
         if teacher.kind != "topk":  # Where the support is the student's: the teacher's mass that it covers.
             values["support_mass"] = 1.0 - values["tail_mass"]
         return values
@@ -152,7 +155,12 @@ class TrainStep:
         if self._entry.sampled_token:
             estimator = str(resolve_parameters(objective.name, objective.parameters)["estimator"])
             return token_policy_gradient(
-                hidden_ND, head, batch.teacher, self._targets(batch), estimator=estimator, smoothing=self._smoothing
+                hidden_ND,
+                head,
+                batch.teacher,
+                self._targets(batch),
+                estimator=estimator,
+                distribution=self._distribution,
             )
         return token_divergence(
             hidden_ND,
@@ -160,14 +168,14 @@ class TrainStep:
             batch.teacher,
             objective=objective.name,
             parameters=objective.parameters,
-            smoothing=self._smoothing,
+            distribution=self._distribution,
             approximate=objective.approximate,
         )
 
     def _targets(self, batch: MicroBatch) -> Tensor:
         return targets_of(batch.sequences).to(self._student.device)
 
-    def _reduce(self, loss_N: Tensor, sequences: Sequence[Scored], totals: Totals) -> Tensor:
+    def _reduce(self, loss_N: Tensor, sequences: Sequence[TokenSequence], totals: Totals) -> Tensor:
         """The part of the step's loss that comes from one of its micro-batches."""
         match self._config.reduction:
             case "token_mean":

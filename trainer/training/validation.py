@@ -17,14 +17,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tutelage.trainer.checkpoint.store import write_durably
+from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.losses.diagnostics import diagnostics
 from tutelage.trainer.losses.losses import token_cross_entropy
-from tutelage.trainer.losses.teacher_distribution import Smoothing
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
 from tutelage.trainer.model.student import Student
-from tutelage.trainer.teacher.frame_decoder import SignalSpec
-from tutelage.trainer.teacher.grpc_client import Teacher
-from tutelage.trainer.teacher.signals import HiddenRows, TeacherRows, Unembedding
-from tutelage.trainer.teacher.to_tensors import Scored, positions, sequence_digests, targets_of
+from tutelage.trainer.teacher.base import SignalSpec, Teacher
+from tutelage.trainer.teacher.rows import HiddenRows, TeacherRows, Unembedding
+from tutelage.trainer.teacher.to_tensors import positions, sequence_digests, targets_of
 
 _MEASURES = ("forward_kl", "reverse_kl", "jsd", "top1_agreement", "teacher_entropy", "student_entropy")
 
@@ -43,7 +43,7 @@ class Validation:
 
     def __init__(
         self,
-        sequences: Sequence[Scored],
+        sequences: Sequence[TokenSequence],
         *,
         folder: Path,
         teacher: Teacher | None,
@@ -63,7 +63,7 @@ class Validation:
 
         All workers of a sharded student measure at once, though most of them nothing.
         """
-        with student.whole():
+        with student.unsharded():
             return self._measured(student)
 
     def _measured(self, student: Student) -> dict[str, float]:
@@ -76,14 +76,14 @@ class Validation:
                 token_cross_entropy(hidden_ND, head, targets_of(batch).to(student.device))
             )
             if self._rows is not None:
-                values = diagnostics(hidden_ND, head, self._rows[index], smoothing=Smoothing())
+                values = diagnostics(hidden_ND, head, self._rows[index], distribution=TeacherDistribution())
                 for name in _MEASURES:
                     parts.setdefault(name, []).append(values[name])
         student.model.train()
         return {f"heldout/{name}": float(torch.cat(values).double().mean()) for name, values in parts.items()}
 
 
-def _stored_or_fetched(sequences: Sequence[Scored], path: Path, teacher: Teacher) -> Tensor:
+def _stored_or_fetched(sequences: Sequence[TokenSequence], path: Path, teacher: Teacher) -> Tensor:
     """The teacher's hidden states [N, D] of all rows."""
     key = _key(sequences, teacher.identity.weights_digest)
     if path.exists():
@@ -91,24 +91,23 @@ def _stored_or_fetched(sequences: Sequence[Scored], path: Path, teacher: Teacher
             if stored.metadata() == {"key": key}:
                 kept_ND: Tensor = stored.get_tensor("hidden_ND")
                 return kept_ND
-    requests = [item.request() for item in sequences]
-    signals = teacher.score(requests, SignalSpec("hidden"))
-    hidden_ND = torch.cat(
-        [torch.from_numpy(signal.hidden_RD.copy()) for signal in signals if signal.hidden_RD is not None]
-    )
+    answers = teacher.score(sequences, SignalSpec("hidden"))
+    hidden_ND = torch.cat([torch.from_numpy(answer["hidden_RD"].copy()) for answer in answers])
     hidden_ND = hidden_ND.view(torch.bfloat16)
     write_durably(path, save({"hidden_ND": hidden_ND}, metadata={"key": key}))
     return hidden_ND
 
 
-def _key(sequences: Sequence[Scored], weights_digest: str) -> str:
+def _key(sequences: Sequence[TokenSequence], weights_digest: str) -> str:
     total = hashlib.sha256(weights_digest.encode())
     for item in sequences:
         total.update(len(item.ids).to_bytes(4, "little") + item.start.to_bytes(4, "little") + item.ids.tobytes())
     return total.hexdigest()
 
 
-def _split(hidden_ND: Tensor, batches: Sequence[Sequence[Scored]], unembedding: Unembedding) -> list[TeacherRows]:
+def _split(
+    hidden_ND: Tensor, batches: Sequence[Sequence[TokenSequence]], unembedding: Unembedding
+) -> list[TeacherRows]:
     device = unembedding.matrix_VD.device
     parts = hidden_ND.split([sum(item.rows for item in batch) for batch in batches])
     return [

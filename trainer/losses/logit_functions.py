@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from tutelage.trainer.losses.chunked import BlockFunction
-from tutelage.trainer.losses.gradients import Divergence, ValueAndGradient, value_and_slope
+from tutelage.trainer.losses.closed_forms import Divergence, ValueAndGradient, value_and_slope
 from tutelage.trainer.losses.tail_bucket import teacher_bucketed_logp, unpadded_ids
-from tutelage.trainer.losses.teacher_distribution import Smoothing, smooth_teacher
-from tutelage.trainer.teacher.signals import BucketedRows, HiddenRows
+from tutelage.trainer.losses.teacher_distribution import TeacherDistribution, teacher_distribution_logits
+from tutelage.trainer.teacher.rows import BucketedRows, HiddenRows
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class TokenLogp:
 
 
 @dataclass(frozen=True)
-class SmoothedTokenLogp:
-    """The smoothed teacher's log-probability of one id per row, as a function of its own raw logits; no gradient."""
+class TeacherTokenLogp:
+    """Log-probability of one id per row under the teacher distribution, from the teacher's raw logits; no gradient."""
 
     ids_N: Tensor
     """int64 [N]."""
     teacher: HiddenRows
-    smoothing: Smoothing
+    distribution: TeacherDistribution
 
     def of_chunk(self, rows: slice) -> BlockFunction:
         """See `chunked.RowFunction`."""
@@ -58,29 +58,31 @@ class SmoothedTokenLogp:
         digest_n, position_n = self.teacher.sequence_digest_N[rows], self.teacher.position_N[rows]
 
         def evaluate(logits_nV: Tensor, block: slice, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
-            smoothed_nV = smooth_teacher(logits_nV, digest_n[block], position_n[block], self.smoothing)
-            return smoothed_nV.log_softmax(-1).gather(-1, ids_n[block])[:, 0], None
+            distribution_nV = teacher_distribution_logits(
+                logits_nV, digest_n[block], position_n[block], self.distribution
+            )
+            return distribution_nV.log_softmax(-1).gather(-1, ids_n[block])[:, 0], None
 
         return evaluate
 
 
 @dataclass(frozen=True)
-class WholeVocabulary:
+class FullVocabulary:
     """A divergence over the whole vocabulary, of a teacher known by its hidden states."""
 
     teacher: HiddenRows
-    smoothing: Smoothing
+    distribution: TeacherDistribution
     divergence: ValueAndGradient
 
     def of_chunk(self, rows: slice) -> BlockFunction:
         """See `chunked.RowFunction`."""
         product_nV = self.teacher.unembedding.product(self.teacher.hidden_ND[rows])
         digest_n, position_n = self.teacher.sequence_digest_N[rows], self.teacher.position_N[rows]
-        temperature = self.smoothing.temperature_of_student
+        temperature = self.distribution.temperature_of_student
 
         def evaluate(logits_nV: Tensor, block: slice, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
             teacher_nV = self.teacher.unembedding.finish(product_nV[block])
-            teacher_nV = smooth_teacher(teacher_nV, digest_n[block], position_n[block], self.smoothing)
+            teacher_nV = teacher_distribution_logits(teacher_nV, digest_n[block], position_n[block], self.distribution)
             student_logp_nV = _divide(logits_nV, temperature).log_softmax(-1)
             value_n, gradient_nV = self.divergence(teacher_nV.log_softmax(-1), student_logp_nV, with_gradient)
             return value_n, None if gradient_nV is None else _divide(gradient_nV, temperature)
@@ -93,15 +95,15 @@ class KeptIdsAndTail:
     """A divergence over kept ids and a tail bucket, by autograd on [n, K+1], which is small."""
 
     teacher: BucketedRows
-    smoothing: Smoothing
+    distribution: TeacherDistribution
     divergence: Divergence
     vocabulary_size: int
 
     def of_chunk(self, rows: slice) -> BlockFunction:
         """See `chunked.RowFunction`."""
-        teacher_logp_nA = teacher_bucketed_logp(self.teacher, self.vocabulary_size, self.smoothing)[rows]
+        teacher_logp_nA = teacher_bucketed_logp(self.teacher, self.vocabulary_size, self.distribution)[rows]
         ids_nK = self.teacher.kept_ids[rows]
-        temperature = self.smoothing.temperature_of_student
+        temperature = self.distribution.temperature_of_student
 
         def evaluate(logits_nV: Tensor, block: slice, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
             scaled_nV = _divide(logits_nV, temperature)

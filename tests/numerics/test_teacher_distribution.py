@@ -14,13 +14,13 @@ from numerics.cases import make_case
 from tutelage.trainer.losses.losses import token_divergence
 from tutelage.trainer.losses.tail_bucket import teacher_bucketed_logp
 from tutelage.trainer.losses.teacher_distribution import (
-    Smoothing,
+    TeacherDistribution,
     counter_normal,
     counter_normal_at,
     keep_top_k,
     keep_top_p,
     philox,
-    smooth_teacher,
+    teacher_distribution_logits,
 )
 
 DIGEST = torch.tensor([7, -(2**63), 2**63 - 1, 0, -1])
@@ -104,21 +104,29 @@ def test_sigma_zero_is_bit_identical_to_no_noise():
     case = make_case(dtype=torch.float32)
     rows = [
         token_divergence(
-            case.hidden_ND, case.head, case.teacher, objective="gkd", smoothing=Smoothing(noise=0.0, noise_seed=seed)
+            case.hidden_ND,
+            case.head,
+            case.teacher,
+            objective="gkd",
+            distribution=TeacherDistribution(noise=0.0, noise_seed=seed),
         )
         for seed in (0, 9)
     ]
     assert torch.equal(*rows)
     logits = case.teacher_logits
-    untouched = smooth_teacher(logits.clone(), case.teacher.sequence_digest_N, case.teacher.position_N, Smoothing())
+    untouched = teacher_distribution_logits(
+        logits.clone(), case.teacher.sequence_digest_N, case.teacher.position_N, TeacherDistribution()
+    )
     assert torch.equal(untouched, logits)
 
 
 def test_noise_is_added_before_the_temperature():
     case = make_case()
     teacher = case.teacher
-    smoothing = Smoothing(temperature=4.0, noise=2.0, noise_seed=5)
-    found = smooth_teacher(case.teacher_logits, teacher.sequence_digest_N, teacher.position_N, smoothing)
+    distribution = TeacherDistribution(temperature=4.0, noise=2.0, noise_seed=5)
+    found = teacher_distribution_logits(
+        case.teacher_logits, teacher.sequence_digest_N, teacher.position_N, distribution
+    )
     noise = counter_normal(5, teacher.sequence_digest_N, teacher.position_N, 23)
     torch.testing.assert_close(found, (case.teacher_logits + 2.0 * noise) / 4.0)
 
@@ -126,25 +134,31 @@ def test_noise_is_added_before_the_temperature():
 @pytest.mark.parametrize("chunk_rows", [1, 3, 40])
 def test_noise_is_the_same_in_every_chunking_and_batch(chunk_rows):
     case = make_case(rows=40)
-    arguments = {"objective": "reverse_kl", "smoothing": Smoothing(noise=3.0, noise_seed=8)}
+    arguments = {"objective": "reverse_kl", "distribution": TeacherDistribution(noise=3.0, noise_seed=8)}
     whole = token_divergence(case.hidden_ND, case.head, case.teacher, **arguments)
     chunked = token_divergence(case.hidden_ND, case.head, case.teacher, **arguments, chunk_rows=chunk_rows)
     part = token_divergence(case.hidden_ND[7:19], case.head, case.teacher.at(slice(7, 19)), **arguments)
     torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(part, whole[7:19], rtol=1e-12, atol=1e-14)
-    silent = token_divergence(case.hidden_ND, case.head, case.teacher, objective="reverse_kl", smoothing=Smoothing())
+    silent = token_divergence(
+        case.hidden_ND, case.head, case.teacher, objective="reverse_kl", distribution=TeacherDistribution()
+    )
     assert not torch.allclose(whole, silent, rtol=0.1)
 
 
 def test_approximate_noise_on_topk_knows_the_kept_ids_and_the_mean_of_the_tail():
     case = make_case(rows=50, vocabulary=4000)
-    teacher, smoothing = case.topk(10, temperature=2.0), Smoothing(temperature=2.0, noise=2.0)
+    teacher, distribution = case.topk(10, temperature=2.0), TeacherDistribution(temperature=2.0, noise=2.0)
     digest, position = case.teacher.sequence_digest_N, case.teacher.position_N
-    exact = smooth_teacher(case.teacher_logits, digest, position, smoothing).softmax(-1).gather(-1, teacher.ids_NK)
-    found = teacher_bucketed_logp(teacher, 4000, smoothing).exp()
+    exact = (
+        teacher_distribution_logits(case.teacher_logits, digest, position, distribution)
+        .softmax(-1)
+        .gather(-1, teacher.ids_NK)
+    )
+    found = teacher_bucketed_logp(teacher, 4000, distribution).exp()
     torch.testing.assert_close(found.sum(-1), torch.ones(50, dtype=torch.float64))
     torch.testing.assert_close(found[:, :-1], exact, rtol=0.1, atol=1e-4)
-    silent = teacher_bucketed_logp(teacher, 4000, replace(smoothing, noise=0.0)).exp()
+    silent = teacher_bucketed_logp(teacher, 4000, replace(distribution, noise=0.0)).exp()
     assert not torch.allclose(silent[:, :-1], exact, rtol=0.5, atol=1e-4)
 
 
@@ -162,9 +176,11 @@ def test_top_k_and_top_p_keep_the_likeliest():
 def test_a_truncated_teacher_has_finite_losses_and_gradients(objective, cut):
     case = make_case()
     hidden = case.hidden_ND.requires_grad_()
-    smoothing = Smoothing(temperature=2.0, **cut)
-    value = token_divergence(hidden, case.head, case.teacher, objective=objective, smoothing=smoothing)
+    distribution = TeacherDistribution(temperature=2.0, **cut)
+    value = token_divergence(hidden, case.head, case.teacher, objective=objective, distribution=distribution)
     assert value.isfinite().all()
     assert torch.autograd.grad(value.sum(), hidden)[0].isfinite().all()
-    whole = token_divergence(hidden, case.head, case.teacher, objective=objective, smoothing=Smoothing(temperature=2.0))
+    whole = token_divergence(
+        hidden, case.head, case.teacher, objective=objective, distribution=TeacherDistribution(temperature=2.0)
+    )
     assert (value > whole).any()

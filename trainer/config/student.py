@@ -1,0 +1,277 @@
+"""The configuration of one student: what it learns from, how it steps, writes, is measured and saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tutelage.config import Config
+from tutelage.errors import ConfigurationError
+from tutelage.names import check_name
+from tutelage.trainer.config.objective import Fraction, NotNegative, ObjectiveConfig, Positive, Temperature
+from tutelage.trainer.config.presets import with_presets
+from tutelage.trainer.losses.registry import objective_named
+
+SinkName = Literal["tensorboard", "wandb", "trackio"]
+LOWEST_VLLM_TEMPERATURE = 0.01
+"""vLLM raises lower ones to this."""
+HeldOutMetric = Literal[
+    "heldout/cross_entropy", "heldout/forward_kl", "heldout/reverse_kl", "heldout/jsd", "heldout/top1_agreement"
+]
+
+
+class DataConfig(Config):
+    """What a student reads."""
+
+    path: Path
+    """A .jsonl, .json or .parquet file of `prompt`(+`completion`), `messages`,
+    `instruction`(+`input`, `output`) or `question`(+`answer`) rows; on the hub, `hf://datasets/OWNER/NAME[@REVISION]/FILE`."""
+    template: Literal["chat", "alpaca", "plain"] = "chat"
+    """The tokenizer's chat template, LLM-Adapters' prompt, or the prompt as it is."""
+
+
+class SamplingConfig(Config):
+    """How a student writes its own sequences."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What computes them: the trained model itself, or vLLM in the same process with its weights (docs/training.md)."""
+    max_new_tokens: Positive = 128
+    """Tokens to write at most; `batch.max_tokens` limits prompt and continuation together."""
+    temperature: Temperature = 1.0
+    """Sampling temperature; has nothing to do with the objective's."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus mass; below 1 the samples are not the student's own distribution."""
+    max_staleness: NotNegative = 0
+    """Steps by which the weights that wrote a sequence may be older than those that learn from it. 0 is strictly
+    on-policy; with more, the teacher scores so many batches ahead while the student steps."""
+
+
+class OptimizerConfig(Config):
+    """AdamW and its learning rate."""
+
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
+    """Peak."""
+    warmup_steps: NotNegative = 2
+    """Steps of linear rise from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """After the warm-up; `linear` and `cosine` end at 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled, on matrices only."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Decay of the two moments."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the gradient of a step."""
+
+
+class LoraConfig(Config):
+    """Low-rank adapters, which are trained instead of the weights (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: Positive = 8
+    """Inner width of an adapter."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """Adapters are scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """On the adapters' inputs, while training."""
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "up_proj",
+        "down_proj",
+    )
+    """Names of the linear layers that get one, or endings of their full names."""
+
+
+class BatchConfig(Config):
+    """What one optimizer step sees."""
+
+    sequences: Positive = 8
+    """Sequences of a step; the loss is the mean over all their unmasked tokens."""
+    micro_batch_sequences: Positive = 8
+    """Sequences that go through the student at once; changes memory, not the loss, unless `reduction` or
+    `on_policy_unit` is by micro-batch: then micro-batches are as the data's order makes them, not of like length."""
+    max_tokens: Annotated[int, Field(ge=2)] = 512
+    """Longest sequence, prompt and completion together."""
+
+
+class HeldOutConfig(Config):
+    """Sequences that are never trained on, on which the divergence from the teacher is measured."""
+
+    sequences: NotNegative = 16
+    """How many; 0 measures nothing."""
+    every_steps: Positive = 10
+    """Measured before training, every so many steps, and at the end."""
+
+
+class BestConfig(Config):
+    """Which checkpoint is the best, and when there is nothing more to hope for."""
+
+    metric: HeldOutMetric = "heldout/forward_kl"
+    """The best checkpoint is where it is lowest (`top1_agreement`: highest). Saved whenever it is the best so far,
+    and kept; `checkpoints/best` points to it."""
+    patience: Positive | None = None
+    """Measurements in a row without a new best after which the training ends; none means never."""
+
+
+class StudentSettings(Config):
+    """What students may share."""
+
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """What it minimises."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How it writes."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How it steps."""
+    batch: BatchConfig = BatchConfig()
+    """What a step sees."""
+    held_out: HeldOutConfig = HeldOutConfig()
+    """On what its distance to the teacher is measured."""
+    preset: str | tuple[str, ...] = ()
+    """Names of presets (trainer/config/presets.py); a later one lies over an earlier one."""
+    lora: LoraConfig | None = None
+    """Adapters to train; none trains all weights."""
+    best: BestConfig | None = None
+    """Keep the best checkpoint, and perhaps stop early; none keeps the newest only."""
+    steps: Positive = 100
+    """Optimizer steps."""
+    epochs: Positive | None = None
+    """Passes over the data, from which `steps` then follows."""
+    seed: NotNegative = 0
+    """Of data order, sampling and noise. Held-out sequences and data order do not depend on the id, so
+    students of one seed see the same."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of forward and backward; the optimizer always keeps float32 weights."""
+    threads: Positive = 1
+    """CPU threads of its process, and the CPUs that Ray reserves for it; of each worker, if there are several."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that Ray reserves for it; for each worker, if there are several."""
+    workers: Positive = 1
+    """Processes that train it together, each on its share of every batch. May change between a stop and going on."""
+    sharding: Literal["none", "full"] = "none"
+    """Whether each of several workers has all weights, gradients and optimizer state, or its part of them
+    (docs/training.md). May change between a stop and going on."""
+    gradient_checkpointing: bool = False
+    """Whether layers are computed again in the backward pass, which takes less memory and more time."""
+    loss_on_prompt: bool = False
+    """Whether prompt tokens count as well."""
+    loss_on_last_token: bool = False
+    """Whether the position after the last token counts, which no target follows."""
+    reduction: Literal["token_mean", "sequence_mean", "micro_batch_token_mean"] = "token_mean"
+    """From values per token to the loss: every token, every sequence or every micro-batch counts the same."""
+    on_policy_unit: Literal["sequence", "micro_batch"] = "sequence"
+    """What is drawn to be the student's own: each sequence, or each micro-batch as a whole."""
+    save_every_steps: Positive = 10
+    """Steps between checkpoints; a crash costs at most so many."""
+    keep_checkpoints: Positive = 2
+    """Newest checkpoints to keep, besides the best one and those sent to the evaluator."""
+    sinks: tuple[SinkName, ...] = ()
+    """Where metrics go besides `metrics.jsonl` and `metrics.parquet`; what a sink cannot take in time it loses."""
+
+    @property
+    def shares(self) -> int:
+        """How many parts a batch can be dealt out in; no more workers would have something to do."""
+        size = self.batch.micro_batch_sequences if self.micro_batches_matter else 1
+        return math.ceil(self.batch.sequences / size)
+
+    @property
+    def micro_batches_matter(self) -> bool:
+        """Whether the loss depends on which sequences go through the student together."""
+        return self.reduction == "micro_batch_token_mean" or self.on_policy_unit == "micro_batch"
+
+
+class StudentDefaults(StudentSettings):
+    """Settings of every student that does not say otherwise."""
+
+    init: Path | None = None
+    """Hugging Face directory to start from."""
+    data: DataConfig | None = None
+    """What they read."""
+
+
+class StudentConfig(StudentSettings):
+    """One student."""
+
+    id: str
+    """Its name, unique in the run: 1 to 64 of a-z 0-9 . _ -"""
+    init: Path
+    """Hugging Face directory to start from."""
+    data: DataConfig
+    """What it reads."""
+
+    @field_validator("id")
+    @classmethod
+    def _check_id(cls, value: str) -> str:
+        return check_name(value, "id")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lay_over_presets(cls, values: Any) -> Any:
+        return with_presets(values) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _check_together(self) -> StudentConfig:
+        entry, objective = objective_named(self.objective.name), self.objective
+        if self.loss_on_last_token and (objective.signal != "hidden" or entry.sampled_token):
+            raise ConfigurationError(
+                f"no token follows the last one, but {objective.name} with signal {objective.signal} asks for it; "
+                "leave this out, or compare distributions with signal: hidden",
+                "loss_on_last_token",
+            )
+        if self.workers > self.shares:
+            raise ConfigurationError(
+                f"{self.workers} workers, but a batch has {self.shares} parts to deal out (sequences, or micro-batches "
+                "if the loss depends on them); have fewer workers or more batch.sequences",
+                "workers",
+            )
+        if self.sharding == "full":
+            self._check_sharding()
+        if self.best and not self.held_out.sequences:
+            raise ConfigurationError("is a held-out metric; give held_out.sequences", "best.metric")
+        if self.sampling.max_staleness:
+            self._check_stale()
+        if self.sampling.engine == "vllm":
+            self._check_vllm()
+        return self
+
+    def _check_stale(self) -> None:
+        objective, stale = self.objective, self.sampling.max_staleness
+        if objective_named(objective.name).sampled_token:
+            raise ConfigurationError(
+                f"{objective.name} is an expectation over the present student's own tokens, which {stale} steps later "
+                "they are not; use reverse_kl, which is computed with the present weights, or 0",
+                "sampling.max_staleness",
+            )
+        if objective.signal == "candidates":
+            raise ConfigurationError(
+                f"candidates are the present student's likeliest ids, not those of {stale} steps before; use signal: "
+                "hidden, or 0",
+                "sampling.max_staleness",
+            )
+
+    def _check_sharding(self) -> None:
+        if self.workers == 1:
+            raise ConfigurationError("full, but there is one worker; have more workers, or sharding: none", "sharding")
+        if self.sampling.engine == "vllm":
+            raise ConfigurationError(
+                "vllm would keep all weights a second time with every worker; write with sampling.engine: "
+                "transformers, or have sharding: none",
+                "sharding",
+            )
+
+    def _check_vllm(self) -> None:
+        if self.lora is not None:
+            raise ConfigurationError(
+                "vllm takes full weights, in which adapters that are still small would be rounded away; use "
+                "transformers, or leave lora out",
+                "sampling.engine",
+            )
+        if self.sampling.temperature < LOWEST_VLLM_TEMPERATURE:
+            raise ConfigurationError(
+                f"{self.sampling.temperature} is below {LOWEST_VLLM_TEMPERATURE}, which vllm would take instead; use "
+                "transformers, or a higher one",
+                "sampling.temperature",
+            )
