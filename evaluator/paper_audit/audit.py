@@ -14,10 +14,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from tutelage.evaluator.paper_audit import cells as audit_cells
-from tutelage.evaluator.paper_audit import reuse as audit_reuse
-from tutelage.evaluator.paper_audit import selection as audit_selection
-from tutelage.evaluator.paper_audit.claims import claims, methods_by_pair
+from tutelage.evaluator.paper_audit import correlations, single_scores, temperature_selection
+from tutelage.evaluator.paper_audit.conclusions import claims, methods_by_pair
 from tutelage.evaluator.paper_audit.published_tests import ALL_METHODS, published_tests
 from tutelage.evaluator.paper_audit.released_tables import read_scores, read_similarities
 from tutelage.evaluator.paper_audit.sections import Section, render_html, render_markdown
@@ -58,8 +56,8 @@ def from_paper(folder: Path, out: Path | None = None) -> PaperReport:
     tables = _tables(scores, similarities, np.random.default_rng(_SEED))
     tasks = folder.resolve().parent / "tasks"
     if tasks.is_dir():
-        tables["boolq_majority"] = audit_cells.boolq_majority(scores, tasks)
-        tables["shared_questions"] = audit_cells.shared_questions(tasks)
+        tables["boolq_majority"] = single_scores.boolq_majority(scores, tasks)
+        tables["shared_questions"] = single_scores.shared_questions(tasks)
     report = PaperReport(tables, tuple(_sections(tables)))
     if out is not None:
         _write(report, out)
@@ -71,20 +69,20 @@ def _tables(
 ) -> dict[str, pl.DataFrame]:
     tables = {
         "published": published_tests(improvements(scores, "maximum_over_temperatures"), similarities),
-        "means_by_student": audit_selection.means_by_student(scores, generator),
-        "published_by_selection": audit_selection.published_by_selection(scores, similarities),
-        "collapses": audit_selection.collapses(scores),
-        "by_temperature": audit_selection.by_temperature(scores),
-        "task_unaware": audit_selection.task_unaware(scores),
-        "correlations": audit_reuse.correlations(scores, similarities, generator),
-        "coupling": audit_reuse.coupling(scores),
+        "means_by_student": temperature_selection.means_by_student(scores, generator),
+        "published_by_selection": temperature_selection.published_by_selection(scores, similarities),
+        "collapses": temperature_selection.collapses(scores),
+        "by_temperature": temperature_selection.by_temperature(scores),
+        "task_unaware": temperature_selection.task_unaware(scores),
+        "correlations": correlations.correlations(scores, similarities, generator),
+        "coupling": correlations.coupling(scores),
         "methods": methods_by_pair(scores),
-        "which_method": audit_reuse.which_method(scores, similarities),
-        "similarity_files": audit_reuse.similarity_files(similarities),
-        "without_contaminated": audit_cells.without_contaminated(scores, generator),
-        "repeated_cells": audit_cells.repeated_cells(scores),
-        "impossible_cells": audit_cells.impossible_cells(scores),
-        "averages": audit_cells.averages(scores),
+        "which_method": correlations.which_method(scores, similarities),
+        "similarity_files": correlations.similarity_files(similarities),
+        "without_contaminated": single_scores.without_contaminated(scores, generator),
+        "repeated_cells": single_scores.repeated_cells(scores),
+        "impossible_cells": single_scores.impossible_cells(scores),
+        "averages": single_scores.averages(scores),
     }
     return tables | {"claims": claims(tables)}
 

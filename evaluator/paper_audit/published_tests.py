@@ -3,7 +3,7 @@
 Ramesh, Sengupta & Chakraborty, "On the Generalization vs Fidelity Paradox in Knowledge Distillation",
 Findings of ACL 2025: one-sided t-test of improvement, one-way ANOVA over methods, Spearman correlations of
 improvement with five quantities; Kruskal-Wallis beside the ANOVA. Everything per task and for the average,
-over all methods together and for each. Whether these tests suit the data is `audit_*`'s question, not this module's.
+over all methods together and for each. Whether these tests suit the data, the other modules ask.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ _SCORE_FILES = {
     MATH: ("math_results_main.csv", "llama_math_results.csv"),
     COMMONSENSE: ("cs_results_main.csv", "llama_cs_results.csv"),
 }
-# What each file measures is argued in `audit_reuse`: BLEU.csv is no BLEU, EM2's distilled rows compare two students.
+# What each file measures is argued in `correlations`: BLEU.csv is no BLEU, EM2's distilled rows compare two students.
 _SIMILARITY_FILES = {
     ("agreement", MATH): "EM1.csv",
     ("agreement_with_sft_student", MATH): "EM2.csv",

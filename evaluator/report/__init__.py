@@ -1,6 +1,9 @@
-"""The report: one HTML file that needs nothing else, with its figures and tables beside it."""
+"""Reports of a run and of a study: one HTML file that needs nothing else, its figures and tables beside it.
 
-from tutelage.evaluator.report.study_writing import write_study_report
-from tutelage.evaluator.report.writing import write_report
+`page` is the form that every report has, the paper audit's too. May import `results`, `scoring`, `tasks`, `statistics`.
+"""
+
+from tutelage.evaluator.report.run_report import write_report
+from tutelage.evaluator.report.study_report import write_study_report
 
 __all__ = ["write_report", "write_study_report"]

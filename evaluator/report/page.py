@@ -12,8 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tutelage.evaluator.report import figures
-from tutelage.evaluator.report.tables import Table
+from tutelage.evaluator.report import run_figures as figures
+from tutelage.evaluator.report.run_tables import Table
 
 _PNG_SCALE = 2
 

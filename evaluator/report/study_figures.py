@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from tutelage.evaluator.report.figures import MUTED, PALETTE, Chart, styled
+from tutelage.evaluator.report.run_figures import MUTED, PALETTE, Chart, styled
 
 _WIDTH, _HEIGHT = 290, 210
 

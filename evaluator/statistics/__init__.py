@@ -1,12 +1,9 @@
-"""Statistics of distillation studies: the published tests as published, stricter ones, and what divides them.
+"""Statistics of distillation studies, one method a module; what a study may claim stands in `planned_comparisons`.
 
 - `scores`: the declared frames, and improvement over fine-tuning with or without a choice of temperature;
-- `published`: the tests of Ramesh, Sengupta & Chakraborty (ACL Findings 2025), exactly as they ran them;
-- `paired`, `families`, `groups`, `equivalence`, `power`, `mixed`: one small pure function a method;
-- `strict`: what a study should report, from one row an item;
-- `audit_*`, `claims`: where the published conclusions do and do not survive, computed from the released tables;
-- `sections`: tables with captions, rendered as Markdown and HTML.
+- `paired`, `multiple_testing`, `group_tests`, `rank_correlation`, `equivalence`, `power`, `mixed_model`: the methods;
+- `planned_comparisons`: comparisons that were declared before the run, from one row an item; `verdicts`: on its claims.
 
-Random numbers come from a generator that is passed in. scipy, statsmodels and polars are imported by the
-modules, so import these only where they are used.
+May import the shared package `tutelage` alone. Random numbers come from a generator that is passed in. scipy,
+statsmodels and polars are imported by the modules, so import these only where they are used.
 """

@@ -105,10 +105,10 @@ def improvements(scores: pl.DataFrame, selection: Selection) -> pl.DataFrame:
 
 
 def scores_of_items(items: pl.DataFrame, sizes: dict[str, float], track: str) -> pl.DataFrame:
-    """`SCORES` from rows of `strict.ITEMS`: the mean over items and seeds, and the mean of the tasks.
+    """`SCORES` from rows of `planned_comparisons.ITEMS`: the mean over items and seeds, and the mean of the tasks.
 
     Args:
-        items: rows of `strict.ITEMS`; objective is `base` or `sft` and teacher null for models without one.
+        items: rows of `ITEMS`; objective is `base` or `sft` and teacher null for models without one.
             Rows with noise, or of a task-unaware teacher, are the caller's to leave out.
         sizes: parameters by student, any one unit.
         track: name of the track that these tasks make up.

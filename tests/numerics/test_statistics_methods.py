@@ -1,4 +1,4 @@
-"""The strict methods equal published examples, scipy and statsmodels."""
+"""The methods equal published examples, scipy and statsmodels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from tutelage.evaluator.statistics import paired
 from tutelage.evaluator.statistics.equivalence import equivalence_test
-from tutelage.evaluator.statistics.families import holm, holm_within
-from tutelage.evaluator.statistics.groups import friedman, kruskal_wallis
-from tutelage.evaluator.statistics.mixed import mixed_model
+from tutelage.evaluator.statistics.group_tests import friedman, kruskal_wallis
+from tutelage.evaluator.statistics.mixed_model import mixed_model
+from tutelage.evaluator.statistics.multiple_testing import holm, holm_within
 from tutelage.evaluator.statistics.power import items_needed, minimum_detectable_difference, power_of
 
 

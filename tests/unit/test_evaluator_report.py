@@ -15,9 +15,9 @@ import pytest
 
 from tutelage.errors import DataError
 from tutelage.evaluator.report import write_report
-from tutelage.evaluator.report.comparisons import changes, likeness
-from tutelage.evaluator.report.figures import PALETTE
-from tutelage.evaluator.report.material import gather
+from tutelage.evaluator.report.run_comparisons import changes, likeness
+from tutelage.evaluator.report.run_data import read_run
+from tutelage.evaluator.report.run_figures import PALETTE
 from tutelage.evaluator.results import frames as fr
 from tutelage.evaluator.tasks.arithmetic_generator import generate
 
@@ -162,7 +162,7 @@ def test_figures_and_tables_lie_beside_it(run: Path, page: str) -> None:
 
 
 def test_before_and_after_are_paired(run: Path) -> None:
-    row = changes(gather(run / "frames", run, None)).to_dicts()[0]
+    row = changes(read_run(run / "frames", run, None)).to_dicts()[0]
     assert (row["before"], row["after"], row["items"]) == (0.1, 0.6, 20)
     assert row["change"] == pytest.approx(0.5)
     assert (row["gained"], row["lost"]) == (12, 2)
@@ -171,7 +171,7 @@ def test_before_and_after_are_paired(run: Path) -> None:
 
 
 def test_agreement_is_with_its_own_teacher(run: Path) -> None:
-    rows = likeness(gather(run / "frames", run, None)).sort("step").to_dicts()
+    rows = likeness(read_run(run / "frames", run, None)).sort("step").to_dicts()
     assert [row["agreement"] for row in rows] == [1 / 20, 11 / 20]
     assert [row["student_unparsable"] for row in rows] == [0.9, 0.4]
     assert rows[1]["bleu"] > rows[0]["bleu"]

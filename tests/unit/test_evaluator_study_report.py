@@ -12,7 +12,7 @@ import pytest
 
 from tutelage.errors import DataError
 from tutelage.evaluator.report import write_study_report
-from tutelage.evaluator.report.study_material import gather_study
+from tutelage.evaluator.report.study_data import read_study
 from tutelage.evaluator.results.frames import SCHEMA, frame_of_rows, frame_path, write_frame
 
 SIZES = {"small": 1000, "middle": 3000, "large": 9000}
@@ -148,7 +148,7 @@ def test_the_pooled_difference_is_the_mean_of_the_students_differences(report, s
     compared = pl.read_csv(report.parent / "tables" / "comparisons.csv").filter(
         pl.col("comparison") == "KD against SFT", pl.col("task") == "Average"
     )
-    rows = gather_study(study, study / "frames").rows.filter(pl.col("role") == "student", pl.col("noise") == 0)
+    rows = read_study(study, study / "frames").rows.filter(pl.col("role") == "student", pl.col("noise") == 0)
     means = dict(rows.group_by("method").agg(pl.col("score").mean()).rows())
     assert compared["difference"].item() == pytest.approx(100 * (means["kd"] - means["sft"]))
     assert compared["seeds"].item() == len(SIZES) * len(SEEDS)
@@ -186,9 +186,9 @@ def test_a_failed_item_is_not_scored_silently(study, tmp_path):
     described = cell("student", "large", "kd", 0, teacher="big")
     write_rows(tmp_path / "frames", described, np.random.default_rng(0), error="out of memory")
     with pytest.raises(DataError, match="120 items failed, the first with out of memory"):
-        gather_study(study, tmp_path / "frames")
+        read_study(study, tmp_path / "frames")
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"not the folder of a study .*run it first"):
-        gather_study(tmp_path, tmp_path)
+        read_study(tmp_path, tmp_path)

@@ -9,8 +9,8 @@ import pytest
 
 from tutelage.errors import DataError
 from tutelage.evaluator.paper_audit.audit import PaperReport, from_paper
-from tutelage.evaluator.paper_audit.cells import impossible_cells, repeated_cells
 from tutelage.evaluator.paper_audit.sections import Section, render_html, render_markdown
+from tutelage.evaluator.paper_audit.single_scores import impossible_cells, repeated_cells
 from tutelage.evaluator.statistics.scores import SCORES
 
 

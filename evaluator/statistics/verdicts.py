@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tutelage.evaluator.statistics.pairs import Correlation, by_pair, spearman_over_pairs
+from tutelage.evaluator.statistics.rank_correlation import Correlation, by_pair, spearman_over_pairs
 from tutelage.evaluator.statistics.scores import AVERAGE
 
 SHOWS, PARTLY, NOT, OPPOSITE, UNDECIDED = "shows", "partly", "does not show", "the opposite shows", "undecided"
@@ -24,7 +24,7 @@ VERDICTS = pl.Schema(
 
 
 def directions(compared: pl.DataFrame) -> pl.DataFrame:
-    """The averages of `strict.compare` with `holds`: what each says of the method, other runs included.
+    """The averages of `planned_comparisons.compare` with `holds`: what each says of the method, other runs included.
 
     first higher, second higher, equivalent, these runs only (significant over items, not over runs), undecided.
     """

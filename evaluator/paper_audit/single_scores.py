@@ -14,9 +14,9 @@ from scipy import stats
 
 from tutelage.errors import DataError
 from tutelage.evaluator.paper_audit.released_tables import MATH, TEST_ITEMS
-from tutelage.evaluator.paper_audit.selection import SELECTIONS
+from tutelage.evaluator.paper_audit.temperature_selection import SELECTIONS
 from tutelage.evaluator.statistics.paired import cluster_bootstrap_interval
-from tutelage.evaluator.statistics.pairs import by_pair, spearman_over_pairs
+from tutelage.evaluator.statistics.rank_correlation import by_pair, spearman_over_pairs
 from tutelage.evaluator.statistics.scores import AVERAGE, BASE, improvements
 
 # Math10K, the training set of the math track, contains MAWPS, from which these three test sets are drawn.

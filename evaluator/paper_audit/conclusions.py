@@ -11,12 +11,12 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 
-from tutelage.evaluator.paper_audit.selection import SELECTIONS
+from tutelage.evaluator.paper_audit.temperature_selection import SELECTIONS
 from tutelage.evaluator.statistics.equivalence import equivalence_test
-from tutelage.evaluator.statistics.families import holm_within
-from tutelage.evaluator.statistics.groups import friedman
+from tutelage.evaluator.statistics.group_tests import friedman
+from tutelage.evaluator.statistics.multiple_testing import holm_within
 from tutelage.evaluator.statistics.paired import cluster_robust_interval, t_test
-from tutelage.evaluator.statistics.pairs import by_pair
+from tutelage.evaluator.statistics.rank_correlation import by_pair
 from tutelage.evaluator.statistics.scores import AVERAGE, improvements
 
 SURVIVES, FAILS, UNDECIDED = "survives", "does not survive", "undecided"

@@ -16,9 +16,9 @@ import polars as pl
 from tutelage.errors import DataError
 from tutelage.evaluator.statistics import paired
 from tutelage.evaluator.statistics.equivalence import equivalence_test
-from tutelage.evaluator.statistics.families import holm_within
-from tutelage.evaluator.statistics.groups import friedman, kruskal_wallis
-from tutelage.evaluator.statistics.mixed import MixedModel, mixed_model
+from tutelage.evaluator.statistics.group_tests import friedman, kruskal_wallis
+from tutelage.evaluator.statistics.mixed_model import MixedModel, mixed_model
+from tutelage.evaluator.statistics.multiple_testing import holm_within
 from tutelage.evaluator.statistics.power import minimum_detectable_difference
 from tutelage.evaluator.statistics.scores import AVERAGE
 

@@ -7,10 +7,10 @@ import polars as pl
 from scipy import stats
 
 from tutelage.evaluator.paper_audit.published_tests import with_measure
-from tutelage.evaluator.paper_audit.selection import SELECTIONS
-from tutelage.evaluator.statistics.families import holm_within
+from tutelage.evaluator.paper_audit.temperature_selection import SELECTIONS
+from tutelage.evaluator.statistics.multiple_testing import holm_within
 from tutelage.evaluator.statistics.paired import Floats
-from tutelage.evaluator.statistics.pairs import by_pair, spearman_over_pairs
+from tutelage.evaluator.statistics.rank_correlation import by_pair, spearman_over_pairs
 from tutelage.evaluator.statistics.scores import AVERAGE, FINE_TUNED, improvements
 
 _QUANTITIES = ("student_size", "teacher_score", "sft_score", "agreement", "similarity", "bleu")

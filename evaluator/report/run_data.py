@@ -18,7 +18,7 @@ CELL = ["task", "protocol"]
 
 
 @dataclass(frozen=True)
-class Material:
+class RunData:
     """Everything that the sections read.
 
     Attributes:
@@ -47,7 +47,7 @@ class Material:
         return self.rows.filter(**filters)
 
 
-def gather(frames: Path, run_dir: Path | None, run: str | None) -> Material:
+def read_run(frames: Path, run_dir: Path | None, run: str | None) -> RunData:
     """Reads all of it.
 
     Raises:
@@ -61,7 +61,7 @@ def gather(frames: Path, run_dir: Path | None, run: str | None) -> Material:
     if not runs or (run is not None and run not in runs):
         raise DataError(f"{frames} has no rows{' of run ' + run if run else ''}; evaluate something first", "frames")
     rows = lazy.filter(run=run or runs[0]).collect()
-    return Material(
+    return RunData(
         run=run or runs[0],
         rows=rows,
         summary=_with_roles(summarize(rows.lazy()).collect()),

@@ -8,9 +8,11 @@ from pathlib import Path
 import polars as pl
 
 from tutelage import __version__
-from tutelage.evaluator.report import comparisons, figures, tables
-from tutelage.evaluator.report.material import Material, gather
+from tutelage.evaluator.report import run_comparisons as comparisons
+from tutelage.evaluator.report import run_figures as figures
+from tutelage.evaluator.report import run_tables as tables
 from tutelage.evaluator.report.page import Figure, Section, html_page, write_besides
+from tutelage.evaluator.report.run_data import RunData, read_run
 from tutelage.evaluator.tasks import TASKS
 from tutelage.evaluator.tasks.base import default_data_dir
 
@@ -30,23 +32,23 @@ def write_report(*, frames: Path, run_dir: Path | None, run: str | None, out: Pa
         DataError: there are no rows, or the run folder holds something unreadable.
 
     """
-    material = gather(frames, run_dir, run)
-    sections = _sections(material)
+    data = read_run(frames, run_dir, run)
+    sections = _sections(data)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_besides(sections, out.parent)
-    out.write_text(html_page(material.run, _facts(material), _tiles(material), sections), encoding="utf-8")
+    out.write_text(html_page(data.run, _facts(data), _tiles(data), sections), encoding="utf-8")
     return out
 
 
-def _facts(material: Material) -> list[tuple[str, str]]:
+def _facts(data: RunData) -> list[tuple[str, str]]:
     """What the run was, for the head of the page."""
-    rows = material.rows
-    teachers = material.summary.filter(role="teacher")["student"].unique().sort().to_list()
+    rows = data.rows
+    teachers = data.summary.filter(role="teacher")["student"].unique().sort().to_list()
     seeds = rows["training_seed"].unique().sort().to_list()
     decoding = rows.filter(protocol="paper")["sampling_temperature"].drop_nulls().unique().sort().to_list()
     facts = [
         ("teacher", ", ".join(teachers) or "not evaluated"),
-        ("students", ", ".join(_described(material, student) for student in material.students) or "none"),
+        ("students", ", ".join(_described(data, student) for student in data.students) or "none"),
         ("tasks", ", ".join(f"{task} ({protocol})" for task, protocol in _cells(rows))),
         ("items", f"{len(rows):,} rows, {int((rows['error'] != '').sum())} failed"),
         ("prompts", ", ".join(rows["template"].unique().sort())),
@@ -61,9 +63,9 @@ def _cells(rows: pl.DataFrame) -> list[tuple[str, str]]:
     return rows.select("task", "protocol").unique().sort("task", "protocol").rows()
 
 
-def _described(material: Material, student: str) -> str:
+def _described(data: RunData, student: str) -> str:
     """The student with its objective, temperature and noise."""
-    trained = material.rows.filter((pl.col("student") == student) & (pl.col("objective") != ""))
+    trained = data.rows.filter((pl.col("student") == student) & (pl.col("objective") != ""))
     if trained.is_empty():
         return student
     row = trained.row(0, named=True)
@@ -71,12 +73,12 @@ def _described(material: Material, student: str) -> str:
     return f"{student} ({row['objective']}, T = {row['temperature']:g}{noise})"
 
 
-def _tiles(material: Material) -> list[dict[str, str]]:
+def _tiles(data: RunData) -> list[dict[str, str]]:
     """The headline: how far each student's held-out KL fell."""
-    if material.metrics.is_empty():
+    if data.metrics.is_empty():
         return []
     tiles = []
-    for row in tables.training(material).frame.to_dicts():
+    for row in tables.training(data).frame.to_dicts():
         ends = row.get("heldout/forward_kl")
         if ends:
             first, last = (float(one) for one in ends.strip("()").split(","))
@@ -90,15 +92,15 @@ def _tiles(material: Material) -> list[dict[str, str]]:
     return tiles
 
 
-def _sections(material: Material) -> list[Section]:
-    changes, likeness = comparisons.changes(material), comparisons.likeness(material)
-    sections = [_learning(material), _scores(material), _changes(material, changes), _likeness(material, likeness)]
-    sections += [_outputs(material), _speed(material)]
+def _sections(data: RunData) -> list[Section]:
+    changes, likeness = comparisons.changes(data), comparisons.likeness(data)
+    sections = [_learning(data), _scores(data), _changes(data, changes), _likeness(data, likeness)]
+    sections += [_outputs(data), _speed(data)]
     return [section for section in sections if section is not None]
 
 
-def _learning(material: Material) -> Section | None:
-    if material.metrics.is_empty():
+def _learning(data: RunData) -> Section | None:
+    if data.metrics.is_empty():
         return None
     curves = {
         "heldout/forward_kl": ("held-out KL, nats a token", "KL(teacher ‖ student)", False),
@@ -109,37 +111,35 @@ def _learning(material: Material) -> Section | None:
         Figure(
             name=column.replace("/", "_"),
             alt=f"{title} over optimizer steps, a line a student",
-            chart=figures.curve(material.metrics, column, material.students, title=title, percent=share),
+            chart=figures.curve(data.metrics, column, data.students, title=title, percent=share),
             caption=f"{title[0].upper()}{title[1:]}: {meaning}, by optimizer step; one run a student.",
         )
         for column, (title, meaning, share) in curves.items()
-        if column in material.metrics.columns
+        if column in data.metrics.columns
     ]
     caption = (
         "First → last value of each measure. Held-out sequences are never trained on; the divergence is exact, at "
         "temperature 1, averaged over their scored tokens. Losses of different objectives are not comparable."
     )
-    return Section(
-        "Learning", "How near each student came to its teacher.", shown, [(tables.training(material), caption)]
-    )
+    return Section("Learning", "How near each student came to its teacher.", shown, [(tables.training(data), caption)])
 
 
-def _scores(material: Material) -> Section:
-    summary, shown = material.summary, []
+def _scores(data: RunData) -> Section:
+    summary, shown = data.summary, []
     for task, protocol in _cells(summary):
         own = summary.filter(task=task, protocol=protocol)
         shown.append(
             Figure(
                 name=f"scores_{task}_{protocol}",
                 alt=f"mean score with standard error of every model on {task}",
-                chart=figures.scores(own, tables.model_order(summary), material.students),
+                chart=figures.scores(own, tables.model_order(summary), data.students),
                 caption=f"{task}, {protocol}: mean ± one standard error over items (n = {_range(own['n'])}). "
                 "Dark: the teacher. Hollow: before training.",
             )
         )
     listed = [
         (
-            tables.scores(material),
+            tables.scores(data),
             "Mean score in points ± standard error over items; n is the number of items; chance is uniform guessing. "
             "paper: zero-shot generation, LLM-Adapters' extraction, accuracy. loglik: lm-evaluation-harness' acc.",
         )
@@ -149,10 +149,10 @@ def _scores(material: Material) -> Section:
             "Accuracy in points of the same outputs under LLM-Adapters' extraction and under a corrected one, and the "
             "share of outputs in which LLM-Adapters' rule finds no answer."
         )
-        listed.append((tables.extraction(material), caption))
+        listed.append((tables.extraction(data), caption))
     if len(summary.filter(protocol="loglik")):
         caption = "Accuracy in points by sum of log-probabilities (acc) and by sum per character (acc_norm)."
-        listed.append((tables.normalized(material), caption))
+        listed.append((tables.normalized(data), caption))
     return Section("Scores", "What every model gets right.", shown, listed)
 
 
@@ -161,13 +161,13 @@ def _range(values: pl.Series) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _changes(material: Material, frame: pl.DataFrame) -> Section | None:
+def _changes(data: RunData, frame: pl.DataFrame) -> Section | None:
     if frame.is_empty():
         return None
     figure = Figure(
         name="changes",
         alt="change of every student's score by training with its interval",
-        chart=figures.forest(frame, material.students),
+        chart=figures.forest(frame, data.students),
         caption="After minus before on the same items. An interval across the dashed line fits no change.",
     )
     caption = (
@@ -181,14 +181,14 @@ def _changes(material: Material, frame: pl.DataFrame) -> Section | None:
     )
 
 
-def _likeness(material: Material, frame: pl.DataFrame) -> Section | None:
+def _likeness(data: RunData, frame: pl.DataFrame) -> Section | None:
     if frame.is_empty():
         return None
     shown = [
         Figure(
             name="agreement",
             alt="agreement with the teacher before and after training",
-            chart=figures.agreement(frame, material.students),
+            chart=figures.agreement(frame, data.students),
             caption="Share of items with the teacher's answer, right or wrong. Hollow: before. Filled: after training.",
         )
     ]
@@ -198,7 +198,7 @@ def _likeness(material: Material, frame: pl.DataFrame) -> Section | None:
             Figure(
                 name="accuracy_fidelity",
                 alt="accuracy against BLEU fidelity",
-                chart=figures.accuracy_against_fidelity(frame, material.students),
+                chart=figures.accuracy_against_fidelity(frame, data.students),
                 caption="Being right against sounding like the teacher. Hollow: before training.",
             )
         )
@@ -213,15 +213,15 @@ def _likeness(material: Material, frame: pl.DataFrame) -> Section | None:
     return Section("Agreement and fidelity", text, shown, [(tables.likeness(frame), caption)])
 
 
-def _outputs(material: Material) -> Section | None:
+def _outputs(data: RunData) -> Section | None:
     """The first items of one task, of those whose questions are here if any, as every model answered them."""
-    summary = tables.ordered(material.summary.filter(protocol="paper"))
+    summary = tables.ordered(data.summary.filter(protocol="paper"))
     if summary.is_empty():
         return None
     questions_of = {task: _questions(task) for task in summary["task"].unique().sort()}
     task = max(questions_of, key=lambda name: bool(questions_of[name]))
     labels = {row["evaluation_id"]: row["label"] for row in summary.filter(task=task).to_dicts()}
-    rows = material.rows.filter(task=task, protocol="paper").sort(pl.col("item_id").cast(pl.UInt32))
+    rows = data.rows.filter(task=task, protocol="paper").sort(pl.col("item_id").cast(pl.UInt32))
     samples = []
     for item in rows["item_id"].unique(maintain_order=True)[:_SAMPLES]:
         answers = {row["evaluation_id"]: row for row in rows.filter(item_id=item).to_dicts()}
@@ -247,9 +247,9 @@ def _questions(task: str) -> dict[str, str]:
     return {item.item_hash: item.instruction for item in known.items(data_dir)}
 
 
-def _speed(material: Material) -> Section:
+def _speed(data: RunData) -> Section:
     shown: list[Figure] = []
-    seconds = tables.seconds_by_phase(material.metrics) if len(material.metrics) else pl.DataFrame()
+    seconds = tables.seconds_by_phase(data.metrics) if len(data.metrics) else pl.DataFrame()
     if len(seconds):
         shown.append(
             Figure(
@@ -259,14 +259,12 @@ def _speed(material: Material) -> Section:
                 caption="Where a training step's time goes; waiting is for a teacher that was away.",
             )
         )
-    listed = [
-        (tables.evaluation_speed(material), "Wall-clock seconds of the evaluator, its model's loading not counted.")
-    ]
-    if material.usage is not None:
-        started = datetime.fromtimestamp(material.usage.started_at_seconds, UTC)
+    listed = [(tables.evaluation_speed(data), "Wall-clock seconds of the evaluator, its model's loading not counted.")]
+    if data.usage is not None:
+        started = datetime.fromtimestamp(data.usage.started_at_seconds, UTC)
         caption = (
-            f"The teacher's own counters: {len(material.usage.students)} students attached to one process "
-            f"(instance {material.usage.instance_id}), started {started:%Y-%m-%d %H:%M:%S} UTC."
+            f"The teacher's own counters: {len(data.usage.students)} students attached to one process "
+            f"(instance {data.usage.instance_id}), started {started:%Y-%m-%d %H:%M:%S} UTC."
         )
-        listed.insert(0, (tables.usage(material), caption))
+        listed.insert(0, (tables.usage(data), caption))
     return Section("Throughput", "What it cost.", shown, listed)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from tutelage.evaluator.report.material import CELL, Material
+from tutelage.evaluator.report.run_data import CELL, RunData
 from tutelage.evaluator.tasks import TASKS
 
 _ROLES = ["teacher", "before", "between", "after"]
@@ -49,9 +49,9 @@ def model_order(summary: pl.DataFrame) -> list[str]:
     return ordered(summary)["label"].unique(maintain_order=True).to_list()
 
 
-def scores(material: Material) -> Table:
+def scores(data: RunData) -> Table:
     """Models by tasks: mean score ± standard error in points; the number of items is in the head if one for all."""
-    summary = ordered(material.summary)
+    summary = ordered(data.summary)
     heads, cells = ["model"], summary.select(CELL).unique().sort(CELL).rows()
     columns: list[list[str]] = []
     for task, protocol in cells:
@@ -73,9 +73,9 @@ def _score(row: dict[str, float], *, with_count: bool) -> str:
     return percent(row["score"]) + error + (f" ({', '.join(notes)})" if notes else "")
 
 
-def extraction(material: Material) -> Table:
+def extraction(data: RunData) -> Table:
     """What the extraction alone is worth: LLM-Adapters' rule against the corrected one, under `paper`."""
-    summary = ordered(material.summary.filter(protocol="paper"))
+    summary = ordered(data.summary.filter(protocol="paper"))
     rows = [
         [
             f"{row['label']}, {row['task']}",
@@ -88,9 +88,9 @@ def extraction(material: Material) -> Table:
     return Table("extraction", ["evaluation", "LLM-Adapters' rule", "corrected rule", "no answer"], rows, summary)
 
 
-def normalized(material: Material) -> Table:
+def normalized(data: RunData) -> Table:
     """`acc` against `acc_norm`, under `loglik`."""
-    summary = ordered(material.summary.filter(protocol="loglik"))
+    summary = ordered(data.summary.filter(protocol="loglik"))
     rows = [
         [f"{row['label']}, {row['task']}", percent(row["score"]), percent(row["score_normalized"])]
         for row in summary.to_dicts()
@@ -139,10 +139,10 @@ def likeness(frame: pl.DataFrame) -> Table:
     return Table("agreement", columns, rows, frame)
 
 
-def training(material: Material) -> Table:
+def training(data: RunData) -> Table:
     """First and last held-out measures of each student, and its mean seconds a step."""
     rows, records = [], []
-    for (student,), steps in material.metrics.group_by(["student"], maintain_order=True):
+    for (student,), steps in data.metrics.group_by(["student"], maintain_order=True):
         record = {"student": student, "steps": steps["step"].max(), **_ends(steps)}
         record["seconds_a_step"] = _seconds_a_step(steps)
         records.append(record)
@@ -195,9 +195,9 @@ def _seconds_a_step(steps: pl.DataFrame) -> float | None:
     return float(by_phase["seconds"].sum()) if len(by_phase) else None
 
 
-def evaluation_speed(material: Material) -> Table:
+def evaluation_speed(data: RunData) -> Table:
     """How fast items were evaluated."""
-    frame = ordered(material.summary).with_columns(
+    frame = ordered(data.summary).with_columns(
         items_per_second=(pl.col("n") + pl.col("failed")) / pl.col("seconds"),
         tokens_per_second=pl.col("output_tokens") / pl.col("seconds"),
     )
@@ -215,10 +215,10 @@ def evaluation_speed(material: Material) -> Table:
     )
 
 
-def usage(material: Material) -> Table:
+def usage(data: RunData) -> Table:
     """What the teacher itself counted for each student."""
-    assert material.usage is not None
-    students = material.usage.students
+    assert data.usage is not None
+    students = data.usage.students
     rows = [
         [one.student_id, f"{one.sequences:,}", f"{one.tokens:,}", f"{one.rows:,}", f"{one.bytes / 2**20:,.1f}"]
         for one in students

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
-from tutelage.evaluator.report.material import CELL, Material
+from tutelage.evaluator.report.run_data import CELL, RunData
 from tutelage.evaluator.scoring.agreement import agreement, fidelity, pair
 from tutelage.evaluator.statistics.paired import cluster_bootstrap_interval, mcnemar_exact
 
@@ -51,18 +51,18 @@ LIKENESS = pl.Schema(
 _RESAMPLES = 2000
 
 
-def changes(material: Material) -> pl.DataFrame:
+def changes(data: RunData) -> pl.DataFrame:
     """Before against after training, a row a student, task and protocol.
 
     The interval is a bias-corrected and accelerated bootstrap over items (items with the same text are one
     cluster), the p-value McNemar's exact test, two-sided.
     """
     rows = []
-    for student, task, protocol, cells in _cells(material.summary):
+    for student, task, protocol, cells in _cells(data.summary):
         before, after = (_only(cells.filter(role=role)) for role in ("before", "after"))
         if before is None or after is None:
             continue
-        both = pair(_rows_of(material, before), _rows_of(material, after))
+        both = pair(_rows_of(data, before), _rows_of(data, after))
         if len(both) < 2:
             continue
         rows.append({"student": student, "task": task, "protocol": protocol, **_change(both)})
@@ -87,16 +87,16 @@ def _change(both: pl.DataFrame) -> dict[str, float | int]:
     }
 
 
-def likeness(material: Material) -> pl.DataFrame:
+def likeness(data: RunData) -> pl.DataFrame:
     """Every evaluation of a student against its teacher's of the same task: agreement and, for texts, BLEU."""
-    teachers = material.summary.filter(role="teacher")
+    teachers = data.summary.filter(role="teacher")
     rows = []
-    for cell in material.summary.filter(pl.col("role") != "teacher").to_dicts():
+    for cell in data.summary.filter(pl.col("role") != "teacher").to_dicts():
         own = {"task": cell["task"], "protocol": cell["protocol"], "template": cell["template"]}
         teacher = _only(teachers.filter(student=cell["teacher"], **own))
         if teacher is None:
             continue
-        both = pair(_rows_of(material, teacher), _rows_of(material, cell))
+        both = pair(_rows_of(data, teacher), _rows_of(data, cell))
         if both.is_empty():
             continue
         agreed = agreement(both)
@@ -117,5 +117,5 @@ def _only(cells: pl.DataFrame) -> dict[str, str] | None:
     return cells.sort("evaluation_id").row(-1, named=True) if len(cells) else None
 
 
-def _rows_of(material: Material, cell: dict[str, str]) -> pl.DataFrame:
-    return material.rows.filter(evaluation_id=cell["evaluation_id"], task=cell["task"], protocol=cell["protocol"])
+def _rows_of(data: RunData, cell: dict[str, str]) -> pl.DataFrame:
+    return data.rows.filter(evaluation_id=cell["evaluation_id"], task=cell["task"], protocol=cell["protocol"])

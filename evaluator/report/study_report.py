@@ -13,14 +13,14 @@ import polars as pl
 
 from tutelage import __version__
 from tutelage.evaluator.report import study_figures as figures
-from tutelage.evaluator.report import study_results as results
+from tutelage.evaluator.report import study_tables as results
 from tutelage.evaluator.report.page import Figure, Section, html_page, markdown_page, write_besides
-from tutelage.evaluator.report.study_material import StudyMaterial, complete, gather_study
-from tutelage.evaluator.report.tables import Table, p_value
-from tutelage.evaluator.statistics import declared
-from tutelage.evaluator.statistics.pairs import Correlation
+from tutelage.evaluator.report.run_tables import Table, p_value
+from tutelage.evaluator.report.study_data import StudyData, complete, read_study
+from tutelage.evaluator.statistics import verdicts
+from tutelage.evaluator.statistics.planned_comparisons import COMPARED, cells_of_items, compare
+from tutelage.evaluator.statistics.rank_correlation import Correlation
 from tutelage.evaluator.statistics.scores import AVERAGE
-from tutelage.evaluator.statistics.strict import COMPARED, cells_of_items, compare
 
 _SEED = 0  # of the bootstrap, so that the report is the same every time
 _RESAMPLES = 2000
@@ -31,9 +31,9 @@ class _Results:
     """What is computed once and shown in several sections."""
 
     compared: pl.DataFrame
-    """Of `strict.compare`; every task."""
+    """Of `planned_comparisons.compare`; every task."""
     averages: pl.DataFrame
-    """Of `declared.directions`."""
+    """Of `verdicts.directions`."""
     measures: pl.DataFrame
     trends: Mapping[str, Correlation]
 
@@ -47,36 +47,36 @@ def write_study_report(*, frames: Path, study: Path, out: Path) -> Path:
         out: the HTML file.
 
     Raises:
-        DataError: as `gather_study`.
+        DataError: as `read_study`.
 
     """
-    material = gather_study(study, frames)
-    found = _results(material)
-    sections = [section for section in _sections(material, found) if section is not None]
-    facts = _facts(material)
+    data = read_study(study, frames)
+    found = _results(data)
+    sections = [section for section in _sections(data, found) if section is not None]
+    facts = _facts(data)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_besides(sections, out.parent)
-    out.write_text(html_page(material.name, facts, [], sections), encoding="utf-8")
-    out.with_name("report.md").write_text(markdown_page(f"Study {material.name}", facts, sections), encoding="utf-8")
+    out.write_text(html_page(data.name, facts, [], sections), encoding="utf-8")
+    out.with_name("report.md").write_text(markdown_page(f"Study {data.name}", facts, sections), encoding="utf-8")
     return out
 
 
-def _results(material: StudyMaterial) -> _Results:
+def _results(data: StudyData) -> _Results:
     generator = np.random.default_rng(_SEED)
-    ready = complete(material, material.comparisons)
-    compared = compare(material.items(), ready, generator, resamples=_RESAMPLES) if ready else _nothing_compared()
-    measures = results.measures(material, results.likeness(material))
+    ready = complete(data, data.comparisons)
+    compared = compare(data.items(), ready, generator, resamples=_RESAMPLES) if ready else _nothing_compared()
+    measures = results.measures(data, results.likeness(data))
     whole = results.whole_runs(measures)
-    trends = declared.trends(whole, generator) if len(whole) else {}
-    return _Results(compared, declared.directions(compared), measures, trends)
+    trends = verdicts.trends(whole, generator) if len(whole) else {}
+    return _Results(compared, verdicts.directions(compared), measures, trends)
 
 
 def _nothing_compared() -> pl.DataFrame:
     return COMPARED.to_frame().with_columns(p_holm=pl.lit(None, pl.Float64), conclusion=pl.lit(None, pl.String))
 
 
-def _facts(material: StudyMaterial) -> list[tuple[str, str]]:
-    rows, cells = material.rows, material.cells
+def _facts(data: StudyData) -> list[tuple[str, str]]:
+    rows, cells = data.rows, data.cells
     seeds = sorted(cells.filter(role="student")["seed"].unique().to_list())
     decoding = rows["sampling_temperature"].drop_nulls().unique().to_list()
     items = rows.group_by("task").agg(pl.col("item_id").n_unique()).sort("task")
@@ -93,55 +93,55 @@ def _facts(material: StudyMaterial) -> list[tuple[str, str]]:
     ]
 
 
-def _sections(material: StudyMaterial, found: _Results) -> list[Section | None]:
+def _sections(data: StudyData, found: _Results) -> list[Section | None]:
     return [
-        _claims(material, found),
-        _scores(material),
-        _size(material, found),
+        _claims(data, found),
+        _scores(data),
+        _size(data, found),
         _comparisons(found),
-        _methods(material),
-        _responses(material),
-        _likeness(material, found),
-        _learning(material),
-        _cost(material),
+        _methods(data),
+        _responses(data),
+        _likeness(data, found),
+        _learning(data),
+        _cost(data),
     ]
 
 
-def _claims(material: StudyMaterial, found: _Results) -> Section | None:
-    if not material.claims:
+def _claims(data: StudyData, found: _Results) -> Section | None:
+    if not data.claims:
         return None
-    families = Counter(comparison.family for comparison in material.comparisons)
-    frame = declared.verdicts(material.claims, found.averages, found.trends, families)
+    families = Counter(comparison.family for comparison in data.comparisons)
+    frame = verdicts.verdicts(data.claims, found.averages, found.trends, families)
     rows = [[row["claim"], row["verdict"], row["found"], row["test"]] for row in frame.to_dicts()]
     caption = (
         "Rules fixed before the run. A family shows if every member, on the average of the tasks, falls on the "
         "expected side with p ≤ 0.05 after Holm (items clustered over students and seeds) and an interval over items "
         "and training runs without zero; “these runs only” passes the first test and not the second. A trend shows if "
-        f"the 95 % interval of rho, bootstrapped over runs, lies on the expected side. n: {_counts(material)}."
+        f"the 95 % interval of rho, bootstrapped over runs, lies on the expected side. n: {_counts(data)}."
     )
     table = Table("claims", ["claim", "at this size", "what was found", "test"], rows, frame)
     return Section("Claims", "What was declared before the run, and whether it shows.", tables=[(table, caption)])
 
 
-def _counts(material: StudyMaterial) -> str:
-    students = material.rows.filter(role="student")
+def _counts(data: StudyData) -> str:
+    students = data.rows.filter(role="student")
     items, runs = students.select("task", "item_id").n_unique(), students.select("student", "training_seed").n_unique()
     return f"{items} items, {runs} runs (student and seed)"
 
 
-def _scores(material: StudyMaterial) -> Section:
+def _scores(data: StudyData) -> Section:
     caption = (
         "Accuracy in percent, mean ± standard deviation over training seeds (none for one seed). Average: unweighted "
         "mean of the tasks. Items answered without a number count as wrong."
     )
-    return Section("Scores", "Every model and setting.", tables=[(results.by_method(material), caption)])
+    return Section("Scores", "Every model and setting.", tables=[(results.by_method(data), caption)])
 
 
-def _size(material: StudyMaterial, found: _Results) -> Section | None:
+def _size(data: StudyData, found: _Results) -> Section | None:
     rows = found.measures
     if rows.is_empty():
         return None
-    methods = [method for method in material.methods if method in rows["method"].to_list()]
+    methods = [method for method in data.methods if method in rows["method"].to_list()]
     trend = found.trends.get("size")
     test = "" if trend is None or trend.rho is None else _spoken(trend)
     figure = Figure(
@@ -152,7 +152,7 @@ def _size(material: StudyMaterial, found: _Results) -> Section | None:
     )
     caption = "Points over fine-tuning at T = 1 without noise, mean ± standard deviation over seeds."
     text = "Whether smaller students gain more."
-    return Section("Gain by size", text, [figure], [(results.by_size(rows, material.students, methods), caption)])
+    return Section("Gain by size", text, [figure], [(results.by_size(rows, data.students, methods), caption)])
 
 
 def _spoken(trend: Correlation) -> str:
@@ -180,8 +180,8 @@ def _comparisons(found: _Results) -> Section | None:
     return Section("Primary comparisons", "Declared in the study file before the run.", [figure], [(table, caption)])
 
 
-def _methods(material: StudyMaterial) -> Section | None:
-    main = material.rows.filter(pl.col("cell").is_in(material.main["cell"].to_list()))
+def _methods(data: StudyData) -> Section | None:
+    main = data.rows.filter(pl.col("cell").is_in(data.main["cell"].to_list()))
     cells = cells_of_items(
         main.select(
             "student",
@@ -205,9 +205,9 @@ def _methods(material: StudyMaterial) -> Section | None:
     return Section("Methods alike?", "All trainings at T = 1 without noise.", tables=tables)
 
 
-def _responses(material: StudyMaterial) -> Section | None:
-    default = next(iter(material.teachers), "")
-    scores = material.scores().filter(task=AVERAGE, role="student", teacher=default)
+def _responses(data: StudyData) -> Section | None:
+    default = next(iter(data.teachers), "")
+    scores = data.scores().filter(task=AVERAGE, role="student", teacher=default)
     scores = scores.with_columns(series=pl.format("{}, {}", "method", "student"))
     shown = []
     for column, other, title in (("temperature", "noise", "temperature T"), ("noise", "temperature", "noise σ")):
@@ -227,23 +227,23 @@ def _responses(material: StudyMaterial) -> Section | None:
     return Section("Temperature and noise", "What smoothing and noise do.", shown) if shown else None
 
 
-def _likeness(material: StudyMaterial, found: _Results) -> Section | None:
+def _likeness(data: StudyData, found: _Results) -> Section | None:
     rows = found.measures
     if rows.is_empty():
         return None
-    methods = [method for method in material.methods if method in rows["method"].to_list()]
+    methods = [method for method in data.methods if method in rows["method"].to_list()]
     means = rows.group_by("student", "method").agg(pl.col("agreement", "fidelity", "score").mean())
     shown = [
         Figure(
             "agreement",
             "mean agreement with the teacher by method and student",
-            figures.heat_map(means, methods, material.students),
+            figures.heat_map(means, methods, data.students),
             "Items with the teacher's answer, percent, mean of tasks and seeds; no answer agrees with nothing.",
         ),
         Figure(
             "accuracy_fidelity",
             "accuracy against BLEU, a dot a training",
-            figures.accuracy_against(rows, methods, material.students),
+            figures.accuracy_against(rows, methods, data.students),
             "Being right against sounding like the teacher: sacreBLEU of the student's text with the teacher's.",
         ),
     ]
@@ -261,15 +261,15 @@ def _likeness(material: StudyMaterial, found: _Results) -> Section | None:
     return Section("Agreement and fidelity", "Whether likeness explains the gain.", shown, [(table, caption)])
 
 
-def _learning(material: StudyMaterial) -> Section | None:
+def _learning(data: StudyData) -> Section | None:
     column = "heldout/forward_kl"
-    if material.metrics.is_empty() or column not in material.metrics.columns:
+    if data.metrics.is_empty() or column not in data.metrics.columns:
         return None
-    known = material.metrics.join(material.main.select("cell"), on="cell").filter(pl.col(column).is_not_null())
+    known = data.metrics.join(data.main.select("cell"), on="cell").filter(pl.col(column).is_not_null())
     shown = []
-    for student in dict.fromkeys((material.students[0], material.students[-1])):
+    for student in dict.fromkeys((data.students[0], data.students[-1])):
         own = known.filter(model=student).group_by("method", "step").agg(value=pl.col(column).mean()).sort("step")
-        methods = [method for method in material.methods if method in own["method"].to_list()]
+        methods = [method for method in data.methods if method in own["method"].to_list()]
         if methods:
             shown.append(
                 Figure(
@@ -283,21 +283,21 @@ def _learning(material: StudyMaterial) -> Section | None:
     return Section("Learning", "How near students come to their teacher.", shown) if shown else None
 
 
-def _cost(material: StudyMaterial) -> Section | None:
-    speeds = results.speeds(material)
+def _cost(data: StudyData) -> Section | None:
+    speeds = results.speeds(data)
     if speeds.is_empty():
         return None
     figure = Figure(
         "throughput",
         "trained tokens a second by method, a dot a student",
-        figures.rates(speeds, material.methods, material.students),
+        figures.rates(speeds, data.methods, data.students),
         "Tokens that enter the loss, by second of sampling, scoring and stepping together.",
     )
     listed = [(results.cost(speeds), "Mean of the seeds and settings; the start of a process is not in it.")]
-    if material.usage:
+    if data.usage:
         caption = (
             "The teachers' own counters, one line a start and kind. Off-policy cells ask for the same sequences again "
             "and again; each costs one engine pass, whatever the objective, temperature and noise."
         )
-        listed.append((results.usage(material), caption))
+        listed.append((results.usage(data), caption))
     return Section("Cost", "Throughput, and what the teachers did.", [figure], listed)

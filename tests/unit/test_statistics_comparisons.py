@@ -1,4 +1,4 @@
-"""Strict mode: declared comparisons from one row an item, and what it refuses."""
+"""Planned comparisons from one row an item, and what it refuses."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from scipy import stats
 
 from tutelage.errors import DataError
 from tutelage.evaluator.paper_audit.published_tests import published_tests
-from tutelage.evaluator.statistics.scores import AVERAGE, SCORES, SIMILARITIES, improvements, scores_of_items
-from tutelage.evaluator.statistics.strict import (
+from tutelage.evaluator.statistics.planned_comparisons import (
     ITEMS,
     Comparison,
     cells_of_items,
@@ -19,6 +18,7 @@ from tutelage.evaluator.statistics.strict import (
     method_model,
     pair_items,
 )
+from tutelage.evaluator.statistics.scores import AVERAGE, SCORES, SIMILARITIES, improvements, scores_of_items
 
 CHANCE = {"sft": 0.50, "gkd": 0.65, "reverse_kl": 0.66, "seq_kd": 0.50}
 

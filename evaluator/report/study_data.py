@@ -14,16 +14,16 @@ from typing import Any
 import polars as pl
 
 from tutelage.errors import DataError
-from tutelage.evaluator.report.material import read_metrics
+from tutelage.evaluator.report.run_data import read_metrics
 from tutelage.evaluator.results.frames import read
-from tutelage.evaluator.statistics.strict import ITEMS, Comparison
+from tutelage.evaluator.statistics.planned_comparisons import ITEMS, Comparison
 
 _CELL = ["cell", "role", "method", "parameters"]
 _COLUMNS = {"method": "objective", "teacher": "teacher", "temperature": "temperature", "noise": "noise"}
 
 
 @dataclass(frozen=True)
-class StudyMaterial:
+class StudyData:
     """A study and its rows.
 
     Attributes:
@@ -66,7 +66,7 @@ class StudyMaterial:
         return self.cells.filter(role="student")["method"].unique(maintain_order=True).to_list()
 
     def items(self) -> pl.DataFrame:
-        """Students' rows as `strict.ITEMS`, each training a `seed` of its own, so that sizes can be pooled.
+        """Students' rows as `ITEMS`, each training a `seed` of its own, so that sizes can be pooled.
 
         An item of two students is one cluster: they answered the same question.
         """
@@ -98,7 +98,7 @@ class StudyMaterial:
         return pl.concat([by_task, average.select(by_task.columns)])
 
 
-def gather_study(folder: Path, frames: Path) -> StudyMaterial:
+def read_study(folder: Path, frames: Path) -> StudyData:
     """Reads a study.
 
     Args:
@@ -121,7 +121,7 @@ def gather_study(folder: Path, frames: Path) -> StudyMaterial:
     if len(failed):
         raise DataError(f"{len(failed)} items failed, the first with {failed['error'][0]}; score them again", "frames")
     scored = rows["evaluation_id"].unique().to_list()
-    return StudyMaterial(
+    return StudyData(
         name=declared["name"],
         cells=cells.with_columns(scored=pl.col("evaluation_id").is_in(scored)),
         rows=rows.join(cells.select("evaluation_id", *_CELL), on="evaluation_id"),
@@ -150,9 +150,9 @@ def _metrics(folder: Path, cells: pl.DataFrame) -> pl.DataFrame:
     return read_metrics(folder).rename({"student": "cell"}).join(cells, on="cell")
 
 
-def complete(material: StudyMaterial, comparisons: Sequence[Comparison]) -> list[Comparison]:
+def complete(data: StudyData, comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Comparisons of which both sides are scored; the others have to wait."""
-    items = material.items()
+    items = data.items()
     ready = []
     for comparison in comparisons:
         sides = [_runs(items, dict(side)) for side in (comparison.first, comparison.second)]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from tutelage.evaluator.report.study_material import StudyMaterial
-from tutelage.evaluator.report.tables import Table, p_value
+from tutelage.evaluator.report.run_tables import Table, p_value
+from tutelage.evaluator.report.study_data import StudyData
 from tutelage.evaluator.scoring.agreement import agreement, fidelity, pair
+from tutelage.evaluator.statistics.planned_comparisons import compare_methods, method_model
 from tutelage.evaluator.statistics.scores import AVERAGE
-from tutelage.evaluator.statistics.strict import compare_methods, method_model
 
 _LIKENESS_KEYS = ["cell", "student", "method", "training_seed"]
 
@@ -32,11 +32,11 @@ def labels(scores: pl.DataFrame) -> pl.DataFrame:
     return scores.with_columns(setting=(pl.col("method") + temperature + noise).str.replace_all(r"\.0\b", ""))
 
 
-def by_method(material: StudyMaterial) -> Table:
+def by_method(data: StudyData) -> Table:
     """Accuracy of every model and setting, mean ± standard deviation over seeds, by task."""
-    tasks = [*material.rows["task"].unique().sort(), AVERAGE]
-    default = next(iter(material.teachers), "")
-    scores = labels(material.scores()).with_columns(
+    tasks = [*data.rows["task"].unique().sort(), AVERAGE]
+    default = next(iter(data.teachers), "")
+    scores = labels(data.scores()).with_columns(
         setting=pl.when(pl.col("role") != "student")
         .then(pl.col("role").replace_strict({"base": "base model", "tuned": "fine-tuned teacher"}, default="student"))
         .when(~pl.col("teacher").is_in(["", default]))
@@ -132,22 +132,22 @@ def added_by_methods(cells: pl.DataFrame, reference: str) -> tuple[Table, str]:
     return Table("methods_model", ["method", "estimate", "95 %", "p"], rows, frame), caption
 
 
-def likeness(material: StudyMaterial) -> pl.DataFrame:
+def likeness(data: StudyData) -> pl.DataFrame:
     """Agreement and BLEU of each distilled cell with its own teacher, in percent, mean of the tasks."""
-    cells = material.main.filter(pl.col("teacher") != "")
+    cells = data.main.filter(pl.col("teacher") != "")
     rows = [
         {"cell": cell, "agreement": 100 * agreed, "fidelity": bleu}
         for cell, teacher in cells.select("cell", "teacher").rows()
-        for agreed, bleu in _task_likeness(material, cell, material.teachers[teacher]["cell"])
+        for agreed, bleu in _task_likeness(data, cell, data.teachers[teacher]["cell"])
     ]
     frame = pl.DataFrame(rows, schema={"cell": pl.String, "agreement": pl.Float64, "fidelity": pl.Float64})
     return frame.group_by("cell", maintain_order=True).agg(pl.col("agreement", "fidelity").mean())
 
 
-def _task_likeness(material: StudyMaterial, cell: str, teacher: str) -> list[tuple[float, float]]:
+def _task_likeness(data: StudyData, cell: str, teacher: str) -> list[tuple[float, float]]:
     found = []
-    for task in material.rows["task"].unique().sort():
-        sides = [material.rows.filter(pl.col("cell") == one, pl.col("task") == task) for one in (teacher, cell)]
+    for task in data.rows["task"].unique().sort():
+        sides = [data.rows.filter(pl.col("cell") == one, pl.col("task") == task) for one in (teacher, cell)]
         if any(side.is_empty() for side in sides):
             continue
         both = pair(*sides)
@@ -157,9 +157,9 @@ def _task_likeness(material: StudyMaterial, cell: str, teacher: str) -> list[tup
     return found
 
 
-def measures(material: StudyMaterial, alike: pl.DataFrame) -> pl.DataFrame:
+def measures(data: StudyData, alike: pl.DataFrame) -> pl.DataFrame:
     """One row a distilled training at T = 1: score, improvement over fine-tuning of its seed, size, likeness."""
-    scores = material.scores().filter(task=AVERAGE).join(material.main.select("cell"), on="cell")
+    scores = data.scores().filter(task=AVERAGE).join(data.main.select("cell"), on="cell")
     tuned = scores.filter(teacher="").select("student", "training_seed", sft="score")
     distilled = scores.filter(pl.col("teacher") != "").join(tuned, on=["student", "training_seed"])
     return distilled.join(alike, on="cell").select(
@@ -195,13 +195,13 @@ def _gain(cell: dict[str, float] | None) -> str:
     return signed(cell["improvement"]) + ("" if cell["sd"] is None else f" ± {cell['sd']:.1f}")
 
 
-def usage(material: StudyMaterial) -> Table:
+def usage(data: StudyData) -> Table:
     """What each teacher counted: sequences asked for, and engine passes that they cost."""
-    off_policy = set(material.cells.filter(~pl.col("on_policy"))["cell"].to_list())
+    off_policy = set(data.cells.filter(~pl.col("on_policy"))["cell"].to_list())
     records = []
-    for start in material.usage:
+    for start in data.usage:
         for kind, ids in (("off-policy cells", off_policy), ("on-policy cells", None)):
-            students = [one for one in start["students"] if _of_kind(one["student_id"], ids, off_policy, material)]
+            students = [one for one in start["students"] if _of_kind(one["student_id"], ids, off_policy, data)]
             asked = sum(int(one["sequences"]) for one in students)
             hits = sum(int(one["store_hits"]) for one in students)
             records.append(
@@ -230,18 +230,18 @@ def usage(material: StudyMaterial) -> Table:
     return Table("teacher_usage", ["teacher", "cells", "sequences asked", "engine passes", "MiB sent"], rows, frame)
 
 
-def _of_kind(student: str, ids: set[str] | None, off_policy: set[str], material: StudyMaterial) -> bool:
+def _of_kind(student: str, ids: set[str] | None, off_policy: set[str], data: StudyData) -> bool:
     if ids is not None:
         return student in ids
-    return student not in off_policy and student in set(material.cells["cell"].to_list())
+    return student not in off_policy and student in set(data.cells["cell"].to_list())
 
 
-def speeds(material: StudyMaterial) -> pl.DataFrame:
+def speeds(data: StudyData) -> pl.DataFrame:
     """Trained tokens a second and seconds a cell, mean of the seeds, by method and student."""
-    if material.metrics.is_empty():
+    if data.metrics.is_empty():
         return pl.DataFrame()
-    phases = [name for name in material.metrics.columns if name.startswith("seconds/")]
-    steps = material.metrics.filter(pl.col("role") == "student", pl.col("train/tokens").is_not_null())
+    phases = [name for name in data.metrics.columns if name.startswith("seconds/")]
+    steps = data.metrics.filter(pl.col("role") == "student", pl.col("train/tokens").is_not_null())
     by_cell = steps.group_by("method", "model", "parameters", "cell", maintain_order=True).agg(
         tokens=pl.col("train/tokens").sum(), seconds=pl.sum_horizontal(pl.col(phases).fill_null(0.0)).sum()
     )
