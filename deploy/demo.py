@@ -28,11 +28,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tutelage.errors import TutelageError
+from tutelage.files import make_directory_once
 from tutelage.rpc.transport import CHANNEL_OPTIONS
 from tutelage.rpc.v1 import evaluator_pb2 as epb
 from tutelage.rpc.v1 import evaluator_pb2_grpc as erpc
 from tutelage.runtime.processes import left_behind, running, start, stop, wait_for_file
-from tutelage.studies.prepare_models import make_once, prepare
+from tutelage.studies.prepare_models import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
@@ -74,14 +75,17 @@ def models(teacher: str | None, student: str | None) -> tuple[Path, Path]:
         return chosen, resolve_model(student)
     layers = max(2, json.loads((chosen / "config.json").read_text())["num_hidden_layers"] // 4)
     carved = BUILD / "models" / f"{chosen.name.lower()}-{layers}-layers"
-    return chosen, make_once(carved, lambda out: prune_layers(chosen, out, layers=layers))
+    return chosen, make_directory_once(carved, lambda out: prune_layers(chosen, out, layers=layers))
 
 
 def training_data(data_dir: Path | None) -> Path:
     """Generated arithmetic, mixed with GSM8K's training questions where the research data is at hand."""
     with_real = data_dir is not None and (data_dir / "train" / "gsm8k_train.jsonl").exists()
     target = BUILD / "data" / f"train-{ARITHMETIC_ITEMS}-{REAL_ITEMS if with_real else 0}"
-    return make_once(target, lambda out: _write_training_data(out, data_dir if with_real else None)) / "train.jsonl"
+    return (
+        make_directory_once(target, lambda out: _write_training_data(out, data_dir if with_real else None))
+        / "train.jsonl"
+    )
 
 
 def _write_training_data(out: Path, data_dir: Path | None) -> None:

@@ -19,9 +19,10 @@ from typing import Any
 import yaml
 
 from tutelage.errors import TutelageError
+from tutelage.files import write_durably
 from tutelage.runtime.processes import start, stop
 from tutelage.study.cells import Cell
-from tutelage.study.folder import Folder, write_durably
+from tutelage.study.folder import Folder
 from tutelage.study.merging import whole_model
 from tutelage.study.models import local_folder
 from tutelage.study.programs import environment, flags, tutelage

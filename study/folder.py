@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import CheckpointError, Conflict
+from tutelage.files import write_durably
+from tutelage.manifest import is_committed
 from tutelage.study.cells import Cell
 
 _PARTS = ("cells", "cohorts", "frames", "logs", "queue", "rationales", "students", "usage")
@@ -65,7 +67,7 @@ class Folder:
 
     def is_trained(self, cell: Cell) -> bool:
         """Whether its last checkpoint is complete."""
-        return not cell.settings or (self._last(cell) / "MANIFEST.json").exists()
+        return not cell.settings or is_committed(self._last(cell))
 
     def marker(self, cell: Cell) -> dict[str, Any] | None:
         """What was noted when the cell was finished; None if it is not."""
@@ -113,18 +115,3 @@ class Folder:
             except BlockingIOError:
                 return int(json.loads(path.read_text())["process_id"])
         return None
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Writes a file beside its place, forces it to disk and renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

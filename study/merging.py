@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
+from functools import partial
 from pathlib import Path
+
+from tutelage.files import make_directory_once
 
 _ADAPTER = "adapter_config.json"
 
@@ -20,24 +20,13 @@ def whole_model(checkpoint: Path) -> Path:
     checkpoint = checkpoint.resolve()
     if not (checkpoint / _ADAPTER).exists():
         return checkpoint
-    folder = checkpoint.with_name(f"{checkpoint.name}-merged")
-    if not folder.exists():
-        _merge(checkpoint, folder)
-    return folder
+    return make_directory_once(checkpoint.with_name(f"{checkpoint.name}-merged"), partial(_merge, checkpoint))
 
 
 def _merge(adapter: Path, folder: Path) -> None:
-    """Writes beside `folder` and renames, so that it is there whole or not at all."""
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
 
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype="auto")
-        model.merge_and_unload().save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(adapter).save_pretrained(temporary)
-        temporary.chmod(0o755)
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype="auto")
+    model.merge_and_unload().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(adapter).save_pretrained(folder)

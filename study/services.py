@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.json_format import MessageToDict
 
 from tutelage.errors import TutelageError
+from tutelage.files import write_durably
 from tutelage.rpc.transport import error_of_rpc, open_channel
 from tutelage.rpc.v1 import evaluator_pb2 as epb
 from tutelage.rpc.v1 import evaluator_pb2_grpc as erpc
@@ -20,7 +21,7 @@ from tutelage.rpc.v1 import teacher_pb2_grpc as trpc
 from tutelage.runtime.processes import start, stop, wait_for_file
 from tutelage.study.cells import Cell
 from tutelage.study.config import EvaluationConfig, TeacherConfig
-from tutelage.study.folder import Folder, write_durably
+from tutelage.study.folder import Folder
 from tutelage.study.programs import environment, flags, tutelage
 
 _READY_SECONDS, _TIMEOUT_SECONDS = 600.0, 30.0

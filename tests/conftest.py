@@ -21,9 +21,9 @@ BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 def tiny_model() -> Path:
     """A tiny Llama with random weights (tests/tiny.py)."""
     from tiny import write_tiny_model
-    from tutelage.studies.prepare_models import make_once
+    from tutelage.files import make_directory_once
 
-    return make_once(BUILD / "models" / "tiny", write_tiny_model)
+    return make_directory_once(BUILD / "models" / "tiny", write_tiny_model)
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ FAILPOINTS = {
     "save: optimizer": Failpoint("tutelage.trainer.model.student", "save_file"),
     "save: state": Failpoint("tutelage.trainer.checkpoint.trainer_state", "State.save"),
     "save: durable": Failpoint("tutelage.trainer.checkpoint.store", "commit"),
-    "save: manifest": Failpoint("tutelage.trainer.checkpoint.store", "write_durably"),
+    "save: manifest": Failpoint("tutelage.manifest", "write_durably"),
     "save: removal of old ones": Failpoint("tutelage.trainer.checkpoint.store", "CheckpointStore._prune"),
 }
 

@@ -48,12 +48,12 @@ def _train(config: CohortConfig) -> int:
     from rich.console import Console
 
     from tutelage.config import to_yaml
-    from tutelage.trainer.checkpoint.store import write_durably
+    from tutelage.files import write_durably
     from tutelage.trainer.cluster.console import Display
     from tutelage.trainer.cluster.supervisor import local_or_connected_ray, supervise
 
     config.output.mkdir(parents=True, exist_ok=True)
-    write_durably(config.output / "cohort.yaml", to_yaml(config).encode())
+    write_durably(config.output / "cohort.yaml", to_yaml(config))
     console = Console()
     console.print(
         f"run {config.run}: {len(config.students)} students, results in {config.output}",

@@ -18,7 +18,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tutelage.studies.prepare_models import make_once
+from tutelage.files import make_directory_once
 
 SIZES = {"t": (96, 4, 32), "l": (80, 3, 16), "m": (64, 2, 16), "s": (48, 2, 16), "xs": (32, 2, 16)}
 """Hidden width, layers and width of a head by name, the teacher first: on a CPU vLLM takes heads of 32 and more."""
@@ -240,4 +240,4 @@ def write(out: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    print(make_once(parser.parse_args().folder.resolve(), write))
+    print(make_directory_once(parser.parse_args().folder.resolve(), write))

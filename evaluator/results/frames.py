@@ -8,13 +8,14 @@ replaces its rows and never doubles them. Summaries are derived from the rows an
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+
+from tutelage.files import write_durably
 
 _COLUMNS: dict[str, type[pl.DataType] | pl.DataType] = {
     # Who: copied from the request.
@@ -85,28 +86,16 @@ def frame_path(frames: Path, run: str, task: str, evaluation_id: str, protocol: 
 
 
 def write_frame(frame: pl.DataFrame, path: Path, *, metadata: dict[str, str] | None = None) -> None:
-    """Writes a Parquet file beside its place, forces it to disk, and renames it into place."""
+    """Writes a Parquet file, and the folder it is in, so that it is there whole or not at all.
+
+    Raises:
+        CheckpointError: the file system refused; what was there is untouched.
+
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as stream:
-        try:
-            frame.write_parquet(stream, metadata=metadata)
-            stream.flush()
-            os.fsync(stream.fileno())
-            os.replace(stream.name, path)
-        except BaseException:
-            os.unlink(stream.name)
-            raise
-    path.chmod(0o644)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Forces the names in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, metadata=metadata)
+    write_durably(path, buffer.getvalue())
 
 
 def read(frames: Path) -> pl.LazyFrame:

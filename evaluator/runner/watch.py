@@ -14,9 +14,9 @@ import yaml
 
 from tutelage.errors import CheckpointError, NotFound
 from tutelage.evaluator.config import EvaluationSettings, WatchConfig
-from tutelage.evaluator.runner.checkpoint import MANIFEST
 from tutelage.evaluator.runner.evaluation import evaluate
 from tutelage.evaluator.runner.requests import Evaluation, Labels, check, parse_tasks
+from tutelage.manifest import MANIFEST
 
 _STEP = re.compile(r"step-(\d+)\Z")
 _logger = logging.getLogger(__name__)

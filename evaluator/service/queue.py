@@ -7,8 +7,6 @@ when the queue is opened; what it had finished lies beside its frames and is not
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -16,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tutelage.errors import Conflict, DataError, NotFound
-from tutelage.evaluator.results.frames import sync_folder
 from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest
+from tutelage.files import write_durably
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
@@ -148,12 +146,7 @@ class Queue:
 
     def _store(self, entry: Entry) -> Entry:
         path = self._folder / f"{entry.evaluation.evaluation_id}.json"
-        with tempfile.NamedTemporaryFile("w", dir=self._folder, suffix=".tmp", delete=False) as stream:
-            json.dump(asdict(entry), stream, default=str, indent=1)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(stream.name, path)
-        sync_folder(self._folder)
+        write_durably(path, json.dumps(asdict(entry), default=str, indent=1))
         self._entries[entry.evaluation.evaluation_id] = entry
         return entry
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +24,7 @@ from tutelage.evaluator.service.queue import Entry, Queue
 from tutelage.evaluator.service.worker import Workers
 from tutelage.evaluator.tasks import TASKS
 from tutelage.evaluator.tasks.base import default_data_dir
+from tutelage.files import write_atomically
 from tutelage.rpc.auth import TokenInterceptor
 from tutelage.rpc.transport import SERVER_OPTIONS, bind, status_code
 from tutelage.rpc.v1 import evaluator_pb2 as pb
@@ -203,15 +203,8 @@ async def serve(config: ServeConfig) -> None:
     address = f"{config.address.rpartition(':')[0]}:{service.port}"
     _logger.info("serving evaluations at %s", address)
     if config.address_file is not None:
-        _write_address(config.address_file, address)
+        config.address_file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(config.address_file, f"{address}\n")
     await leaving.wait()
     _logger.info("leaving after the batch at hand")
     await service.stop()
-
-
-def _write_address(path: Path, address: str) -> None:
-    """Renamed into place, so that who waits for the file reads it whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(address + "\n", encoding="utf-8")
-    os.replace(temporary, path)

@@ -23,6 +23,7 @@ import grpc
 from tutelage.data.dataset_files import TokenIds, prompt_encoder, read_exchanges
 from tutelage.data.prompts import form_of, with_completion
 from tutelage.errors import ConfigurationError, DataError, Overloaded
+from tutelage.files import write_durably
 from tutelage.identity import require_same_tokenizer, tokenizer_digests
 from tutelage.rpc.codec import encode
 from tutelage.rpc.transport import (
@@ -102,7 +103,7 @@ def generate_rationales(config: GenerateConfig, watch: Progress) -> Counts:
     for row, continuations in sorted(journal.written.items()):
         right = partial(accept, expected[row])
         lines += [json.dumps(made, ensure_ascii=False) for made in _kept(rows[row][0], continuations, right, counts)]
-    _replace(config.out, "".join(f"{line}\n" for line in lines))
+    write_durably(config.out, "".join(f"{line}\n" for line in lines))
     journal.remove()
     return counts
 
@@ -190,7 +191,7 @@ class _Journal:
             self.written[row] = [Continuation(**each) for each in continuations]
         whole = b"".join(line + b"\n" for line in lines) or (json.dumps(settings) + "\n").encode()
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, whole.decode())
+        write_durably(path, whole)
         self._file = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> _Journal:
@@ -273,9 +274,3 @@ def _answer_of(row: dict[str, Any], number: int, config: GenerateConfig) -> str:
             f"row {number} of {config.data} has no {config.answer_column!r} to compare with", "answer_column"
         )
     return str(row[config.answer_column])
-
-
-def _replace(path: Path, content: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)

@@ -13,7 +13,6 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import grpc.aio
@@ -21,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from tutelage.errors import TutelageError
+from tutelage.files import write_atomically
 from tutelage.rpc.auth import TokenInterceptor
 from tutelage.rpc.transport import SERVER_OPTIONS, bind
 from tutelage.rpc.v1 import teacher_pb2 as pb
@@ -93,7 +93,7 @@ class TeacherServer:
         self.servicer.open(teacher)
         await self._set_health(_SERVING)
         if self._config.address_file is not None:
-            _write_frame(self._config.address_file, self.address)
+            write_atomically(self._config.address_file, self.address)
 
     async def stop(self, grace_seconds: float) -> None:
         """Takes nothing new, waits for what is in flight, then cancels it; health answers until then."""
@@ -199,9 +199,3 @@ async def in_daemon_thread(function: Callable[[], T]) -> T:
 
     threading.Thread(target=run, daemon=True, name="loading").start()
     return await future
-
-
-def _write_frame(path: Path, content: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)

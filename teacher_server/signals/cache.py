@@ -1,14 +1,13 @@
 """Hidden states on disk, named by what they are the states of: one engine pass for all students, kinds and times.
 
-`tutelage.data.signal_cache` says what the files are. One is written beside its place, fsynced and renamed, so that a
-kill leaves either all of it or nothing with that name; and it is believed only if all of it fits. What was used
+`tutelage.data.signal_cache` says what the files are. One is written durably (`tutelage.files`), so that a kill leaves
+either all of it or nothing with that name; and it is believed only if all of it fits. What was used
 longest ago goes first when the bytes run out.
 """
 
 from __future__ import annotations
 
 import fcntl
-import itertools
 import logging
 import os
 from collections import OrderedDict
@@ -22,12 +21,12 @@ from safetensors.torch import save
 
 from tutelage.data.signal_cache import SUFFIX, digest, paths_of_teacher, read_states, sequence_key, teacher_folder
 from tutelage.errors import ConfigurationError, CorruptFrame
+from tutelage.files import PARTIAL_SUFFIX, write_durably
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.signals.unembedding import Unembedding
 
 logger = logging.getLogger(__name__)
 
-_PART_SUFFIX = ".part"
 _HEADER_BYTES = 256
 
 
@@ -49,7 +48,6 @@ class SignalStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = _locked(self._folder / "lock")
         self._lock = RLock()
-        self._part_numbers = itertools.count()
         self._sizes = self._found()
         self.bytes = sum(self._sizes.values())
         self._evict()
@@ -85,8 +83,7 @@ class SignalStore:
 
         """
         key, content = sequence_key(token_ids), _content(token_ids, states_TD)
-        part = self._folder / f"{key}.{next(self._part_numbers)}{_PART_SUFFIX}"
-        _write(part, self._path(key), content)
+        write_durably(self._path(key), content)
         with self._lock:
             self.bytes += len(content) - self._sizes.pop(key, 0)
             self._sizes[key] = len(content)
@@ -105,8 +102,8 @@ class SignalStore:
             tensors = {"weight": unembedding.weight_VD}
             if unembedding.bias_V is not None:
                 tensors["bias"] = unembedding.bias_V
-            _write(unembedding_path.with_suffix(_PART_SUFFIX), unembedding_path, save(tensors))
-        _write(info_path.with_suffix(_PART_SUFFIX), info_path, info.SerializeToString())
+            write_durably(unembedding_path, save(tensors))
+        write_durably(info_path, info.SerializeToString())
 
     def __contains__(self, token_ids: Sequence[int]) -> bool:
         return sequence_key(token_ids) in self._sizes
@@ -116,8 +113,8 @@ class SignalStore:
 
     def _found(self) -> OrderedDict[str, int]:
         """Sizes by key, in the order of use; clears away what a kill left half-written."""
-        for part in self._folder.glob(f"*{_PART_SUFFIX}"):
-            part.unlink()
+        for partial in self._folder.glob(f"*{PARTIAL_SUFFIX}"):
+            partial.unlink()
         files = [(path, path.stat()) for path in self._folder.glob(f"*{SUFFIX}")]
         files.sort(key=lambda file: file[1].st_mtime)
         return OrderedDict((path.stem, status.st_size) for path, status in files)
@@ -157,17 +154,3 @@ def _content(token_ids: Sequence[int], states_TD: torch.Tensor) -> bytes:
     metadata = {"sha256": digest(states.view(torch.uint16).numpy(), ids.numpy())}
     content: bytes = save({"states": states, "token_ids": ids}, metadata=metadata)
     return content
-
-
-def _write(part: Path, path: Path, content: bytes) -> None:
-    """Writes a file, first as `part`, so that a kill leaves all of it or nothing under its name."""
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -212,7 +212,7 @@ def test_what_cannot_be_filled_is_said_before_it_is_begun(unchecked, data, tiny_
 
 
 def test_a_disk_that_does_not_take_all_is_an_error(unchecked, data, tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("tutelage.teacher_server.signals.cache._write", lambda _part, path, _content: full(path))
+    monkeypatch.setattr("tutelage.teacher_server.signals.cache.write_durably", lambda path, _content: full(path))
 
     def full(path: Path) -> None:
         if path.stem == sequence_key([2]):

@@ -37,8 +37,8 @@ def step_of(real, wanted, moment, half=None):
         return result
     return call
 
-def half_write(part, path, content):
-    part.write_bytes(content[: len(content) // 2])
+def half_write(path, content):
+    path.with_name(f".{path.name}.1.partial").write_bytes(content[: len(content) // 2])
 
 def write_and_die(root, step, moment):
     opened = store.SignalStore(root, "teacher", 10**6)
@@ -46,7 +46,7 @@ def write_and_die(root, step, moment):
     store.os.open = step_of(os.open, step, moment)
     pathlib.Path.open = step_of(pathlib.Path.open, step, moment)
     pathlib.Path.replace = step_of(pathlib.Path.replace, step, moment)
-    store._write = step_of(store._write, step, moment, half_write)
+    store.write_durably = step_of(store.write_durably, step, moment, half_write)
     opened.put([5, 6, 7], torch.full((3, 8), 2.0))
     os._exit(calls)
 
@@ -87,7 +87,7 @@ def test_a_kill_while_writing_leaves_nothing_wrong(killed, step, moment):
     found = store.get(NEW)
     assert found is None or torch.equal(found, states(NEW, 2.0))
     assert (found is not None) == (len(store) == 2)
-    assert not list((root / f"{step}-{moment}").rglob("*.part"))
+    assert not list((root / f"{step}-{moment}").rglob("*.partial"))
     store.put(NEW, states(NEW, 2.0))
     assert torch.equal(store.get(NEW), states(NEW, 2.0))
 

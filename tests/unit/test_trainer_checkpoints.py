@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tutelage.errors import CheckpointError, Conflict
+from tutelage.manifest import verify
 from tutelage.trainer.checkpoint.run_lock import student_lock
-from tutelage.trainer.checkpoint.store import CheckpointStore, verify
+from tutelage.trainer.checkpoint.store import CheckpointStore
 from tutelage.trainer.metrics.log import MetricsLog
 
 
@@ -131,7 +132,7 @@ def test_a_failing_file_system_leaves_earlier_ones_alone(store):
     def write(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(CheckpointError, match="earlier checkpoints are untouched"):
+    with pytest.raises(CheckpointError, match="earlier checkpoints and files are untouched"):
         store.save(2, write)
     assert store.latest().step == 1
 

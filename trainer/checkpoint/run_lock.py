@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tutelage.errors import Conflict
-from tutelage.trainer.checkpoint.store import reporting_disk_errors
+from tutelage.files import reporting_disk_errors
 
 
 @contextmanager

@@ -1,29 +1,25 @@
 """Checkpoints that are there completely or not at all.
 
-`<folder>/step-00000020/` holds a Hugging Face checkpoint, the trainer's state, and `MANIFEST.json` with
-every file's size and SHA-256. All files are on disk before the manifest is renamed into place, so a
-directory without a valid manifest is not a checkpoint, whatever killed its writer. `<folder>/best` is a
-link to the best of them, if the training asks for one. Nothing here is pickled.
+`<folder>/step-00000020/` holds a Hugging Face checkpoint, the trainer's state, and a manifest (`tutelage.manifest`),
+without which it is no checkpoint. `<folder>/best` is a link to the best of them, if the training asks for one.
+Nothing here is pickled.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from tutelage.errors import CheckpointError
+from tutelage.files import reporting_disk_errors
+from tutelage.manifest import commit, is_committed, remove, verify
 
-_MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"step-(\d{8})\Z")
 _log = logging.getLogger(__name__)
 
@@ -65,8 +61,8 @@ class CheckpointStore:
         """
         folder = self.path(step)
         try:
-            with reporting_disk_errors(folder):
-                _remove(folder)
+            with reporting_disk_errors(folder, SafetensorError):
+                remove(folder)
                 folder.mkdir(parents=True)
                 write(folder)
                 commit(folder)
@@ -110,94 +106,7 @@ class CheckpointStore:
         return sorted(found, reverse=True)
 
     def _prune(self, protected: Collection[int]) -> None:
-        complete = [(step, path) for step, path in self._candidates() if (path / _MANIFEST).exists()]
+        complete = [(step, path) for step, path in self._candidates() if is_committed(path)]
         for step, path in complete[self._keep :]:
             if step not in protected:
-                _remove(path)
-
-
-@contextmanager
-def reporting_disk_errors(path: Path) -> Iterator[None]:
-    """Turns what a file system refuses while `path` is written into an error that says what to do.
-
-    Raises:
-        CheckpointError: with the file system's reason.
-
-    """
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot write {path}: {error}; earlier checkpoints are untouched, make room and start again"
-        ) from error
-
-
-def commit(folder: Path) -> None:
-    """Makes every file in `folder` durable and names it in a manifest that is renamed into place last."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("rb+") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            os.fsync(stream.fileno())
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
-    fsync_directory(folder)
-    write_durably(folder / _MANIFEST, json.dumps({"files": files}, indent=1).encode())
-    fsync_directory(folder.parent)
-
-
-def verify(folder: Path) -> None:
-    """Compares a checkpoint with its manifest.
-
-    Raises:
-        CheckpointError: there is none, or a file is missing, of another size, or of another content.
-
-    """
-    try:
-        files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, expected in files.items():
-            path = folder / name
-            if path.stat().st_size != expected["bytes"]:
-                raise CheckpointError(f"{path} has {path.stat().st_size} bytes, not {expected['bytes']}")
-            with path.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
-                    raise CheckpointError(f"{path} has changed since it was saved")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} is incomplete: {error.filename} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / _MANIFEST} is not a manifest: {error!r}") from error
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replaces a file at once: whoever reads it sees the old content or the new.
-
-    Raises:
-        CheckpointError: the file system refused.
-
-    """
-    partial = path.with_name(path.name + ".partial")
-    with reporting_disk_errors(path):
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-        fsync_directory(path.parent)
-
-
-def fsync_directory(folder: Path) -> None:
-    """Makes the entries of a directory durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(folder: Path) -> None:
-    """Removes a checkpoint, its manifest first, so that no half of one looks whole."""
-    if folder.exists():
-        (folder / _MANIFEST).unlink(missing_ok=True)
-        fsync_directory(folder)
-        shutil.rmtree(folder)
+                remove(path)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from tutelage.errors import NotFound, Unreachable
+from tutelage.files import write_atomically
 
 Action = Literal["pause", "resume", "stop", "scale"]
 _SILENT_SECONDS = 15.0
@@ -100,7 +101,7 @@ class RunControl:
 
     def publish(self, status: RunStatus) -> None:
         """Writes the status, never half of it, and so answers the commands that were taken."""
-        _replace(self._status, json.dumps(asdict(status)))
+        write_atomically(self._status, json.dumps(asdict(status)))
         for path in self._read:
             path.unlink(missing_ok=True)
 
@@ -138,7 +139,7 @@ def send_command(output: Path, command: Command) -> RunStatus:
     if not is_running(status):
         raise Unreachable(f"run {status.run!r} is not on; start it with tutelage train", "--output")
     path = output / "commands" / f"{time.time_ns()}.json"
-    _replace(path, json.dumps(asdict(command)))
+    write_atomically(path, json.dumps(asdict(command)))
     _wait_until_gone(path)
     return read_run_status(output)
 
@@ -150,12 +151,6 @@ def _wait_until_gone(path: Path) -> None:
             path.unlink(missing_ok=True)
             raise Unreachable(f"the supervisor took no command for {_ANSWER_SECONDS:.0f} s; is its process alive?")
         time.sleep(_POLL_SECONDS)
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def status_cells(row: StudentStatus) -> Sequence[str]:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tutelage.trainer.checkpoint.store import reporting_disk_errors, write_durably
+from tutelage.files import reporting_disk_errors, write_durably
 from tutelage.trainer.metrics.trackers import Tracker
 
 Row = Mapping[str, float | int | str]

@@ -26,9 +26,10 @@ import torch
 from tutelage.config import to_yaml
 from tutelage.data.dataset_files import Example
 from tutelage.errors import ConfigurationError, DataError
+from tutelage.files import write_durably
 from tutelage.identity import vocabulary_size
 from tutelage.trainer.checkpoint.run_lock import student_lock
-from tutelage.trainer.checkpoint.store import Checkpoint, CheckpointStore, write_durably
+from tutelage.trainer.checkpoint.store import Checkpoint, CheckpointStore
 from tutelage.trainer.checkpoint.trainer_state import State, config_digest, read_state
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.dataset import Dataset, Order, read_dataset
@@ -148,7 +149,7 @@ class _Training:
         if self._checkpoint is not None:
             self._resume(self._checkpoint)
         if workers.first:
-            write_durably(folder / "student.yaml", to_yaml(config).encode())
+            write_durably(folder / "student.yaml", to_yaml(config))
         self._report("asking the teacher about held-out sequences")
         unembedding = unembedding_of(teacher.unembedding(), self._student.device) if teacher else None
         self._validation = Validation(

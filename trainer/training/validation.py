@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tutelage.trainer.checkpoint.store import write_durably
+from tutelage.files import write_durably
 from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.losses.diagnostics import diagnostics
 from tutelage.trainer.losses.losses import token_cross_entropy
