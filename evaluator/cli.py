@@ -78,10 +78,12 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 def _guard(settings: EvaluationSettings) -> None:
-    """Lets no process of vLLM outlive this one."""
+    """Refuses vLLM where it is not installed, before anything is loaded; lets no process of it outlive this one."""
     from tutelage.runtime import orphan_reaper
+    from tutelage.runtime.installed import require_vllm
 
     if settings.engine == "vllm":
+        require_vllm("engine", "give --engine transformers")
         orphan_reaper.start(uuid.uuid4().hex)
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from importlib.resources import files
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ commands:
   resume    the same as run
   report    tables, figures and the verdict on each claim
 
+FILE is a study file (YAML), or the name of a ready one, such as micro.
 `tutelage study COMMAND --help` says more."""
 _STOP_SECONDS = 60.0
 
@@ -133,11 +135,31 @@ def report(arguments: list[str]) -> int:
 
 def _parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"tutelage study {command}", allow_abbrev=False)
-    parser.add_argument("file", type=Path, help="the study file (YAML)")
+    parser.add_argument("file", type=Path, help="the study file (YAML), or the name of a ready study")
     return parser
 
 
-def _opened(file: Path) -> tuple[Study, Folder]:
+def find_file(name: Path) -> Path:
+    """The study file of that path, or else the ready study of that name.
+
+    Raises:
+        ConfigurationError: there is neither.
+
+    """
+    if name.is_file():
+        return name
+    ready = {
+        Path(entry.name).stem: entry for entry in files("tutelage.studies").iterdir() if entry.name.endswith(".yaml")
+    }
+    found = ready.get(str(name))
+    if found is None:
+        raise ConfigurationError(
+            f"there is no file {name}, and the ready studies are {', '.join(sorted(ready))}", "file"
+        )
+    return Path(str(found))
+
+
+def _opened(name: Path) -> tuple[Study, Folder]:
     """The study of a file, and its folder."""
     import yaml
 
@@ -146,6 +168,7 @@ def _opened(file: Path) -> tuple[Study, Folder]:
     from tutelage.study.folder import Folder
     from tutelage.study.resolution import resolve
 
+    file = find_file(name)
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:

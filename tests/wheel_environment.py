@@ -1,4 +1,4 @@
-"""The package as other people get it: an sdist, a wheel, and environments with nothing but it and one extra's requirements.
+"""The package as other people get it: sdist, wheel, and environments with nothing but it and one extra's requirements.
 
 An environment is a virtual one whose packages are links to the installed distributions that the extra's requirements
 reach, so that it takes a second to make and no network; what the extra does not ask for is not there.
@@ -37,7 +37,7 @@ def copy_of_sources(folder: Path) -> Path:
 
 
 def build(kind: str, sources: Path, out: Path) -> Path:
-    """The `wheel` or `sdist` of a source folder, by the build backend that pyproject.toml names, without the network."""
+    """The `wheel` or `sdist` of a source folder, by the backend that pyproject.toml names, without the network."""
     call = f"from setuptools import build_meta; build_meta.build_{kind}({str(out)!r})"
     out.mkdir(exist_ok=True)
     subprocess.run([sys.executable, "-c", call], cwd=sources, check=True, stdout=subprocess.DEVNULL, timeout=120)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tutelage.errors import CheckpointError, ConfigurationError, Unreachable
+from tutelage.errors import CheckpointError, Unreachable
 from tutelage.evaluator.config import Dtype
 from tutelage.evaluator.models.base import Generation, Sampling, ScoringGroup
 from tutelage.evaluator.models.transformers_engine import TransformersEngine
+from tutelage.runtime.installed import require_vllm
 
 # Small enough for the prefix cache, which keeps whole blocks, to find a template's header; vLLM's CPU build has
 # blocks of 128 by default, and does not take 16.
@@ -30,8 +30,7 @@ class VllmEngine:
     def __init__(self, checkpoint: Path, *, dtype: Dtype, batch_size: int) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
-        if find_spec("vllm") is None:
-            raise ConfigurationError("vllm is not installed here; install it, or use transformers", "engine")
+        require_vllm("engine", "give --engine transformers")
         self.dtype, self.batch_size, self._checkpoint = dtype, batch_size, checkpoint
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         self.max_tokens = int(AutoConfig.from_pretrained(checkpoint).max_position_embeddings)

@@ -12,6 +12,7 @@ from tutelage import identity
 from tutelage.data.signal_cache import teacher_key
 from tutelage.errors import ConfigurationError
 from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.runtime.installed import require_vllm
 from tutelage.teacher_server.config import TeacherConfig
 from tutelage.teacher_server.engine import vllm as vllm_engine
 from tutelage.teacher_server.engine.base import GenerationEngine, ScoringEngine
@@ -103,11 +104,12 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
     Sets how torch computes in this process, which is the teacher's alone.
 
     Raises:
-        ConfigurationError: vLLM does not start with this configuration.
+        ConfigurationError: vLLM is not installed, or does not start with this configuration.
         NotServed: the model's head is not one that is known here, or makes other logits than the model does.
         DataError: files of the checkpoint are missing.
 
     """
+    require_vllm()  # before the checkpoint is read, which may take minutes
     vllm_engine.prepare_environment(config)
     import torch
 

