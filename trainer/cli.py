@@ -18,7 +18,6 @@ from tutelage.trainer.cluster.run_control import (
     is_running,
     read_run_status,
     send_command,
-    status_cells,
 )
 
 if TYPE_CHECKING:
@@ -108,14 +107,12 @@ def _command(options: argparse.Namespace) -> Command:
 
 def _show(status: RunStatus) -> None:
     from rich.console import Console
-    from rich.table import Table
+
+    from tutelage.trainer.cluster.console import students_table
+    from tutelage.trainer.metrics.progress import metric_texts
 
     on = "on" if is_running(status) else "not on"
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("student", "state", "step", "loss", "held-out KL", "now"):
-        table.add_column(name)
-    for row in status.students:
-        table.add_row(*status_cells(row))
+    table = students_table(status, {student.student: metric_texts(student.metrics) for student in status.students})
     console = Console()
     console.print(f"run {status.run} ({on}), {status.concurrency} at once", highlight=False)
     console.print(table)

@@ -9,6 +9,7 @@ from rich.console import Console
 from trainer_cases import student_config
 from tutelage.errors import Unreachable
 from tutelage.trainer.cluster.console import Display
+from tutelage.trainer.cluster.run_control import RunStatus
 from tutelage.trainer.cluster.supervisor import StudentRun
 from tutelage.trainer.metrics.progress import ActorStatus, Outcome, Progress
 
@@ -23,21 +24,25 @@ METRICS = {
 }
 
 
+def status_of(student: StudentRun) -> RunStatus:
+    return RunStatus("run", 1, 0, 0.0, False, (student.as_status(),))
+
+
 def shown(tiny_model, *, terminal: bool) -> str:
     """A student's life as a console shows it."""
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=160)
     student = StudentRun(student_config(tiny_model, tiny_model / "rows.jsonl"))
     with Display(console) as display:
-        display.update([student])
+        display.update(status_of(student))
         student.state = "running"
         for step, phase, metrics in ((0, "loading", {}), (1, "sampling", METRICS), (3, "stepping", METRICS)):
             student.status = ActorStatus(Progress("ann", step, 6, phase, metrics), False, 1, 0.0)
-            display.update([student])
+            display.update(status_of(student))
         student.outcome, student.state = Outcome("ann", 6, True, None), "finished"
-        display.update([student])
+        display.update(status_of(student))
         student.error, student.state = Unreachable("no teacher answers"), "failed"
-        display.update([student])
+        display.update(status_of(student))
     return stream.getvalue()
 
 
@@ -59,5 +64,5 @@ def test_the_bar_is_full_at_the_last_step_of_a_student_that_trains_for_epochs(ti
     student = StudentRun(student_config(tiny_model, tiny_model / "rows.jsonl", steps=1000, epochs=2))
     student.state, student.status = "running", ActorStatus(Progress("ann", 6, 6, "saving", METRICS), False, 1, 0.0)
     with Display(Console(file=stream, force_terminal=True, color_system=None, width=160)) as display:
-        display.update([student])
+        display.update(status_of(student))
     assert "━" * 20 in stream.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tutelage.trainer.metrics import prometheus as gauges
-from tutelage.trainer.metrics.progress import Progress, in_words
+from tutelage.trainer.metrics.progress import Progress, metric_texts, progress_line
 
 METRICS = {"train/loss": 0.5, "train/tokens": 100, "seconds/sampling": 1.5, "seconds/scoring": 0.5}
 
@@ -31,9 +31,9 @@ class Recorded:
 def test_the_gauges_have_the_newest_values_and_nothing_that_is_not_known(monkeypatch):
     monkeypatch.setattr(gauges, "Gauge", Recorded)
     shown = gauges.PrometheusGauges("math", "ann")
-    shown.show(Progress("ann", 0, 6, "loading"))
+    shown.update(Progress("ann", 0, 6, "loading"))
     assert Recorded.values == {("step", "math", "ann"): 0}
-    shown.show(Progress("ann", 3, 6, "sampling", METRICS))
+    shown.update(Progress("ann", 3, 6, "sampling", METRICS))
     assert Recorded.values == {
         ("step", "math", "ann"): 3,
         ("loss", "math", "ann"): 0.5,
@@ -44,8 +44,8 @@ def test_the_gauges_have_the_newest_values_and_nothing_that_is_not_known(monkeyp
 
 
 def test_a_line_says_the_step_and_what_is_known():
-    assert in_words(Progress("ann", 0, 6, "loading")) == "step 0/6, loading"
+    assert progress_line(0, 6, metric_texts({}), "loading") == "step 0/6, loading"
     known = METRICS | {"heldout/forward_kl": 2.0}
-    assert in_words(Progress("ann", 3, 6, "saving", known)) == (
+    assert progress_line(3, 6, metric_texts(known), "saving") == (
         "step 3/6, loss 0.500, held-out KL 2.000, tokens/s 50, saving"
     )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -26,25 +29,28 @@ from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.metrics.progress import ActorStatus, Outcome, Progress
 
 
-def status_of(ended: bool = False, age_seconds: float = 0.0, concurrency: int = 2) -> RunStatus:
+def status_of(ended: bool = False, age_seconds: float = 0.0, concurrency: int = 2, started_at_ns: int = 1) -> RunStatus:
     rows = tuple(StudentStatus(name, "running", 3, 6, "sampling", 1, {"train/loss": 0.5}) for name in ("ann", "bob"))
-    return RunStatus("run", concurrency, time.time() - age_seconds, ended, rows)
+    return RunStatus("run", concurrency, started_at_ns, time.time() - age_seconds, ended, rows)
 
 
 class SupervisorThread:
-    """Reads the box as a supervisor does, and remembers."""
+    """Takes commands as a supervisor does, and remembers."""
 
     def __init__(self, output: Path) -> None:
-        self.box, self.taken = RunControl(output), []
-        self.box.publish(status_of())
+        self.control, self.taken = RunControl(output), []
+        self._publish(2)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._turn)
 
+    def _publish(self, concurrency: int) -> None:
+        self.control.publish(status_of(concurrency=concurrency, started_at_ns=self.control.started_at_ns))
+
     def _turn(self) -> None:
         while not self._stop.wait(0.02):
-            commands = self.box.take()
+            commands = self.control.take()
             self.taken += commands
-            self.box.publish(status_of(concurrency=7 if commands else 2))
+            self._publish(7 if commands else 2)
 
     def __enter__(self) -> SupervisorThread:
         self._thread.start()
@@ -75,8 +81,8 @@ def test_the_list_is_a_table_or_json(tmp_path, capsys):
 def test_what_cannot_be_asked_is_refused(tmp_path, monkeypatch):
     with pytest.raises(NotFound, match="not the folder of a run"):
         main(["list", "--output", str(tmp_path / "elsewhere")])
-    box = RunControl(tmp_path)
-    box.publish(status_of())
+    control = RunControl(tmp_path)
+    control.publish(status_of())
     with pytest.raises(NotFound, match="it has ann, bob"):
         main(["pause", "../ann", "--output", str(tmp_path)])
     with pytest.raises(ConfigurationError, match="at least 1"):
@@ -84,93 +90,221 @@ def test_what_cannot_be_asked_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(run_control, "_ANSWER_SECONDS", 0.3)
     with pytest.raises(Unreachable, match="took no command"):
         main(["stop", "ann", "--output", str(tmp_path)])
-    assert box.take() == []  # It was taken back.
+    assert control.take() == []  # It was taken back.
     for gone in (status_of(ended=True), status_of(age_seconds=60)):
-        box.publish(gone)
+        control.publish(gone)
         with pytest.raises(Unreachable, match="not on"):
             main(["stop", "ann", "--output", str(tmp_path)])
 
 
-def test_a_new_supervisor_does_not_obey_what_was_meant_for_its_predecessor(tmp_path):
-    (tmp_path / "commands").mkdir()
-    (tmp_path / "commands" / "1.json").write_text(json.dumps({"action": "stop", "student": "ann"}))
-    RunControl(tmp_path).publish(status_of())
-    assert RunControl(tmp_path).take() == []
+def test_a_new_supervisor_does_not_obey_what_was_meant_for_its_predecessor(cohort, tmp_path):
+    """In the supervisor's own order: it looks for commands before it publishes for the first time."""
+    commands = tmp_path / "run/commands"
+    commands.mkdir(parents=True, exist_ok=True)
+    for name in ("1.json", "1700000000000000000-1700000000000000001.json"):
+        (commands / name).write_text(json.dumps({"action": "stop", "student": "ann"}))
+    tell(cohort)
+    assert states(cohort) == ["running", "running", "queued"]
+    assert not list(commands.iterdir())
+
+
+def test_a_command_that_the_next_supervisor_finds_is_not_taken_for_obeyed(tmp_path, monkeypatch):
+    """The run was started again between the question and the answer."""
+    RunControl(tmp_path).publish(status_of(started_at_ns=1))
+
+    def restart(_seconds: float) -> None:
+        control = RunControl(tmp_path)
+        assert control.take() == []
+        control.publish(status_of(started_at_ns=control.started_at_ns))
+
+    monkeypatch.setattr(run_control.time, "sleep", restart)
+    with pytest.raises(Unreachable, match="started again meanwhile"):
+        send_command(tmp_path, Command("pause", "ann"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"action": "stop", "student": "zed"}',
+        '{"action": "dance", "student": "ann"}',
+        '{"action": "scale", "concurrency": 0}',
+        '{"student": "ann"}',
+        '{"action": "stop", "stu',
+        "[]",
+        "\udcff",
+    ],
+)
+def test_what_is_no_command_for_this_run_is_removed_with_a_warning_and_disturbs_nobody(text, cohort, caplog):
+    path = leave(cohort, "0", text.encode("utf-8", "surrogateescape"))
+    tell(cohort)
+    assert states(cohort) == ["running", "running", "queued"]
+    assert "is not obeyed" in caplog.text
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"run": "run"}'])
+def test_a_status_that_cannot_be_read_is_refused_with_its_file(text, tmp_path):
+    (tmp_path / "students.json").write_text(text)
+    with pytest.raises(NotFound, match=r"students\.json is not the status of a run"):
+        main(["list", "--output", str(tmp_path)])
+
+
+class Ref:
+    """What a remote call returns: it is ready when it has a value."""
+
+    def __init__(self, value: Any = None) -> None:
+        self.value = value
 
 
 class Actor:
-    """Remembers what it was told."""
+    """A student's actor that does at once what it is told, and remembers; a new process of it knows nothing."""
 
-    def __init__(self) -> None:
-        self.told: list[str] = []
+    def __init__(self, name: str) -> None:
+        self.name, self.told, self.ended, self.paused, self.step = name, [], Ref(), False, 1
+
+    def ends(self, step: int, *, finished: bool) -> None:
+        self.ended.value = Outcome(self.name, step, finished, None)
+
+    def call(self, method: str) -> Ref | None:
+        if method == "run":
+            return self.ended
+        if method == "status":
+            return Ref(
+                ActorStatus(Progress(self.name, self.step, 6, "sampling", {"train/loss": 0.5}), self.paused, 42, 0.0)
+            )
+        self.told.append(method)
+        self.paused = method == "pause" or (self.paused and method != "resume")
+        if method == "stop":
+            self.ends(self.step, finished=False)
+        return None
 
     def __getattr__(self, name: str) -> SimpleNamespace:
-        return SimpleNamespace(remote=lambda: self.told.append(name))
+        return SimpleNamespace(remote=lambda: self.call(name))
 
 
 @pytest.fixture
 def cohort(tiny_model, tmp_path, monkeypatch):
-    """Three students, two at once, with actors that only listen."""
-    monkeypatch.setattr(supervisor, "_create_actor", lambda student, config: Actor())
+    """Three students, two at once, with actors in this process; Ray is a few functions over them."""
+
+    class RayError(Exception):
+        pass
+
+    ray = SimpleNamespace(
+        wait=lambda refs, num_returns, timeout: ([ref for ref in refs if ref.value is not None], []),
+        get=lambda ref: ref.value,
+        kill=lambda actor: None,
+        exceptions=SimpleNamespace(RayError=RayError, RayActorError=RayError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(supervisor, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(supervisor, "create_actor", lambda student, config: Actor(student.id))
     data = write_rows(tmp_path / "rows.jsonl", 4)
     students = [student_config(tiny_model, data, id=name) for name in ("ann", "bob", "cid")]
-    return supervisor._Cohort(CohortConfig(output=tmp_path / "run", concurrency=2, students=tuple(students)))
+    return supervisor.Cohort(CohortConfig(output=tmp_path / "run", concurrency=2, students=tuple(students)))
 
 
-def states(cohort: supervisor._Cohort) -> list[str]:
+def states(cohort: supervisor.Cohort) -> list[str]:
     return [student.state for student in cohort.students]
 
 
-def tell(cohort: supervisor._Cohort, *commands: Command) -> None:
-    for command in commands:
-        cohort._obey(command)
-    cohort._balance()
+def shown(cohort: supervisor.Cohort) -> list[str]:
+    return [student.as_status().state for student in cohort.students]
+
+
+def leave(cohort: supervisor.Cohort, name: str, content: bytes) -> Path:
+    path = cohort._config.output / "commands" / f"{cohort._control.started_at_ns}-{name}.json"
+    path.write_bytes(content)
+    return path
+
+
+def tell(cohort: supervisor.Cohort, *commands: Command) -> None:
+    """Leaves commands, and lets the supervisor take its turns until nobody is told anything new."""
+    for number, command in enumerate(commands):
+        leave(cohort, str(number), json.dumps(asdict(command)).encode())
+    for _ in range(4):
+        cohort.turn()
 
 
 def test_as_many_run_as_may_and_those_beyond_yield_and_return(cohort):
     tell(cohort)
     assert states(cohort) == ["running", "running", "queued"]
+    bob = cohort.students[1].actor
     tell(cohort, Command("scale", concurrency=1))
-    ann, bob, _ = cohort.students
-    assert (ann.wanted, bob.wanted) == ("run", "yield")
-    supervisor._end(bob, Outcome("bob", 2, False, None))
-    tell(cohort)
+    assert bob.told == ["stop"]
     assert states(cohort) == ["running", "queued", "queued"]
     tell(cohort, Command("scale", concurrency=3))
     assert states(cohort) == ["running"] * 3
     assert [student.wanted for student in cohort.students] == ["run"] * 3
+    assert cohort.students[1].actor is not bob
 
 
 def test_a_stopped_student_stays_so_until_it_is_resumed(cohort):
     tell(cohort, Command("stop", "cid"))
-    ann, _, cid = cohort.students
     assert states(cohort) == ["running", "running", "stopped"]
     tell(cohort, Command("stop", "ann"))
-    supervisor._end(ann, Outcome("ann", 2, False, None))
     tell(cohort, Command("resume", "cid"))
     assert states(cohort) == ["stopped", "running", "running"]
-    supervisor._end(cid, Outcome("cid", 6, True, None))
+    cid = cohort.students[2]
+    cid.actor.ends(6, finished=True)
     tell(cohort, Command("resume", "cid"))
     assert cid.state == "finished"
 
 
+@pytest.mark.parametrize("order", [("stop", "scale"), ("scale", "stop")])
+def test_a_student_that_was_told_to_stop_does_not_train_on_when_fewer_and_then_more_may_run(order, cohort):
+    tell(cohort)
+    commands = {"stop": Command("stop", "bob"), "scale": Command("scale", concurrency=1)}
+    tell(cohort, *(commands[name] for name in order))
+    assert states(cohort) == ["running", "stopped", "queued"]
+    tell(cohort, Command("scale", concurrency=3))
+    assert states(cohort) == ["running", "stopped", "running"]
+
+
+@pytest.mark.parametrize("order", [("pause", "scale"), ("scale", "pause")])
+def test_a_student_that_was_told_to_pause_does_not_train_on_when_fewer_and_then_more_may_run(order, cohort):
+    tell(cohort)
+    commands = {"pause": Command("pause", "bob"), "scale": Command("scale", concurrency=1)}
+    tell(cohort, *(commands[name] for name in order))
+    tell(cohort, Command("scale", concurrency=3))
+    assert states(cohort) == ["running", "queued", "running"]
+    assert shown(cohort) == ["running", "paused", "running"]
+    tell(cohort, Command("resume", "bob"))
+    assert shown(cohort) == ["running", "running", "running"]
+    assert "pause" not in cohort.students[1].actor.told
+
+
+def test_nobody_yields_for_one_that_is_leaving_anyway(cohort):
+    tell(cohort)
+    tell(cohort, Command("stop", "ann"), Command("scale", concurrency=1))
+    assert states(cohort) == ["stopped", "running", "queued"]
+    assert cohort.students[1].actor.told == []
+
+
+def test_a_student_that_waits_is_not_started_while_it_is_paused(cohort):
+    tell(cohort, Command("pause", "cid"))
+    cohort.students[0].actor.ends(6, finished=True)
+    tell(cohort)
+    assert shown(cohort) == ["finished", "running", "paused"]
+    tell(cohort, Command("resume", "cid"))
+    assert shown(cohort) == ["finished", "running", "running"]
+
+
 def test_an_actor_is_told_again_until_it_does_what_is_wanted(cohort):
-    tell(cohort, Command("pause", "ann"))
+    tell(cohort)
     ann = cohort.students[0]
-    for paused in (False, False, True):  # A restarted actor knows nothing of the pause.
-        ann.status = ActorStatus(Progress("ann", 1, 6, "sampling"), paused, 1, 0.0)
-        supervisor._steer([ann])
+    tell(cohort, Command("pause", "ann"))
+    assert ann.actor.told == ["pause"]
+    ann.actor.paused = False  # A restarted actor knows nothing of the pause.
+    tell(cohort)
     tell(cohort, Command("resume", "ann"))
-    supervisor._steer([ann])
     tell(cohort, Command("stop", "ann"))
-    supervisor._steer([ann])
-    assert ann.actor.told == ["run", "pause", "pause", "resume", "stop"]
+    assert ann.actor.told == ["pause", "pause", "resume", "stop"]
 
 
 def test_the_status_says_where_everybody_is(cohort, tmp_path):
     tell(cohort)
-    ann, bob, _ = cohort.students
-    ann.status = ActorStatus(Progress("ann", 1, 6, "sampling", {"train/loss": 0.5}), True, 42, 0.0)
+    tell(cohort, Command("pause", "ann"))
+    _, bob, _ = cohort.students
     bob.state, bob.error = "failed", Unreachable("no teacher answers")
     cohort.publish()
     rows = read_run_status(tmp_path / "run").students

@@ -1,4 +1,4 @@
-"""What `tutelage train` shows: a table that is redrawn on a terminal, a line now and then elsewhere."""
+"""What people see of a run's status: a table that is redrawn on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from tutelage.trainer.cluster.supervisor import StudentRun
-from tutelage.trainer.metrics.progress import tokens_per_second
+from tutelage.trainer.cluster.run_control import RunStatus, StudentStatus
+from tutelage.trainer.metrics.progress import metric_texts, progress_line
 
 _LINE_EVERY_SECONDS = 15.0
 
@@ -24,14 +24,17 @@ class _Pace:
     first_seen_seconds: float
     first_kl: float | None = None
 
-    def seconds_left(self, step: int, steps: int, now_seconds: float) -> float | None:
-        """None before a step was seen to end."""
-        done = step - self.first_step
-        return (now_seconds - self.first_seen_seconds) / done * (steps - step) if done > 0 else None
+    def ends_at(self, step: int, steps: int) -> str:
+        """The clock time of its last step; empty before a step was seen to end."""
+        done, now = step - self.first_step, time.time()
+        if done <= 0 or step >= steps:
+            return ""
+        left_seconds = (now - self.first_seen_seconds) / done * (steps - step)
+        return time.strftime("%H:%M:%S", time.localtime(now + left_seconds))
 
 
 class Display:
-    """Follows the students of a cohort; a context manager."""
+    """Follows the students of a run; a context manager."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -49,80 +52,53 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def update(self, students: list[StudentRun]) -> None:
-        """Shows where everybody is."""
-        for student in students:
-            self._note(student)
+    def update(self, status: RunStatus) -> None:
+        """Shows where everybody is: as a table, or with a line every so often and whenever a state changes."""
+        texts = {student.student: self._texts(student) for student in status.students}
         if self._live:
-            self._live.update(self._table(students))
-        else:
-            self._lines(students)
-
-    def _note(self, student: StudentRun) -> None:
-        progress = student.status.progress if student.status else None
-        if progress is None or ("heldout/forward_kl" not in progress.metrics and progress.step == 0):
+            self._live.update(students_table(status, texts))
             return
-        pace = self._paces.setdefault(student.config.id, _Pace(progress.step, time.time()))
-        if pace.first_kl is None:
-            pace.first_kl = progress.metrics.get("heldout/forward_kl")
-
-    def _table(self, students: list[StudentRun]) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for name in ("student", "", "step", "loss", "held-out KL", "tokens/s", "ends", "now"):
-            table.add_column(name)
-        for student in students:
-            table.add_row(*self._cells(student))
-        return table
-
-    def _cells(self, student: StudentRun) -> list[str | ProgressBar]:
-        cells = self._texts(student)
-        # Its own number of steps: one that trains for epochs works it out.
-        progress = student.status.progress if student.status else None
-        step, steps = (progress.step, progress.steps) if progress else (0, student.config.steps)
-        step = student.outcome.step if student.outcome else step
-        return [cells[0], ProgressBar(total=steps, completed=step, width=20), *cells[1:]]
-
-    def _texts(self, student: StudentRun) -> list[str]:
-        progress = student.status.progress if student.status else None
-        if progress is None:
-            return [student.config.id, f"0/{student.config.steps}", "", "", "", "", _phase(student)]
-        metrics = progress.metrics
-        pace = self._paces.get(student.config.id)
-        left = pace.seconds_left(progress.step, progress.steps, time.time()) if pace else None
-        kl, loss = metrics.get("heldout/forward_kl"), metrics.get("train/loss")
-        step = student.outcome.step if student.outcome else progress.step
-        return [
-            student.config.id,
-            f"{step}/{progress.steps}",
-            "" if loss is None else f"{loss:.3f}",
-            "" if kl is None or pace is None else f"{pace.first_kl:.3f} → {kl:.3f}",
-            _speed(metrics),
-            time.strftime("%H:%M:%S", time.localtime(time.time() + left)) if left and not student.outcome else "",
-            _phase(student),
-        ]
-
-    def _lines(self, students: list[StudentRun]) -> None:
-        """A line for each student every so often, and whenever its state changes."""
         due = time.time() >= self._next_line_seconds
-        for student in students:
-            if (due and student.state == "running") or self._printed.get(student.config.id) != student.state:
-                names = ("", "step ", "loss ", "held-out KL ", "tokens/s ", "ends ", "")
-                texts = zip(names, self._texts(student), strict=True)
-                line = ", ".join(name + text for name, text in texts if text)
-                self._console.print(line, highlight=False, soft_wrap=True)
-                self._printed[student.config.id] = student.state
+        for student in status.students:
+            if (due and student.state == "running") or self._printed.get(student.student) != student.state:
+                line = progress_line(student.step, student.steps, texts[student.student], what_now(student))
+                self._console.print(f"{student.student}, {line}", highlight=False, soft_wrap=True)
+                self._printed[student.student] = student.state
         if due:
             self._next_line_seconds = time.time() + _LINE_EVERY_SECONDS
 
+    def _texts(self, student: StudentStatus) -> dict[str, str]:
+        """The newest metrics by heading, the first divergence beside the newest, and when the student will end."""
+        kl = student.metrics.get("heldout/forward_kl")
+        if kl is not None or student.step > 0:
+            pace = self._paces.setdefault(student.student, _Pace(student.step, time.time()))
+            pace.first_kl = kl if pace.first_kl is None else pace.first_kl
+            ends = pace.ends_at(student.step, student.steps) if student.state == "running" else ""
+            return metric_texts(student.metrics, first_forward_kl=pace.first_kl) | {"ends": ends}
+        return metric_texts(student.metrics) | {"ends": ""}
 
-def _phase(student: StudentRun) -> str:
-    if student.error:
-        return f"failed: {student.error}"
-    if student.state != "running" or student.status is None:
-        return student.state if student.state != "running" else "starting"
-    return "paused" if student.status.paused else student.status.progress.phase
+
+def students_table(status: RunStatus, texts: dict[str, dict[str, str]]) -> Table:
+    """A row a student: how far it is, what is known of it, and what it does now.
+
+    Args:
+        status: of the run.
+        texts: what is known of each student, by heading.
+
+    """
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    headings = list(next(iter(texts.values()), {}))
+    for heading in ("student", "", "step", *headings, "now"):
+        table.add_column(heading)
+    for student in status.students:
+        bar = ProgressBar(total=student.steps, completed=student.step, width=20)
+        known = [texts[student.student][heading] for heading in headings]
+        table.add_row(student.student, bar, f"{student.step}/{student.steps}", *known, what_now(student))
+    return table
 
 
-def _speed(metrics: dict[str, float]) -> str:
-    speed = tokens_per_second(metrics)
-    return "" if speed is None else f"{speed:,.0f}"
+def what_now(student: StudentStatus) -> str:
+    """What a student does at the moment, or how it ended."""
+    if student.state == "failed":
+        return f"failed: {student.phase}"
+    return student.phase if student.state == "running" else student.state

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
 
 from tutelage.errors import TutelageError
 from tutelage.rpc.transport import STUDENT_METADATA_KEY, error_of_rpc, open_channel, token_metadata
@@ -22,11 +22,12 @@ from tutelage.trainer.config.services import EvaluatorConfig
 from tutelage.trainer.config.student import StudentConfig
 
 _ATTEMPTS, _TIMEOUT_SECONDS, _PAUSE_SECONDS = 5, 10.0, 2.0
+_WORTH_ANOTHER_TRY = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 _log = logging.getLogger(__name__)
 
 
 class EvaluatorClient:
-    """`trainer.loop.Evaluations` over gRPC; one submission after the other, in a thread of its own.
+    """`training.loop.Evaluations` over gRPC; one submission after the other, in a thread of its own.
 
     Args:
         config: where and what.
@@ -67,29 +68,27 @@ class EvaluatorClient:
         self.close()
 
     def _send(self, step: int, checkpoint: Path) -> None:
-        request = self._request(step, checkpoint)
-        problem = self._try_to_send(request)
-        if problem:
+        """Sends one submission, more than once if need be, and writes down what became of it."""
+        request, problem = self._request(step, checkpoint), ""
+        try:
+            for attempt in Retrying(
+                stop=stop_after_attempt(_ATTEMPTS),
+                wait=wait_fixed(_PAUSE_SECONDS),
+                # Of other answers the second is the first: the request itself is refused.
+                retry=retry_if_exception(lambda error: getattr(error, "status", "") in _WORTH_ANOTHER_TRY),
+                reraise=True,
+            ):
+                with attempt:
+                    try:
+                        self._stub.SubmitEvaluation(request, timeout=_TIMEOUT_SECONDS, metadata=self._metadata())
+                    except grpc.RpcError as error:
+                        raise error_of_rpc(error, self._config.address, "evaluator") from error
+        except TutelageError as error:
+            problem = str(error)
             _log.warning("evaluation %s was not submitted: %s", request.evaluation_id, problem)
         line = {"evaluation_id": request.evaluation_id, "step": step, "submitted": not problem, "error": problem}
         with self._log_path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-
-    def _try_to_send(self, request: pb.SubmitEvaluationRequest) -> str:
-        """Why it could not be sent; empty if it was."""
-        problem: TutelageError | None = None
-        for attempt in range(_ATTEMPTS):
-            if attempt:
-                time.sleep(_PAUSE_SECONDS)
-            try:
-                self._stub.SubmitEvaluation(request, timeout=_TIMEOUT_SECONDS, metadata=self._metadata())
-            except grpc.RpcError as error:
-                problem = error_of_rpc(error, self._config.address, "evaluator")
-                if problem.status not in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"):
-                    break
-            else:
-                return ""
-        return str(problem)
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return ((STUDENT_METADATA_KEY, self._student.id), *token_metadata(self._config.token_file))

@@ -1,18 +1,23 @@
-"""Run control: how a person watches and steers a run that is on, by two things in the run's folder.
+"""Run control: how a person or a program watches and steers a run that is on, by files in the run's folder.
 
 The supervisor writes its status, `students.json`, twice a second, and reads commands from `commands/`, a file each,
 oldest first. Files, because whoever may steer a run can see its folder, be it a run on this machine or on a cluster;
 nothing else has to be reached, and a busy Ray delays nothing.
+
+A command is meant for one supervisor, whose start time its file's name begins with: what was meant for an earlier
+one is never obeyed by the next.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from tutelage.errors import NotFound, Unreachable
 from tutelage.files import write_atomically
@@ -21,6 +26,7 @@ Action = Literal["pause", "resume", "stop", "scale"]
 _SILENT_SECONDS = 15.0
 _ANSWER_SECONDS = 15.0
 _POLL_SECONDS = 0.1
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class RunStatus:
     run: str
     concurrency: int
     """Students that may run at once."""
+    started_at_ns: int
+    """When its supervisor began, nanoseconds since 1970-01-01 UTC; commands are addressed with it."""
     updated_at_seconds: float
     """Seconds since 1970-01-01 UTC."""
     ended: bool
@@ -62,10 +70,10 @@ class RunStatus:
             NotFound: there is none of that name.
 
         """
-        for row in self.students:
-            if row.student == student_id:
-                return row
-        names = ", ".join(row.student for row in self.students)
+        for student in self.students:
+            if student.student == student_id:
+                return student
+        names = ", ".join(student.student for student in self.students)
         raise NotFound(f"run {self.run!r} has no student {student_id!r}; it has {names}", "student")
 
 
@@ -91,18 +99,31 @@ class RunControl:
     def __init__(self, output: Path) -> None:
         self._status, self._commands = output / "students.json", output / "commands"
         self._commands.mkdir(parents=True, exist_ok=True)
-        # What an earlier supervisor did not read was meant for it.
-        self._read = list(self._commands.glob("*.json"))
+        self.started_at_ns = time.time_ns()
+        self._taken: list[Path] = []
 
     def take(self) -> list[Command]:
-        """Commands left since, oldest first; whoever left one waits until the next `publish`."""
-        self._read = sorted(self._commands.glob("*.json"))
-        return [Command(**json.loads(path.read_text(encoding="utf-8"))) for path in self._read]
+        """Commands left since, oldest first; whoever left one waits until the next `publish`.
+
+        What is no command, or was meant for an earlier supervisor, is left out with a warning, and removed as well.
+        """
+        self._taken, commands = sorted(self._commands.glob("*.json")), []
+        for path in self._taken:
+            try:
+                if not path.name.startswith(f"{self.started_at_ns}-"):
+                    raise ValueError("it was meant for an earlier supervisor of this run")
+                commands.append(TypeAdapter(Command).validate_json(path.read_bytes()))
+            except (OSError, ValueError) as error:
+                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+                _log.warning("the command %s is not obeyed: %s", path, reason)
+        return commands
 
     def publish(self, status: RunStatus) -> None:
         """Writes the status, never half of it, and so answers the commands that were taken."""
+        # Not forced to disk: nothing is resumed from it, and an fsync twice a second is time that a slow disk takes
+        # from the checkpoints.
         write_atomically(self._status, json.dumps(asdict(status)))
-        for path in self._read:
+        for path in self._taken:
             path.unlink(missing_ok=True)
 
 
@@ -110,14 +131,19 @@ def read_run_status(output: Path) -> RunStatus:
     """The status of the run in that folder, whether it is still on or not.
 
     Raises:
-        NotFound: no run was ever there.
+        NotFound: no run was ever there, or what lies there is not the status of one.
 
     """
     path = output / "students.json"
     if not path.exists():
         raise NotFound(f"{output} is not the folder of a run; give the `output` of its cohort", "--output")
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return RunStatus(**{**values, "students": tuple(StudentStatus(**row) for row in values["students"])})
+    try:
+        return TypeAdapter(RunStatus).validate_json(path.read_bytes())
+    except ValueError as error:
+        raise NotFound(
+            f"{path} is not the status of a run ({str(error).splitlines()[0]}); tutelage train writes it anew",
+            "--output",
+        ) from error
 
 
 def is_running(status: RunStatus) -> bool:
@@ -130,7 +156,7 @@ def send_command(output: Path, command: Command) -> RunStatus:
 
     Raises:
         NotFound: no run was ever there, or it has no such student.
-        Unreachable: no supervisor runs there, or it did not take the command in time.
+        Unreachable: no supervisor runs there, it did not take the command in time, or another one began meanwhile.
 
     """
     status = read_run_status(output)
@@ -138,29 +164,15 @@ def send_command(output: Path, command: Command) -> RunStatus:
         status.student(command.student)
     if not is_running(status):
         raise Unreachable(f"run {status.run!r} is not on; start it with tutelage train", "--output")
-    path = output / "commands" / f"{time.time_ns()}.json"
+    path = output / "commands" / f"{status.started_at_ns}-{time.time_ns()}.json"
     write_atomically(path, json.dumps(asdict(command)))
-    _wait_until_gone(path)
-    return read_run_status(output)
-
-
-def _wait_until_gone(path: Path) -> None:
     deadline = time.monotonic() + _ANSWER_SECONDS
     while path.exists():
         if time.monotonic() > deadline:
             path.unlink(missing_ok=True)
             raise Unreachable(f"the supervisor took no command for {_ANSWER_SECONDS:.0f} s; is its process alive?")
         time.sleep(_POLL_SECONDS)
-
-
-def status_cells(row: StudentStatus) -> Sequence[str]:
-    """Its cells in `tutelage students list`."""
-    loss, kl = row.metrics.get("train/loss"), row.metrics.get("heldout/forward_kl")
-    return (
-        row.student,
-        row.state,
-        f"{row.step}/{row.steps}",
-        "" if loss is None else f"{loss:.3f}",
-        "" if kl is None else f"{kl:.3f}",
-        row.phase,
-    )
+    after = read_run_status(output)
+    if after.started_at_ns != status.started_at_ns:
+        raise Unreachable(f"run {status.run!r} was started again meanwhile and did not obey; ask again", "--output")
+    return after

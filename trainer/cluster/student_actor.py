@@ -2,7 +2,7 @@
 
 Ray restarts it when its process dies, and calls `run` again, which goes on from the last checkpoint; the
 future that the first call returned is the one that completes. `status`, `pause`, `resume` and `stop` have
-a concurrency group of their own and answer while it trains. A student with several workers (`trainer.torch_trainer`)
+a concurrency group of their own and answer while it trains. A student with several workers (`cluster.worker_group`)
 trains in those; its actor speaks for them.
 """
 
@@ -18,7 +18,7 @@ from typing import Literal
 import ray
 
 from tutelage.trainer.config.run import CohortConfig
-from tutelage.trainer.metrics.progress import ActorStatus, Outcome, Progress, in_words
+from tutelage.trainer.metrics.progress import ActorStatus, Outcome, Progress, metric_texts, progress_line
 from tutelage.trainer.metrics.prometheus import PrometheusGauges
 from tutelage.trainer.training.control import Control, Stopped
 
@@ -41,46 +41,43 @@ class StudentActor:
         self._control = Control()
         self._gauges = PrometheusGauges(config.run, student_id)
         self._progress = Progress(student_id, 0, self._student.steps, "starting")
-        self._report(self._progress)
+        self.take_progress(self._progress)
 
     def __repr__(self) -> str:
         """What the dashboard and Ray's logs call it."""
         return f"{self._student.objective.name} student {self._student.id}"
 
+    # -1: Ray calls it again on a restarted actor as often as that is restarted; the default is not to.
     @ray.method(max_task_retries=-1)
     def run(self) -> Outcome:
         """Trains to the end, or until `stop`.
 
         Raises:
-            TutelageError: as `trainer.loop.train` and `TeacherClient`.
+            TutelageError: as `training.loop.train` and `TeacherClient`.
 
         """
-        try:
-            return self._train_with_workers() if self._student.workers > 1 else self._train()
-        except Stopped:
-            return Outcome(self._student.id, self._progress.step, finished=False, checkpoint=None)
-
-    def _train(self) -> Outcome:
         # The driver, which imports this module too, needs no torch.
         from tutelage.trainer.cluster.connections import open_evaluator, open_teacher
         from tutelage.trainer.training.loop import train
 
-        with ExitStack() as stack:
-            teacher = open_teacher(self._config, self._student, self._waiting, stack)
-            return train(
-                self._student,
-                folder=self._config.folder(self._student.id),
-                teacher=teacher,
-                report=self._report,
-                evaluations=open_evaluator(self._config, self._student, teacher, stack),
-                control=self._control,
-            )
+        config, student = self._config, self._student
+        try:
+            if student.workers > 1:
+                from tutelage.trainer.cluster.worker_group import WorkerTask, train_with_workers
 
-    def _train_with_workers(self) -> Outcome:
-        from tutelage.trainer.cluster.worker_group import Task, train_with_workers
-
-        myself = ray.get_runtime_context().current_actor
-        return train_with_workers(Task(self._config, self._student.id, myself))
+                return train_with_workers(WorkerTask(config, student.id, ray.get_runtime_context().current_actor))
+            with ExitStack() as stack:
+                teacher = open_teacher(config, student, self._waiting, stack)
+                return train(
+                    student,
+                    folder=config.folder(student.id),
+                    teacher=teacher,
+                    report=self.take_progress,
+                    evaluations=open_evaluator(config, student, teacher, stack),
+                    control=self._control,
+                )
+        except Stopped:
+            return Outcome(student.id, self._progress.step, finished=False, checkpoint=None)
 
     # Asked for twice a second: as events these calls would bury everything else that the dashboard lists.
     @ray.method(concurrency_group="control", enable_task_events=False)
@@ -112,24 +109,24 @@ class StudentActor:
 
     @ray.method(concurrency_group="control")
     def take_progress(self, progress: Progress) -> None:
-        """Where its workers are."""
-        self._report(progress)
+        """Where its training is, in this process or in its workers."""
+        # Phases are logged one by one until there are steps, then one line with each step.
+        if progress.step != self._progress.step or not progress.metrics:
+            _log.info(progress_line(progress.step, progress.steps, metric_texts(progress.metrics), progress.phase))
+        self._progress, self._updated_at_seconds = progress, time.time()
+        self._gauges.update(progress)
 
     @ray.method(concurrency_group="control")
     def take_waiting(self, seconds: float, reason: str) -> None:
         """How long the teacher has not answered, and why."""
-        self._report(replace(self._progress, phase=f"waiting for the teacher, {seconds:.0f} s: {reason}"))
-
-    def _report(self, progress: Progress) -> None:
-        if self._is_news(progress):
-            _log.info(in_words(progress))
-        self._progress, self._updated_at_seconds = progress, time.time()
-        self._gauges.show(progress)
-
-    def _is_news(self, progress: Progress) -> bool:
-        """Phases are told one by one until there are steps, then with each step."""
-        return progress.step != self._progress.step or not progress.metrics
+        self.take_progress(replace(self._progress, phase=f"waiting for the teacher, {seconds:.0f} s: {reason}"))
 
     def _waiting(self, seconds: float, reason: str) -> None:
+        """For `TeacherClient`, which calls it while it waits: the only moment at which a stop can end that.
+
+        Raises:
+            Stopped: a stop was asked for.
+
+        """
         self._control.check_stopped()
         self.take_waiting(seconds, reason)

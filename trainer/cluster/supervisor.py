@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tutelage.errors import Conflict, TutelageError
-from tutelage.trainer.cluster.run_control import Command, RunControl, RunStatus, StudentStatus
+from tutelage.trainer.cluster.run_control import Action, Command, RunControl, RunStatus, StudentStatus
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.metrics.progress import ActorStatus, Outcome
@@ -26,11 +26,13 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 
 _POLL_SECONDS = 0.5
+# Two, so that `status` is answered while another call of the group is under way.
 _CONTROL_THREADS = 2
+_log = logging.getLogger(__name__)
 
 
-Wanted = Literal["run", "pause", "stop", "yield"]
-_WANTED: dict[str, Wanted] = {"pause": "pause", "resume": "run", "stop": "stop"}
+Wanted = Literal["run", "pause", "stop"]
+_WANTED: dict[Action, Wanted] = {"pause": "pause", "resume": "run", "stop": "stop"}
 
 
 @dataclass
@@ -38,10 +40,11 @@ class StudentRun:
     """One student under supervision."""
 
     config: StudentConfig
-    state: str = "queued"
-    """queued, running, finished, stopped or failed."""
+    state: Literal["queued", "running", "finished", "stopped", "failed"] = "queued"
     wanted: Wanted = "run"
-    """What it is to do; one that yields saves, ends, and waits for its turn."""
+    """What people want of it."""
+    yields: bool = False
+    """Whether it has to save, end, and wait for its turn, because fewer may run. What is wanted of it stays."""
     status: ActorStatus | None = None
     """Its newest answer."""
     outcome: Outcome | None = None
@@ -51,9 +54,55 @@ class StudentRun:
     actor: Any = field(default=None, repr=False)
     future: Any = field(default=None, repr=False)
 
+    def obey(self, action: Action) -> None:
+        """Takes what a person asks of it; one that has finished or failed is past asking."""
+        if self.state in ("finished", "failed"):
+            return
+        self.wanted = _WANTED[action]
+        if self.state == "queued" and self.wanted == "stop":
+            self.state = "stopped"
+        elif self.state == "stopped" and self.wanted == "run":
+            self.state, self.outcome = "queued", None
 
-Watch = Callable[[list[StudentRun]], None]
-"""Called twice a second with all students."""
+    def end(self, outcome: Outcome) -> None:
+        """Its training ended: finished, stopped, or back in the queue."""
+        self.yields = False
+        if outcome.finished or self.wanted == "stop":
+            self.outcome, self.state = outcome, "finished" if outcome.finished else "stopped"
+        else:
+            self.state = "queued"
+
+    def steer(self) -> None:
+        """Tells its actor what is wanted, where it does something else."""
+        if self.state != "running" or self.status is None:
+            return
+        if self.wanted == "stop" or self.yields:
+            self.actor.stop.remote()
+        elif self.wanted == "pause" and not self.status.paused:
+            self.actor.pause.remote()
+        elif self.wanted == "run" and self.status.paused:
+            self.actor.resume.remote()
+
+    def as_status(self) -> StudentStatus:
+        """What the run's status says of it."""
+        progress = self.status.progress if self.status else None
+        here = self.status if self.state == "running" else None
+        paused = here.paused if here else self.state == "queued" and self.wanted == "pause"
+        phase = "starting" if self.state == "running" else ""
+        return StudentStatus(
+            self.config.id,
+            "paused" if paused else self.state,
+            self.outcome.step if self.outcome else progress.step if progress else 0,
+            # One that trains for epochs works its number of steps out when it has read its data.
+            progress.steps if progress else self.config.steps,
+            str(self.error or (here.progress.phase if here else phase)),
+            here.process_id if here else None,
+            dict(progress.metrics) if progress else {},
+        )
+
+
+Watch = Callable[[RunStatus], None]
+"""Called twice a second with where everybody is."""
 
 
 @contextmanager
@@ -64,8 +113,10 @@ def local_or_connected_ray(config: CohortConfig) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)  # before init, which warns about its own defaults
     common: dict[str, Any] = {"namespace": config.run, "log_to_driver": False, "logging_level": "error"}
     if config.ray.address is None:
+        # What all students ask for: how many run at once is the supervisor's affair, and may grow.
+        cpus = sum(student.threads * student.workers for student in config.students)
         ray.init(
-            num_cpus=config.ray.cpus or _cpus(config),
+            num_cpus=config.ray.cpus or cpus,
             include_dashboard=config.ray.dashboard,
             object_store_memory=config.ray.object_store_bytes,
             _node_ip_address="127.0.0.1",
@@ -90,19 +141,28 @@ def supervise(config: CohortConfig, watch: Watch) -> list[StudentRun]:
         watch: told where everybody is.
 
     """
-    cohort = _Cohort(config)
+    import ray
+
+    cohort = Cohort(config)
     try:
-        while any(student.state in ("queued", "running") for student in cohort.students):
-            cohort.turn()
-            watch(cohort.students)
+        while cohort.is_on:
+            watch(cohort.turn())
     finally:
-        _kill([student for student in cohort.students if student.state == "running"])
-        cohort.publish(ended=True)
+        for student in cohort.students:
+            if student.state == "running":
+                ray.kill(student.actor)
+        ended = cohort.publish(ended=True)
+    watch(ended)
     return cohort.students
 
 
-class _Cohort:
-    """The students of a run, and how many of them may run at once."""
+class Cohort:
+    """The students of a run, and how many of them may run at once.
+
+    Args:
+        config: the run's.
+
+    """
 
     def __init__(self, config: CohortConfig) -> None:
         self._config = config
@@ -110,68 +170,96 @@ class _Cohort:
         self._concurrency = config.concurrency or len(self.students)
         self._control = RunControl(config.output)
 
-    def turn(self) -> None:
-        """Obeys, starts, collects, asks; about half a second."""
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a student left that trains or waits to."""
+        return any(student.state in ("queued", "running") for student in self.students)
+
+    def turn(self) -> RunStatus:
+        """Obeys, starts, publishes, collects, asks, steers; about half a second.
+
+        Published is right after commands were obeyed, so that whoever sent one sees what became of it.
+        """
         for command in self._control.take():
             self._obey(command)
-        self._balance()
-        self.publish()
-        _collect_ended(self.students)
-        _ask(self.students)
-        _steer(self.students)
+        self._schedule()
+        status = self.publish()
+        self._collect_ended()
+        self._ask()
+        for student in self.students:
+            student.steer()
+        return status
 
-    def publish(self, *, ended: bool = False) -> None:
-        """Shows people where everybody is."""
-        rows = tuple(_row(student) for student in self.students)
-        self._control.publish(RunStatus(self._config.run, self._concurrency, time.time(), ended, rows))
+    def publish(self, *, ended: bool = False) -> RunStatus:
+        """Writes where everybody is."""
+        students = tuple(student.as_status() for student in self.students)
+        status = RunStatus(
+            self._config.run, self._concurrency, self._control.started_at_ns, time.time(), ended, students
+        )
+        self._control.publish(status)
+        return status
 
     def _obey(self, command: Command) -> None:
-        if command.action == "scale":
+        named = [student for student in self.students if student.config.id == command.student]
+        if command.action == "scale" and command.concurrency > 0:
             self._concurrency = command.concurrency
-            return
-        student = next(student for student in self.students if student.config.id == command.student)
-        if student.state in ("finished", "failed"):
-            return
-        student.wanted = _WANTED[command.action]
-        if student.state == "queued" and command.action == "stop":
-            student.state = "stopped"
-        elif student.state == "stopped" and command.action == "resume":
-            student.state, student.outcome = "queued", None
+        elif command.action != "scale" and named:
+            named[0].obey(command.action)
+        else:
+            _log.warning("%s is not obeyed: there is no such student, or nobody would run", command)
 
-    def _balance(self) -> None:
+    def _schedule(self) -> None:
         """Starts students while there is room; of too many, the last ones save and wait for their turn."""
         running = [student for student in self.students if student.state == "running"]
-        for student in running[self._concurrency :]:
-            student.wanted = "yield"
-        queued = [student for student in self.students if student.state == "queued"]
+        staying = [student for student in running if student.wanted != "stop" and not student.yields]
+        for student in staying[self._concurrency :]:
+            student.yields = True
+        # One that was told to pause, and then had to yield, waits until it is resumed.
+        queued = [student for student in self.students if student.state == "queued" and student.wanted == "run"]
         for student in queued[: max(0, self._concurrency - len(running))]:
-            student.actor = _create_actor(student.config, self._config)
+            student.actor = create_actor(student.config, self._config)
             student.future = student.actor.run.remote()
             student.state = "running"
 
+    def _collect_ended(self) -> None:
+        import ray
 
-def _row(student: StudentRun) -> StudentStatus:
-    """What the run's status says of a student."""
-    progress = student.status.progress if student.status else None
-    here = student.status if student.state == "running" else None
-    steps_done = student.outcome.step if student.outcome else progress.step if progress else 0
-    return StudentStatus(
-        student.config.id,
-        "paused" if here is not None and here.paused else student.state,
-        steps_done,
-        student.config.steps,
-        str(student.error or (here.progress.phase if here else "")),
-        here.process_id if here else None,
-        dict(progress.metrics) if progress else {},
-    )
+        futures = {student.future: student for student in self.students if student.state == "running"}
+        if not futures:
+            time.sleep(_POLL_SECONDS)
+            return
+        ended, _ = ray.wait(list(futures), num_returns=len(futures), timeout=_POLL_SECONDS)
+        for future in ended:
+            student = futures[future]
+            try:
+                student.end(ray.get(future))
+            except ray.exceptions.RayError as error:
+                # What the actor raised is the cause; without one its process is gone for good.
+                cause, text = getattr(error, "cause", None), f"student {student.config.id} ended unexpectedly: {error}"
+                student.error = cause if isinstance(cause, TutelageError) else TutelageError(text, "students")
+                student.state = "failed"
+            ray.kill(student.actor)
+
+    def _ask(self) -> None:
+        """Takes the newest status of those that answer at once; one that is being restarted does not."""
+        import ray
+
+        asked = {student.actor.status.remote(): student for student in self.students if student.state == "running"}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_POLL_SECONDS) if asked else ([], [])
+        for future in answered:
+            try:
+                asked[future].status = ray.get(future)
+            except ray.exceptions.RayActorError:
+                asked[future].status = None
 
 
-def _cpus(config: CohortConfig) -> int:
-    """What all students ask for: how many run at once is the supervisor's affair, and may grow."""
-    return sum(student.threads * student.workers for student in config.students)
+def create_actor(student: StudentConfig, config: CohortConfig) -> Any:
+    """Starts a student's actor; it trains when its `run` is called.
 
+    Raises:
+        Conflict: the cluster has an actor of that name in this run already.
 
-def _create_actor(student: StudentConfig, config: CohortConfig) -> Any:
+    """
     import ray
 
     from tutelage.trainer.cluster.student_actor import StudentActor
@@ -186,76 +274,9 @@ def _create_actor(student: StudentConfig, config: CohortConfig) -> Any:
             num_gpus=student.gpus if trains else 0,
             max_restarts=config.ray.max_restarts,
         ).remote(config, student.id)
-    except ValueError as error:
+    except ValueError as error:  # Ray has no class of its own for a name that is taken.
         raise Conflict(
             f"run {config.run!r} has a student {student.id!r} on this cluster already ({error}); stop that run, or "
             "give this one another name",
             "run",
         ) from error
-
-
-def _collect_ended(students: list[StudentRun]) -> None:
-    import ray
-
-    futures = {student.future: student for student in students if student.state == "running"}
-    ended, _ = ray.wait(list(futures), num_returns=len(futures), timeout=_POLL_SECONDS)
-    for future in ended:
-        student = futures[future]
-        try:
-            _end(student, ray.get(future))
-        except ray.exceptions.RayError as error:
-            student.error = _error_of(error, student.config.id)
-            student.state = "failed"
-        _kill([student])
-
-
-def _end(student: StudentRun, outcome: Outcome) -> None:
-    """Finished, stopped, or back in the queue."""
-    if not outcome.finished and student.wanted in ("yield", "run"):
-        student.state, student.wanted = "queued", "run"
-        return
-    student.outcome = outcome
-    student.state = "finished" if outcome.finished else "stopped"
-
-
-def _error_of(error: Exception, student_id: str) -> TutelageError:
-    """What the actor raised, or that its process is gone for good."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, TutelageError):
-        return cause
-    return TutelageError(f"student {student_id} ended unexpectedly: {error}", "students")
-
-
-def _ask(students: list[StudentRun]) -> None:
-    """Takes the newest status of those that answer at once; one that is being restarted does not."""
-    import ray
-
-    asked = {student.actor.status.remote(): student for student in students if student.state == "running"}
-    if not asked:
-        return
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_POLL_SECONDS)
-    for future in answered:
-        try:
-            asked[future].status = ray.get(future)
-        except ray.exceptions.RayActorError:
-            asked[future].status = None
-
-
-def _steer(students: list[StudentRun]) -> None:
-    """Tells actors what is wanted of them, where they do something else."""
-    for student in students:
-        if student.state != "running" or student.status is None:
-            continue
-        if student.wanted in ("stop", "yield"):
-            student.actor.stop.remote()
-        elif student.wanted == "pause" and not student.status.paused:
-            student.actor.pause.remote()
-        elif student.wanted == "run" and student.status.paused:
-            student.actor.resume.remote()
-
-
-def _kill(students: list[StudentRun]) -> None:
-    import ray
-
-    for student in students:
-        ray.kill(student.actor)

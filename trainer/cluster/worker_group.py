@@ -1,4 +1,4 @@
-"""One student trained by several processes: its actor runs `trainer.loop.train` in the workers of a Ray `TorchTrainer`.
+"""One student trained by several processes: its actor has a Ray `TorchTrainer` run `training.loop.train` in each.
 
 The actor stays the one that is asked and steered; its workers ask it what to do, and the first tells it how far they
 are. What they know besides is in the student's folder, so workers that died are replaced by others, which go on from
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Task:
+class WorkerTask:
     """What a worker is started with."""
 
     config: CohortConfig
@@ -42,23 +42,36 @@ class Task:
     """Handle of the student's `StudentActor`."""
 
 
-def train_with_workers(task: Task) -> Outcome:
+def train_with_workers(task: WorkerTask) -> Outcome:
     """Trains the student with `workers` processes; for its actor.
 
     Workers of which one died are replaced, all of them, `ray.max_restarts` times.
 
     Raises:
         Stopped: it was asked to stop while it waited for the teacher.
-        TutelageError: as `trainer.loop.train` and `TeacherClient`.
+        TutelageError: as `training.loop.train` and `TeacherClient`.
         WorkerGroupError: the workers failed otherwise, once more than they may.
 
     """
-    from ray.train import WorkerGroupError
+    from ray.train import RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train.torch import TorchConfig, TorchTrainer
 
+    student, folder = task.config.student(task.student_id), task.config.folder(task.student_id)
+    resources = {"CPU": student.threads} | ({"GPU": student.gpus} if student.gpus else {})
     restarts = 0
     while True:
+        # Made anew for each try. Ray's own FailureConfig would also retry what workers in their place meet again.
+        trainer = TorchTrainer(
+            train_loop_per_worker,
+            train_loop_config={"task": task},
+            torch_config=TorchConfig(timeout_s=_LONGEST_PAUSE_SECONDS),
+            scaling_config=ScalingConfig(
+                num_workers=student.workers, use_gpu=student.gpus > 0, resources_per_worker=resources
+            ),
+            run_config=RunConfig(name=task.student_id, storage_path=str(folder.resolve() / "ray_train")),
+        )
         try:
-            outcome: Outcome = _trainer(task).fit().return_value
+            outcome: Outcome = trainer.fit().return_value
             return outcome
         except WorkerGroupError as error:
             final = [failure for failure in error.worker_failures.values() if isinstance(failure, _FINAL)]
@@ -70,27 +83,13 @@ def train_with_workers(task: Task) -> Outcome:
             _log.warning("%s: workers are replaced, since %s", task.student_id, error)
 
 
-def _trainer(task: Task) -> Any:
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+def train_loop_per_worker(settings: dict[str, WorkerTask]) -> Outcome:
+    """The training in one worker, as a `TorchTrainer` calls it.
 
-    student = task.config.student(task.student_id)
-    resources = {"CPU": student.threads} | ({"GPU": student.gpus} if student.gpus else {})
-    return TorchTrainer(
-        _work,
-        train_loop_config={"task": task},
-        torch_config=TorchConfig(timeout_s=_LONGEST_PAUSE_SECONDS),
-        scaling_config=ScalingConfig(
-            num_workers=student.workers, use_gpu=student.gpus > 0, resources_per_worker=resources
-        ),
-        run_config=RunConfig(
-            name=task.student_id, storage_path=str(task.config.folder(task.student_id).resolve() / "ray_train")
-        ),
-    )
+    Args:
+        settings: the task, by the name `task`.
 
-
-def _work(settings: dict[str, Task]) -> Outcome:
-    """The training in one worker."""
+    """
     from tutelage.trainer.cluster.connections import open_evaluator, open_teacher
     from tutelage.trainer.model.process_group import workers_of_process_group
     from tutelage.trainer.training.loop import train
@@ -98,7 +97,7 @@ def _work(settings: dict[str, Task]) -> Outcome:
     task, workers = settings["task"], workers_of_process_group()
     config, student = task.config, task.config.student(task.student_id)
     with ExitStack() as stack:
-        control = stack.enter_context(_Obeying(task.actor))
+        control = stack.enter_context(RemoteControl(task.actor))
         teacher = open_teacher(config, student, control.waiting, stack)
         return train(
             student,
@@ -111,8 +110,8 @@ def _work(settings: dict[str, Task]) -> Outcome:
         )
 
 
-class _Obeying(Control):
-    """What the student's actor was asked, brought over by a thread.
+class RemoteControl(Control):
+    """A `Control` that does what the student's actor was asked, which a thread brings over; a context manager.
 
     Args:
         actor: its handle.
@@ -124,7 +123,7 @@ class _Obeying(Control):
         self._actor, self._ended = actor, threading.Event()
         self._thread = threading.Thread(target=self._follow, name="control", daemon=True)
 
-    def __enter__(self) -> _Obeying:
+    def __enter__(self) -> RemoteControl:
         self._thread.start()
         return self
 
@@ -146,11 +145,7 @@ class _Obeying(Control):
         self._actor.take_waiting.remote(seconds, reason)
 
     def _follow(self) -> None:
+        # Polled: a TorchTrainer gives no handle of its workers that the actor could call.
+        actions = {"stop": self.stop, "pause": self.pause, "run": self.resume}
         while not self._ended.wait(_POLL_SECONDS):
-            asked = ray.get(self._actor.asked.remote())
-            if asked == "stop":
-                self.stop()
-            elif asked == "pause":
-                self.pause()
-            else:
-                self.resume()
+            actions[ray.get(self._actor.asked.remote())]()

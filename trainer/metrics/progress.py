@@ -1,7 +1,13 @@
-"""What a training says about itself while it runs and at its end; plain values that travel between processes."""
+"""What a training says about itself while it runs and at its end; plain values that travel between processes.
+
+Everything that is shown comes from these: a person reads the terminal's table or the lines of a log
+(`cluster.console`), Prometheus scrapes the gauges (`metrics.prometheus`), and a program reads a row a step in
+`metrics.jsonl` (`metrics.log`) or where the whole run is now in `students.json` (`cluster.run_control`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,19 +51,30 @@ class ActorStatus:
     """When the progress was reported, seconds since 1970-01-01 UTC."""
 
 
-def tokens_per_second(metrics: dict[str, float]) -> float | None:
+def tokens_per_second(metrics: Mapping[str, float]) -> float | None:
     """Scored tokens of the newest step by its seconds; None before the first."""
     phases = [metrics.get(f"seconds/{name}", 0.0) for name in ("sampling", "scoring", "stepping", "waiting")]
     return metrics["train/tokens"] / sum(phases) if sum(phases) > 0 else None
 
 
-def in_words(progress: Progress) -> str:
-    """One line for people: the step, what is known of it, what it does now."""
-    metrics, speed = progress.metrics, tokens_per_second(progress.metrics)
-    values = {
-        "loss": f"{metrics['train/loss']:.3f}" if "train/loss" in metrics else "",
-        "held-out KL": f"{metrics['heldout/forward_kl']:.3f}" if "heldout/forward_kl" in metrics else "",
-        "tokens/s": f"{speed:,.0f}" if speed is not None else "",
+def metric_texts(metrics: Mapping[str, float], *, first_forward_kl: float | None = None) -> dict[str, str]:
+    """What people are shown of the newest metrics, by heading; empty where nothing is known yet.
+
+    Args:
+        metrics: the newest value of each.
+        first_forward_kl: of the first measurement, to be shown beside the newest.
+
+    """
+    loss, kl, speed = metrics.get("train/loss"), metrics.get("heldout/forward_kl"), tokens_per_second(metrics)
+    kl_before = "" if first_forward_kl is None else f"{first_forward_kl:.3f} → "
+    return {
+        "loss": "" if loss is None else f"{loss:.3f}",
+        "held-out KL": "" if kl is None else f"{kl_before}{kl:.3f}",
+        "tokens/s": "" if speed is None else f"{speed:,.0f}",
     }
-    known = [f"{name} {value}" for name, value in values.items() if value]
-    return ", ".join([f"step {progress.step}/{progress.steps}", *known, progress.phase])
+
+
+def progress_line(step: int, steps: int, texts: Mapping[str, str], now: str) -> str:
+    """One line for a log: the step, what is known by heading, and what the student does now."""
+    known = [f"{heading} {text}" for heading, text in texts.items() if text]
+    return ", ".join([f"step {step}/{steps}", *known, now])

@@ -11,15 +11,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ray.util.metrics import Gauge
 
 from tutelage.trainer.metrics.progress import Progress, tokens_per_second
 
-_TAGS = ("run", "student")
 _PHASES = ("sampling", "scoring", "waiting", "stepping")
-_OF_METRIC = {"loss": "train/loss", "forward_kl": "heldout/forward_kl"}
 
 
 class PrometheusGauges:
@@ -32,28 +28,26 @@ class PrometheusGauges:
     """
 
     def __init__(self, run: str, student: str) -> None:
-        self._gauges = {
-            name: _gauge(name, run, student) for name in ("step", "loss", "forward_kl", "tokens_per_second")
+        def gauge(name: str, *tags: str) -> Gauge:
+            made = Gauge(f"tutelage_student_{name}", f"{name} of a student", ("run", "student", *tags))
+            made.set_default_tags({"run": run, "student": student})
+            return made
+
+        self._gauges = {name: gauge(name) for name in ("step", "loss", "forward_kl", "tokens_per_second")}
+        self._phase_seconds = gauge("phase_seconds", "phase")
+
+    def update(self, progress: Progress) -> None:
+        """Sets all of which there is a value; a gauge that was never set is not exported at all."""
+        metrics = progress.metrics
+        values = {
+            "step": progress.step,
+            "loss": metrics.get("train/loss"),
+            "forward_kl": metrics.get("heldout/forward_kl"),
+            "tokens_per_second": tokens_per_second(metrics),
         }
-        self._phase_seconds = _gauge("phase_seconds", run, student, "phase")
-
-    def show(self, progress: Progress) -> None:
-        """Sets all of which there is a value."""
-        for name, value in _values(progress).items():
-            self._gauges[name].set(value)
+        for name, value in values.items():
+            if value is not None:
+                self._gauges[name].set(value)
         for phase in _PHASES:
-            if f"seconds/{phase}" in progress.metrics:
-                self._phase_seconds.set(progress.metrics[f"seconds/{phase}"], {"phase": phase})
-
-
-def _gauge(name: str, run: str, student: str, *tags: str) -> Gauge:
-    gauge = Gauge(f"tutelage_student_{name}", f"{name} of a student", (*_TAGS, *tags))
-    gauge.set_default_tags({"run": run, "student": student})
-    return gauge
-
-
-def _values(progress: Progress) -> Mapping[str, float]:
-    metrics = progress.metrics
-    known = {name: metrics[key] for name, key in _OF_METRIC.items() if key in metrics}
-    speed = tokens_per_second(metrics)
-    return {"step": progress.step, **known, **({} if speed is None else {"tokens_per_second": speed})}
+            if f"seconds/{phase}" in metrics:
+                self._phase_seconds.set(metrics[f"seconds/{phase}"], {"phase": phase})
