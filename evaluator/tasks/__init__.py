@@ -1,49 +1,17 @@
-"""The registry of tasks, in the paper's order, the generated one first."""
+"""Test sets: the registry of tasks, in the paper's order, the generated one first.
+
+Of the evaluator only `scoring` may be imported here.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tutelage.errors import NotFound
-from tutelage.evaluator.tasks import (
-    addsub,
-    aqua,
-    arc_challenge,
-    arc_easy,
-    arithmetic,
-    boolq,
-    custom,
-    gsm8k,
-    hellaswag,
-    instruct,
-    multiarith,
-    openbookqa,
-    piqa,
-    singleeq,
-    social_i_qa,
-    svamp,
-    winogrande,
-)
+from tutelage.evaluator.tasks import arithmetic, custom, instruct, llm_adapters
 from tutelage.evaluator.tasks.base import Task
 
-_MODULES = (
-    arithmetic,
-    gsm8k,
-    svamp,
-    multiarith,
-    singleeq,
-    addsub,
-    aqua,
-    hellaswag,
-    boolq,
-    social_i_qa,
-    piqa,
-    arc_easy,
-    arc_challenge,
-    winogrande,
-    openbookqa,
-)
-TASKS: dict[str, Task] = {task.name: task for task in (*(module.TASK for module in _MODULES), *instruct.TASKS)}
+TASKS: dict[str, Task] = {task.name: task for task in (arithmetic.TASK, *llm_adapters.TASKS, *instruct.TASKS)}
 
 
 def task_of_name(name: str) -> Task:

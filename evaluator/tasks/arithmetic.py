@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tutelage.evaluator.scoring.extraction import NUMBER
 from tutelage.evaluator.tasks import arithmetic_generator as arithmetic
-from tutelage.evaluator.tasks.base import Choices, Item, Task, items_of_records, shared_context
+from tutelage.evaluator.tasks.base import Choices, Item, Task, items_of_records
+from tutelage.evaluator.tasks.multiple_choice import QUESTION_AND_ANSWER, shared_context
 
 _COUNT = 1000
 
@@ -21,7 +22,7 @@ def _choices(item: Item) -> Choices:
     options = [int(item.target), *arithmetic.distractors(int(item.target), item.item_hash)]
     random.Random(f"order {item.item_hash}").shuffle(options)  # noqa: S311
     texts = [str(option) for option in options]
-    return shared_context(f"Question: {item.instruction}\nAnswer:", texts, texts, texts.index(item.target))
+    return shared_context(QUESTION_AND_ANSWER.format(question=item.instruction), texts, texts, texts.index(item.target))
 
 
 TASK = Task(

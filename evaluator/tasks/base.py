@@ -12,8 +12,6 @@ from pathlib import Path
 from tutelage.errors import DataError
 from tutelage.evaluator.scoring.extraction import NUMBER, Extraction
 
-LLM_ADAPTERS = "https://github.com/AGI-Edgerunners/LLM-Adapters, commit 8166572, dataset/"
-
 
 @dataclass(frozen=True)
 class Item:
@@ -172,45 +170,3 @@ def items_of_records(records: Sequence[dict[str, str]]) -> list[Item]:
         Item(str(index), record["instruction"], record["input"], record["answer"])
         for index, record in enumerate(records)
     ]
-
-
-def shared_context(context: str, options: Sequence[str], labels: Sequence[str], gold: int) -> Choices:
-    """Choices that continue one context, each after a space."""
-    return Choices(
-        contexts=(context,) * len(options),
-        continuations=tuple(f" {option}" for option in options),
-        lengths=tuple(len(option) for option in options),
-        labels=tuple(labels),
-        gold=gold,
-    )
-
-
-def labelled_options(
-    item: Item, *, lead: str, label: str, separator: str = " ", end: str = "\n\n"
-) -> tuple[str, list[str]]:
-    """Question and options of "<lead><question>⏎⏎<Label>1: …<separator><Label>2: …<end>Answer format: …".
-
-    Raises:
-        DataError: the instruction does not have that form.
-
-    """
-    body, _, answer_format = item.instruction.rpartition(f"{end}Answer format: ")
-    question, mark, rest = body.removeprefix(lead).partition(f"\n\n{label}1: ")
-    options = []
-    for number in range(2, answer_format.count("/") + 2):
-        option, found, rest = rest.partition(f"{separator}{label}{number}: ")
-        options.append(option)
-        mark = mark and found
-    if not mark or not item.instruction.startswith(lead):
-        raise DataError(f"item {item.item_id} does not read '{lead}… {label}1: …'", "tasks")
-    return question, [*options, rest]
-
-
-def numbered_labels(stem: str, count: int) -> list[str]:
-    """`<stem>1` … `<stem><count>`."""
-    return [f"{stem}{number}" for number in range(1, count + 1)]
-
-
-def numbered_gold(item: Item) -> int:
-    """Index of a target such as `answer3`."""
-    return int(item.target[-1]) - 1

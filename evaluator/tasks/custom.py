@@ -25,7 +25,8 @@ from pydantic import Field
 from tutelage.config import Config, validate
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.evaluator.scoring.extraction import LETTER, NUMBER, TRUTH, Extraction, labelled
-from tutelage.evaluator.tasks.base import Choices, Item, Task, shared_context
+from tutelage.evaluator.tasks.base import Choices, Item, Task
+from tutelage.evaluator.tasks.multiple_choice import shared_context
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _EXTRACTIONS = {"number": NUMBER, "letter": LETTER, "truth": TRUTH}
