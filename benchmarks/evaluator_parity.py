@@ -100,7 +100,7 @@ def our_scores(engine: Engine, task: str, count: int) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for start in range(0, len(by_length), BATCH_SIZE):
         batch = by_length[start : start + BATCH_SIZE]
-        answers = loglik.answer(ours, batch, engine, settings, 0)
+        answers = loglik.answer(ours, batch, engine, settings)
         rows |= {question.item.item_id: answer for question, answer in zip(batch, answers, strict=True)}
     return [rows[question.item.item_id] for question in questions]
 

@@ -52,7 +52,7 @@ def our_loglik(engine: Engine, count: int) -> float:
         questions = [loglik.prepare(task, item, engine, settings) for item in items]
         questions.sort(key=lambda question: question.tokens)
         for start in range(0, count, engine.batch_size):
-            loglik.answer(task, questions[start : start + engine.batch_size], engine, settings, 0)
+            loglik.answer(task, questions[start : start + engine.batch_size], engine, settings)
 
     return count / seconds_of(work)
 

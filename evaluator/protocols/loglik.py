@@ -7,7 +7,6 @@ spaces at the end of a context go to the continuation; a context that does not f
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from tutelage.errors import InvalidRequest
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Engine, ScoringGroup
+from tutelage.evaluator.protocols.base import text_hash
 from tutelage.evaluator.tasks.base import Choices, Item, Task
 
 METRIC = "acc"
@@ -26,6 +26,7 @@ class Question:
     """An item as this model scores it: one group for each distinct context, in order of the choices."""
 
     item: Item
+    seed: int
     choices: Choices
     groups: tuple[ScoringGroup, ...]
     prompt_hash: str
@@ -85,32 +86,34 @@ def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings
         grouped[-1][1].append(tuple(continuation_ids))
     groups = tuple(ScoringGroup(context_ids, tuple(continuations)) for context_ids, continuations in grouped)
     text = repr((choices.contexts, choices.continuations))
-    return Question(item, choices, groups, hashlib.sha256(text.encode()).hexdigest()[:16])
+    return Question(item, seed, choices, groups, text_hash(text))
 
 
 def answer(
-    task: Task, questions: Sequence[Question], engine: Engine, settings: EvaluationSettings, seed: int
+    task: Task, questions: Sequence[Question], engine: Engine, settings: EvaluationSettings
 ) -> list[dict[str, Any]]:
-    """What of the rows this protocol knows, one a question; nothing is drawn, so the seed changes nothing."""
+    """What of the rows this protocol knows, one a question."""
     scores = iter(engine.loglikelihood([group for question in questions for group in question.groups]))
-    return [_row(question, [logp for _ in question.groups for logp in next(scores)]) for question in questions]
-
-
-def _row(question: Question, logps: list[float]) -> dict[str, Any]:
-    choices = question.choices
-    per_character = [logp / length for logp, length in zip(logps, choices.lengths, strict=True)]
-    best, best_normalized = _argmax(logps), _argmax(per_character)
-    return {
-        "output": choices.continuations[best].strip(),
-        "extracted": choices.labels[best],
-        "extracted_normalized": choices.labels[best_normalized],
-        "score": float(best == choices.gold),
-        "score_normalized": float(best_normalized == choices.gold),
-        "choices_logp": logps,
-        "prompt_tokens": sum(len(group.context) for group in question.groups),
-        "output_tokens": sum(len(one) for group in question.groups for one in group.continuations),
-        "finish_reason": "scored",
-    }
+    rows = []
+    for question in questions:
+        choices = question.choices
+        logps = [logp for _ in question.groups for logp in next(scores)]
+        per_character = [logp / length for logp, length in zip(logps, choices.lengths, strict=True)]
+        best, best_normalized = _argmax(logps), _argmax(per_character)
+        rows.append(
+            {
+                "output": choices.continuations[best].strip(),
+                "extracted": choices.labels[best],
+                "extracted_normalized": choices.labels[best_normalized],
+                "score": float(best == choices.gold),
+                "score_normalized": float(best_normalized == choices.gold),
+                "choices_logp": logps,
+                "prompt_tokens": sum(len(group.context) for group in question.groups),
+                "output_tokens": sum(len(one) for group in question.groups for one in group.continuations),
+                "finish_reason": "scored",
+            }
+        )
+    return rows
 
 
 def _argmax(values: Sequence[float]) -> int:

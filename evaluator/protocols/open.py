@@ -7,15 +7,14 @@ Each item is asked with the clean Alpaca prompt and answered five times, by samp
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from tutelage.errors import InvalidRequest
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Engine, Sampling
+from tutelage.evaluator.protocols.base import Prompt, text_hash
 from tutelage.evaluator.protocols.prompts import alpaca
 from tutelage.evaluator.tasks.base import Item, Task
 
@@ -23,21 +22,6 @@ METRIC = "rougeL"
 SEEDS = (10, 20, 30, 40, 50)
 _TEMPERATURE = 1.0
 _MAX_PROMPT_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class Question:
-    """An item as this model is asked it for the n-th time."""
-
-    item: Item
-    seed: int
-    prompt_ids: list[int]
-    prompt_hash: str
-
-    @property
-    def tokens(self) -> int:
-        """By which items of like length share a batch."""
-        return len(self.prompt_ids)
 
 
 def seeds_of(seed: int) -> tuple[int, ...]:
@@ -50,7 +34,7 @@ def template_of(settings: EvaluationSettings) -> str:
     return "alpaca"
 
 
-def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings, seed: int) -> Question:
+def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings, seed: int) -> Prompt:
     """The item's prompt as token ids.
 
     Raises:
@@ -61,19 +45,18 @@ def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings
     ids = engine.tokenizer.encode(text)
     if len(ids) > _MAX_PROMPT_TOKENS:
         raise InvalidRequest(f"the prompt has {len(ids)} tokens; this protocol asks with at most {_MAX_PROMPT_TOKENS}")
-    return Question(item, seed, ids, hashlib.sha256(text.encode()).hexdigest()[:16])
+    return Prompt(item, seed, ids, text_hash(text))
 
 
 def answer(
-    task: Task, questions: Sequence[Question], engine: Engine, settings: EvaluationSettings, seed: int
+    task: Task, questions: Sequence[Prompt], engine: Engine, settings: EvaluationSettings
 ) -> list[dict[str, Any]]:
     """What of the rows this protocol knows, one a question."""
     sampling = Sampling(_TEMPERATURE, settings.max_new_tokens or task.max_new_tokens)
-    seeds = [_answer_seed(task, question) for question in questions]
+    seeds = [question.generation_seed(task) for question in questions]
     completions = engine.generate([question.prompt_ids for question in questions], seeds, sampling)
     return [
         {
-            "seed": question.seed,
             "sampling_temperature": _TEMPERATURE,
             "output": completion.text.strip(),
             "score": rouge_l(completion.text.strip(), question.item.references),
@@ -83,11 +66,6 @@ def answer(
         }
         for question, completion in zip(questions, completions, strict=True)
     ]
-
-
-def _answer_seed(task: Task, question: Question) -> int:
-    key = f"{question.seed} {task.name} {question.item.item_id} {question.item.item_hash}"
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
 
 
 @cache

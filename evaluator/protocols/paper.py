@@ -7,34 +7,19 @@ LLM-Adapters keeps them, which changes no answer of a tokenizer whose end token 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tutelage.errors import InvalidRequest
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Engine, Sampling
+from tutelage.evaluator.protocols.base import Prompt, text_hash
 from tutelage.evaluator.protocols.prompts import prompt_of
 from tutelage.evaluator.scoring.extraction import score
 from tutelage.evaluator.tasks.base import Item, Task
 
 METRIC = "accuracy"
 _RESPONSE = "### Response:"
-
-
-@dataclass(frozen=True)
-class Question:
-    """An item as this model is asked it."""
-
-    item: Item
-    prompt_ids: list[int]
-    prompt_hash: str
-
-    @property
-    def tokens(self) -> int:
-        """By which items of like length share a batch."""
-        return len(self.prompt_ids)
 
 
 def sampling_of(task: Task, settings: EvaluationSettings) -> Sampling:
@@ -52,7 +37,7 @@ def template_of(settings: EvaluationSettings) -> str:
     return settings.prompt
 
 
-def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings, seed: int = 0) -> Question:
+def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings, seed: int = 0) -> Prompt:
     """The item's prompt as token ids.
 
     Raises:
@@ -64,14 +49,14 @@ def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings
     room = engine.max_tokens - sampling_of(task, settings).max_new_tokens
     if len(ids) > room:
         raise InvalidRequest(f"the prompt has {len(ids)} tokens; {room} fit beside the answer")
-    return Question(item, ids, hashlib.sha256(text.encode()).hexdigest()[:16])
+    return Prompt(item, seed, ids, text_hash(text))
 
 
 def answer(
-    task: Task, questions: Sequence[Question], engine: Engine, settings: EvaluationSettings, seed: int
+    task: Task, questions: Sequence[Prompt], engine: Engine, settings: EvaluationSettings
 ) -> list[dict[str, Any]]:
     """What of the rows this protocol knows, one a question."""
-    seeds = [_item_seed(seed, task, question.item) for question in questions]
+    seeds = [question.generation_seed(task) for question in questions]
     completions = engine.generate([question.prompt_ids for question in questions], seeds, sampling_of(task, settings))
     assert task.extraction is not None
     rows = []
@@ -93,9 +78,3 @@ def answer(
             }
         )
     return rows
-
-
-def _item_seed(seed: int, task: Task, item: Item) -> int:
-    """63 bits from the evaluation's seed and the item, whatever batch it is in."""
-    key = f"{seed} {task.name} {item.item_id} {item.item_hash}"
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1

@@ -109,6 +109,11 @@ def read(frames: Path) -> pl.LazyFrame:
     return scanned.select(list(SCHEMA))
 
 
+def read_files(paths: Sequence[Path]) -> pl.LazyFrame:
+    """The rows of these files alone, lazily; what else lies beside them is not opened."""
+    return pl.concat([pl.scan_parquet(path) for path in paths])
+
+
 def summarize(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Per evaluation, task and protocol: `score`, `standard_error`, `n`, `failed` and the other scores' means.
 

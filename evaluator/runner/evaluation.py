@@ -6,6 +6,7 @@ them as they are and does the rest, so that no item is done twice and none is mi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import polars as pl
 
@@ -24,14 +25,14 @@ from tutelage.errors import TutelageError
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Engine
 from tutelage.evaluator.models.registry import open_engine
-from tutelage.evaluator.protocols import loglik, open, paper
+from tutelage.evaluator.protocols import PROTOCOLS
+from tutelage.evaluator.protocols.base import Question
 from tutelage.evaluator.results import frames as fr
 from tutelage.evaluator.runner.checkpoint import pin, verified_digest
 from tutelage.evaluator.runner.requests import Evaluation, TaskRequest, check
 from tutelage.evaluator.tasks import task_of_name
 from tutelage.evaluator.tasks.base import Item, Task, default_data_dir
 
-_PROTOCOLS: dict[str, Any] = {"paper": paper, "loglik": loglik, "open": open}
 _logger = logging.getLogger(__name__)
 
 
@@ -96,15 +97,30 @@ def evaluate(
     try:
         for one in work:
             if one.is_done():
-                counter.add_resumed(pl.read_parquet(one.path, columns=["error"]))
+                counter.add(pl.read_parquet(one.path, columns=["error"]), resumed=True)
                 continue
-            engine = engine or (engines or _engine_opener(settings))(checkpoint)
+            if engine is None:
+                engine = engines(checkpoint) if engines else _open(checkpoint, settings)
             one.run(engine, counter, should_stop)
     finally:
         if engine is not None:
             engine.close()
-    forget(frames, evaluation.evaluation_id)
+    forget(frames, evaluation)
     return [one.path for one in work]
+
+
+def _open(checkpoint: Path, settings: EvaluationSettings) -> Engine:
+    return open_engine(settings.engine, checkpoint, dtype=settings.dtype, batch_size=settings.engine_batch_size)
+
+
+def parts_of(frames: Path, evaluation: Evaluation) -> Path:
+    """Folder of what an evaluation has finished, and of its pinned checkpoint.
+
+    Two evaluations of other tasks may share an id (a command's id leaves its tasks out, so that a further task joins
+    the rows that are there) and run at the same time; each has its own folder.
+    """
+    tasks = hashlib.sha256(json.dumps([asdict(task) for task in evaluation.tasks]).encode()).hexdigest()
+    return frames / ".parts" / evaluation.evaluation_id / tasks[:16]
 
 
 def pinned(evaluation: Evaluation, frames: Path) -> Path:
@@ -114,18 +130,15 @@ def pinned(evaluation: Evaluation, frames: Path) -> Path:
         CheckpointError: it went away in this moment.
 
     """
-    return pin(evaluation.checkpoint, frames / ".parts" / evaluation.evaluation_id / "checkpoint")
+    return pin(evaluation.checkpoint, parts_of(frames, evaluation) / "checkpoint")
 
 
-def forget(frames: Path, evaluation_id: str) -> None:
+def forget(frames: Path, evaluation: Evaluation) -> None:
     """Removes the finished batches of an evaluation that has ended, and unpins its checkpoint."""
-    shutil.rmtree(frames / ".parts" / evaluation_id, ignore_errors=True)
-
-
-def _engine_opener(settings: EvaluationSettings) -> Callable[[Path], Engine]:
-    return lambda checkpoint: open_engine(
-        settings.engine, checkpoint, dtype=settings.dtype, batch_size=settings.engine_batch_size
-    )
+    parts = parts_of(frames, evaluation)
+    shutil.rmtree(parts, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another evaluation of this id has parts there, or there never were any
+        parts.parent.rmdir()
 
 
 @dataclass
@@ -148,17 +161,6 @@ class _Counter:
         )
         self.on_progress(self.progress)
 
-    def add_resumed(self, rows: pl.DataFrame) -> None:
-        self.add(rows, resumed=True)
-
-
-class _Question(Protocol):
-    item: Item
-    prompt_hash: str
-
-    @property
-    def tokens(self) -> int: ...
-
 
 class _TaskWork:
     """One task under one protocol: its items, its parts on disk, its frame."""
@@ -175,15 +177,15 @@ class _TaskWork:
         self.evaluation, self.settings, self.checkpoint_digest = evaluation, settings, checkpoint_digest
         self.task: Task = task_of_name(request.task)
         self.name = request.protocol
-        self.protocol = _PROTOCOLS[request.protocol]
+        self.protocol = PROTOCOLS[request.protocol]
         self.items = self.task.items(data_dir, request.limit)
-        self.seeds: tuple[int, ...] = self.protocol.seeds_of(evaluation.seed)
+        self.seeds = self.protocol.seeds_of(evaluation.seed)
         self.count = len(self.items) * len(self.seeds)
         self.digest = self._work_digest()
         self.path = fr.frame_path(
             frames, evaluation.labels.run, self.task.name, evaluation.evaluation_id, request.protocol
         )
-        self.parts = frames / ".parts" / evaluation.evaluation_id / f"{self.task.name}--{self.name}--{self.digest[:16]}"
+        self.parts = parts_of(frames, evaluation) / f"{self.task.name}--{self.name}--{self.digest[:16]}"
 
     def _work_digest(self) -> str:
         """Of everything that decides a row, so that finished work is taken over only if it is this work."""
@@ -203,53 +205,62 @@ class _TaskWork:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def is_done(self) -> bool:
-        return self.path.exists() and pl.read_parquet_metadata(self.path).get("tutelage.work") == self.digest
+        """Whether the rows are there; what cannot be read is done again, and replaced."""
+        if not self.path.exists():
+            return False
+        try:
+            return pl.read_parquet_metadata(self.path).get("tutelage.work") == self.digest
+        except pl.exceptions.PolarsError as error:
+            _logger.warning("%s cannot be read and is written anew: %s", self.path, error)
+            return False
 
     def run(self, engine: Engine, counter: _Counter, should_stop: Callable[[], bool]) -> None:
         questions, failures = self._questions(engine)
         rows = [fr.frame_of_rows(failures)]
         if failures:
             counter.add(rows[0])
-        for index, batch in enumerate(_batches(questions, engine.batch_size)):
+        size = engine.batch_size
+        for index, start in enumerate(range(0, len(questions), size)):
             part = self.parts / f"{index:05}.parquet"
-            if part.exists():
-                rows.append(pl.read_parquet(part))
-                counter.add_resumed(rows[-1])
+            finished = _finished(part)
+            if finished is not None:
+                rows.append(finished)
+                counter.add(finished, resumed=True)
                 continue
             if should_stop():
                 raise Stopped
-            rows.append(self._answer(batch, engine))
+            rows.append(self._answer(questions[start : start + size], engine))
             fr.write_frame(rows[-1], part)
             counter.add(rows[-1])
         frame = pl.concat(rows).sort(pl.col("item_id").cast(pl.UInt32), "seed")
         fr.write_frame(frame, self.path, metadata={"tutelage.work": self.digest})
 
-    def _questions(self, engine: Engine) -> tuple[list[_Question], list[dict[str, Any]]]:
+    def _questions(self, engine: Engine) -> tuple[list[Question], list[dict[str, Any]]]:
         """Questions, shortest first, and the rows of the items that cannot be asked."""
         questions, failures = [], []
         for item, seed in product(self.items, self.seeds):
             try:
                 questions.append(self.protocol.prepare(self.task, item, engine, self.settings, seed))
             except TutelageError as error:
-                failures.append(self._row(item, "", engine, 0.0, {**_failure(error), "seed": seed}))
+                failures.append(self._row(item, seed, "", engine, 0.0, _failure(error)))
         return sorted(questions, key=lambda question: question.tokens), failures
 
-    def _answer(self, batch: Sequence[_Question], engine: Engine) -> pl.DataFrame:
+    def _answer(self, batch: Sequence[Question], engine: Engine) -> pl.DataFrame:
         started = time.perf_counter()
         answers = list(self._surviving(batch, engine))
         seconds = (time.perf_counter() - started) / len(batch)
         return fr.frame_of_rows(
             [
-                self._row(question.item, question.prompt_hash, engine, seconds, answer)
+                self._row(question.item, question.seed, question.prompt_hash, engine, seconds, answer)
                 for question, answer in zip(batch, answers, strict=True)
             ]
         )
 
-    def _surviving(self, batch: Sequence[_Question], engine: Engine) -> Iterator[dict[str, Any]]:
+    def _surviving(self, batch: Sequence[Question], engine: Engine) -> Iterator[dict[str, Any]]:
         """The batch's answers; if it fails, each item's alone, so that one bad item costs only itself."""
         try:
-            yield from self.protocol.answer(self.task, batch, engine, self.settings, self.evaluation.seed)
-        except (RuntimeError, ValueError, IndexError) as error:
+            yield from self.protocol.answer(self.task, batch, engine, self.settings)
+        except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
             if len(batch) == 1:
                 _logger.warning("item %s of %s failed: %r", batch[0].item.item_id, self.task.name, error)
                 yield _failure(error)
@@ -258,7 +269,7 @@ class _TaskWork:
                 yield from self._surviving([question], engine)
 
     def _row(
-        self, item: Item, prompt_hash: str, engine: Engine, seconds: float, answer: dict[str, Any]
+        self, item: Item, seed: int, prompt_hash: str, engine: Engine, seconds: float, answer: dict[str, Any]
     ) -> dict[str, Any]:
         return {
             **dict.fromkeys(fr.SCHEMA),
@@ -272,7 +283,7 @@ class _TaskWork:
             "template": self.protocol.template_of(self.settings),
             "engine": engine.name,
             "dtype": engine.dtype,
-            "seed": self.evaluation.seed,
+            "seed": seed,
             "item_id": item.item_id,
             "item_hash": item.item_hash,
             "prompt_hash": prompt_hash,
@@ -288,6 +299,12 @@ def _failure(error: Exception) -> dict[str, Any]:
     return {"finish_reason": "error", "error": f"{type(error).__name__}: {error}"}
 
 
-def _batches(questions: Sequence[_Question], size: int) -> Iterator[Sequence[_Question]]:
-    for start in range(0, len(questions), size):
-        yield questions[start : start + size]
+def _finished(part: Path) -> pl.DataFrame | None:
+    """Rows of a batch that an earlier start finished; None if there are none that can be read."""
+    if not part.exists():
+        return None
+    try:
+        return pl.read_parquet(part)
+    except pl.exceptions.PolarsError as error:
+        _logger.warning("%s cannot be read and is done again: %s", part, error)
+        return None

@@ -162,9 +162,9 @@ class Service:
 
     def __init__(self, config: ServeConfig, engines: Callable[[Path], Engine] | None = None) -> None:
         self._config = config
-        queue = Queue(config.queue)
-        self._workers = Workers(queue, config, config.frames, config.workers, engines)
-        self._servicer = EvaluatorServicer(queue, config.frames, config.data_dir or default_data_dir())
+        self._queue = Queue(config.queue)
+        self._workers = Workers(self._queue, config, config.frames, config.workers, engines)
+        self._servicer = EvaluatorServicer(self._queue, config.frames, config.data_dir or default_data_dir())
         self._health = HealthServicer()
         self.port = 0
 
@@ -184,12 +184,21 @@ class Service:
         await self._server.start()
         await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
         self._workers.start()
+        self._watching = asyncio.create_task(self._watch_workers())
+
+    async def _watch_workers(self) -> None:
+        """Takes the service out of rotation once a worker is gone: what is submitted would wait for ever."""
+        while self._workers.all_alive:
+            await asyncio.sleep(_WATCH_SECONDS)
+        await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.NOT_SERVING)
 
     async def stop(self) -> None:
         """Says that it is leaving, lets the batches at hand reach the disk, and closes."""
+        self._watching.cancel()
         await self._health.enter_graceful_shutdown()
         await asyncio.to_thread(self._workers.stop)
         await self._server.stop(_GRACE_SECONDS)
+        self._queue.close()
 
 
 async def serve(config: ServeConfig) -> None:

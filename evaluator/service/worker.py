@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tutelage.errors import TutelageError
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Engine
-from tutelage.evaluator.results.frames import read, summarize
+from tutelage.evaluator.results.frames import read_files, summarize
 from tutelage.evaluator.runner.evaluation import Progress, Stopped, evaluate, forget
-from tutelage.evaluator.service.queue import Entry, Queue, Score
+from tutelage.evaluator.runner.requests import Evaluation
+from tutelage.evaluator.service.queue import Queue, Score
 
 _logger = logging.getLogger(__name__)
 
@@ -55,19 +56,28 @@ class Workers:
         for thread in self._threads:
             thread.join()
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            entry = self._queue.take(timeout_seconds=0.2)
-            if entry is not None:
-                self._work(entry)
+    @property
+    def all_alive(self) -> bool:
+        """Whether every thread that was started still works; one ends only if the queue cannot be written."""
+        return all(thread.is_alive() for thread in self._threads)
 
-    def _work(self, entry: Entry) -> None:
-        evaluation = entry.evaluation
-        _logger.info("evaluating %s", evaluation.evaluation_id)
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                entry = self._queue.take(timeout_seconds=0.2)
+                if entry is not None:
+                    self._work(entry.evaluation)
+        except Exception:
+            # What an evaluation raises ends that evaluation (see `_work`); here the queue itself cannot be written.
+            _logger.exception("this worker cannot go on; the service is no longer healthy")
+
+    def _work(self, evaluation: Evaluation) -> None:
+        name = evaluation.evaluation_id
+        _logger.info("evaluating %s", name)
 
         def note(progress: Progress) -> None:
             self._queue.change(
-                evaluation.evaluation_id,
+                name,
                 items_done=progress.done,
                 items_total=progress.total,
                 items_failed=progress.failed,
@@ -76,10 +86,10 @@ class Workers:
             )
 
         def should_stop() -> bool:
-            return self._stopping.is_set() or self._queue.get(evaluation.evaluation_id).ended
+            return self._stopping.is_set() or self._queue.get(name).ended
 
         try:
-            evaluate(
+            paths = evaluate(
                 evaluation,
                 self._settings,
                 self._frames,
@@ -87,28 +97,22 @@ class Workers:
                 should_stop=should_stop,
                 engines=self._engines,
             )
+            scores = scores_of(paths)
         except Stopped:
-            if self._queue.change(evaluation.evaluation_id, state="queued").ended:
-                _logger.info("cancelled %s", evaluation.evaluation_id)
-                forget(self._frames, evaluation.evaluation_id)
-        except TutelageError as error:
-            self._fail(evaluation.evaluation_id, str(error))
-        except Exception as error:  # One evaluation that cannot run must not end the service.
-            _logger.exception("%s failed", evaluation.evaluation_id)
-            self._fail(evaluation.evaluation_id, f"{type(error).__name__}: {error}")
+            if self._queue.change(name, state="queued").ended:
+                _logger.info("cancelled %s", name)
+                forget(self._frames, evaluation)
+        except Exception as error:  # Whatever it is, it ends this evaluation and not the service.
+            reason = str(error) if isinstance(error, TutelageError) else f"{type(error).__name__}: {error}"
+            _logger.warning("%s failed: %s", name, reason, exc_info=not isinstance(error, TutelageError))
+            forget(self._frames, evaluation)
+            self._queue.change(name, state="failed", seconds_left=0.0, error=reason)
         else:
-            scores = scores_of(self._frames, evaluation.labels.run, evaluation.evaluation_id)
-            self._queue.change(evaluation.evaluation_id, state="done", seconds_left=0.0, scores=scores)
-
-    def _fail(self, evaluation_id: str, error: str) -> None:
-        _logger.warning("%s failed: %s", evaluation_id, error)
-        forget(self._frames, evaluation_id)
-        self._queue.change(evaluation_id, state="failed", seconds_left=0.0, error=error)
+            self._queue.change(name, state="done", seconds_left=0.0, scores=scores)
 
 
-def scores_of(frames: Path, run: str, evaluation_id: str) -> tuple[Score, ...]:
-    """Mean scores of an evaluation, derived from its rows; 0 where every item failed."""
-    rows = read(frames).filter(run=run, evaluation_id=evaluation_id)
+def scores_of(paths: Sequence[Path]) -> tuple[Score, ...]:
+    """Mean scores of the rows in an evaluation's own files; 0 where every item failed."""
     return tuple(
         Score(
             task=row["task"],
@@ -118,5 +122,5 @@ def scores_of(frames: Path, run: str, evaluation_id: str) -> tuple[Score, ...]:
             standard_error=row["standard_error"] or 0.0,
             items=row["n"],
         )
-        for row in summarize(rows).collect().to_dicts()
+        for row in summarize(read_files(paths)).collect().to_dicts()
     )

@@ -100,7 +100,7 @@ class LabelledOptions:
 class FilledBlank(LabelledOptions):
     """A sentence with a blank `_`: the rest of it is scored after each filled-in option.
 
-    That is "partial evaluation" (Trinh and Le 2018): contexts differ between the choices, and the continuation is the same.
+    That is "partial evaluation" (Trinh and Le 2018): the contexts differ and the continuation is the same.
     """
 
     def __call__(self, item: Item) -> Choices:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from tutelage.decoding import shared_length
 from tutelage.errors import CheckpointError
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Sampling, ScoringGroup
-from tutelage.evaluator.models.decoding import ATTENTION, decode, shared_length
+from tutelage.evaluator.models.decoding import ATTENTION, decode
 from tutelage.evaluator.models.registry import open_engine
 from tutelage.evaluator.models.transformers_engine import TransformersEngine
 from tutelage.evaluator.protocols import loglik
@@ -170,7 +171,7 @@ def test_loglik_of_real_items_is_a_plain_computation(name: str, data_dir: Path, 
     engine = TransformersEngine(student, dtype="float32", batch_size=8)
     task = TASKS[name]
     questions = [loglik.prepare(task, item, engine, EvaluationSettings()) for item in task.items(data_dir, 6)]
-    rows = loglik.answer(task, questions, engine, EvaluationSettings(), 0)
+    rows = loglik.answer(task, questions, engine, EvaluationSettings())
     for question, row in zip(questions, rows, strict=True):
         expected = []
         for context, continuation in zip(question.choices.contexts, question.choices.continuations, strict=True):

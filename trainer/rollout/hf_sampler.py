@@ -1,18 +1,19 @@
 """Live sampling: the student writes continuations with the weights that it has now.
 
-Here with its own transformers model; with vLLM in `trainer/rollout/vllm_sampler.py`. Prompts are padded on the left;
-sequences that have ended leave the batch, so it grows cheaper as it goes.
+Here with its own transformers model; with vLLM in `trainer/rollout/vllm_sampler.py`. The loop is
+`tutelage.decoding`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tutelage.decoding import decode
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.seeding import derived_seed
 from tutelage.trainer.data.sequences import TokenIds
@@ -72,44 +73,18 @@ def sample(
         vocabulary_size: ids from here on (padded rows of the head) are never written.
 
     """
-    room = [min(max_new_tokens, max_tokens - len(prompt)) for prompt in prompts]
 
-    def next_ids(ids_BT: Tensor, mask_BT: Tensor, cache: Any, active: Sequence[int]) -> Tensor:
-        logits_BV = _next_logits(model, ids_BT, mask_BT, cache)[:, :vocabulary_size]
-        return choose(logits_BV, [generators[row] for row in active], temperature=temperature, top_p=top_p)
+    def next_ids(logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
+        own = [generators[row] for row in rows]
+        return choose(logits_BV[:, :vocabulary_size], own, temperature=temperature, top_p=top_p)
 
-    return _write(model, prompts, room, end_ids, next_ids)
-
-
-def _write(
-    model: Any,
-    prompts: Sequence[TokenIds],
-    room: Sequence[int],
-    end_ids: frozenset[int],
-    next_ids: Callable[[Tensor, Tensor, Any, Sequence[int]], Tensor],
-) -> list[TokenIds]:
-    """Writes token by token; `room` bounds the tokens of each sequence, `next_ids` is told which still go on."""
-    from transformers import DynamicCache
-
-    written: list[list[int]] = [[] for _ in prompts]
-    active = list(range(len(prompts)))
-    ids_BT, mask_BT = (tensor.to(model.device) for tensor in _left_padded(prompts))
-    cache = DynamicCache(config=model.config)
-    while active:
-        chosen_B = next_ids(ids_BT, mask_BT, cache, active)
-        for row, token in zip(active, chosen_B.tolist(), strict=True):
-            written[row].append(token)
-        going = [
-            batch_index
-            for batch_index, row in enumerate(active)
-            if written[row][-1] not in end_ids and len(written[row]) < room[row]
-        ]
-        ids_BT, mask_BT = chosen_B[:, None], torch.cat([mask_BT, mask_BT.new_ones(len(active), 1)], dim=1)
-        if len(going) < len(active):
-            kept = torch.tensor(going, dtype=torch.long, device=model.device)
-            ids_BT, mask_BT = ids_BT[kept], mask_BT[kept]
-            cache.batch_select_indices(kept)
-            active = [active[batch_index] for batch_index in going]
+    written = decode(
+        model,
+        [prompt.tolist() for prompt in prompts],
+        next_ids=next_ids,
+        room=[min(max_new_tokens, max_tokens - len(prompt)) for prompt in prompts],
+        end_ids=end_ids,
+    )
     return [np.asarray(tokens, np.int32) for tokens in written]
 
 
@@ -130,29 +105,3 @@ def choose(logits_BV: Tensor, generators: Sequence[torch.Generator], *, temperat
     # right=True steps over ids of probability 0, whose cumulative value equals their left neighbour's.
     index_B1 = torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True)
     return index_B1[:, 0].clamp(max=logits_BV.shape[1] - 1)
-
-
-def _left_padded(prompts: Sequence[TokenIds]) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, int64 [B, T]; padding is id 0, which the mask hides."""
-    longest = max(len(prompt) for prompt in prompts)
-    ids_BT = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask_BT = torch.zeros_like(ids_BT)
-    for row, prompt in enumerate(prompts):
-        ids_BT[row, longest - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
-        mask_BT[row, longest - len(prompt) :] = 1
-    return ids_BT, mask_BT
-
-
-def _next_logits(model: Any, ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
-    """Logits [B, V] after the newest token; the cache takes the new keys and values in."""
-    position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
-    output = model(
-        input_ids=ids_BT,
-        attention_mask=mask_BT,
-        position_ids=position_BT,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    logits_BV: Tensor = output.logits[:, -1]
-    return logits_BV
