@@ -48,12 +48,15 @@ def _bare(text: str) -> str:
 def samples(rows: pl.DataFrame) -> Iterator[dict[str, Any]]:
     """The harness's samples of the rows of one evaluation of one task under one protocol; failed items are left out."""
     for row in rows.filter(pl.col("error") == "").to_dicts():
+        # The harness has (log-probability, whether greedy) a choice; whether a choice is the greedy one is not known.
+        logps = row["choices_logp"]
+        responses = [[row["output"]]] if logps is None else [[[logp, None]] for logp in logps]
         for name, reading, scores in _readings(row):
             yield {
                 "doc_id": int(row["item_id"]),
                 "doc": {"item_hash": row["item_hash"]},
                 "target": row["target"],
-                "resps": _responses(row),
+                "resps": responses,
                 "filtered_resps": reading,
                 "filter": name,
                 "metrics": list(scores),
@@ -62,12 +65,6 @@ def samples(rows: pl.DataFrame) -> Iterator[dict[str, Any]]:
                 "target_hash": hashlib.sha256(row["target"].encode()).hexdigest(),
                 **scores,
             }
-
-
-def _responses(row: dict[str, Any]) -> list[list[Any]]:
-    if row["choices_logp"] is not None:
-        return [[[logp, None]] for logp in row["choices_logp"]]
-    return [[row["output"]]]
 
 
 def _readings(row: dict[str, Any]) -> Iterator[tuple[str, list[Any], dict[str, float | None]]]:
@@ -98,9 +95,10 @@ def results(rows: pl.DataFrame) -> dict[str, Any]:
         name = task_name(str(task), str(protocol))
         items = part.filter(pl.col("error") == "")["item_id"].n_unique()
         scores[name] = {"alias": name, "sample_len": items, **_means(samples(part))}
+    versions = rows.select("task", "protocol", "task_version").unique().rows()
     return {
         "results": scores,
-        "versions": _versions(rows),
+        "versions": {task_name(task, protocol): version for task, protocol, version in versions},
         "n-samples": {
             name: {"original": score["sample_len"], "effective": score["sample_len"]} for name, score in scores.items()
         },
@@ -116,11 +114,6 @@ def results(rows: pl.DataFrame) -> dict[str, Any]:
 def task_name(task: str, protocol: str) -> str:
     """The task's key in the harness's results."""
     return task if protocol == "loglik" else f"{task}_{protocol}"
-
-
-def _versions(rows: pl.DataFrame) -> dict[str, int]:
-    known = rows.select("task", "protocol", "task_version").unique().rows()
-    return {task_name(task, protocol): version for task, protocol, version in known}
 
 
 def _means(lines: Iterator[dict[str, Any]]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 from tutelage.evaluator.scoring.extraction import NUMBER
 from tutelage.evaluator.tasks import arithmetic_generator as arithmetic
@@ -11,10 +10,6 @@ from tutelage.evaluator.tasks.base import Choices, Item, Task, items_of_records
 from tutelage.evaluator.tasks.multiple_choice import QUESTION_AND_ANSWER, shared_context
 
 _COUNT = 1000
-
-
-def _load(task: Task, data_dir: Path | None) -> list[Item]:
-    return items_of_records(arithmetic.generate("test", _COUNT, seed=0))
 
 
 def _choices(item: Item) -> Choices:
@@ -35,5 +30,5 @@ TASK = Task(
     extraction=NUMBER,
     known_problems=("ten templates with numbers below 150: easier and narrower than written problems",),
     choices=_choices,
-    load=_load,
+    load=lambda task, data_dir: items_of_records(arithmetic.generate("test", _COUNT, seed=0)),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,15 +31,33 @@ _CONTAINERS = ("bags", "baskets", "boxes", "crates", "jars", "trays")
 
 @dataclass(frozen=True)
 class _Story:
-    """A template: how its operands are drawn, what it asks, how it is worked, what comes out."""
+    """A template.
+
+    Attributes:
+        draw: its operands, two or three; every intermediate result is a positive whole number.
+        operators: applied from left to right.
+        question: with {a}, {b}, {c} for the operands, and the names and things.
+
+    """
 
     draw: Callable[[random.Random], tuple[int, ...]]
+    operators: str
     question: str
-    work: Callable[..., tuple[str, int]]
+
+    def work(self, operands: Sequence[int]) -> tuple[str, int]:
+        """The worked steps, and what comes out."""
+        result, steps = operands[0], []
+        for operator, operand in zip(self.operators, operands[1:], strict=True):
+            before, result = result, _APPLY[operator](result, operand)
+            steps.append(f"{before} {operator} {operand} = {result}.")
+        return (steps[0] if len(steps) == 1 else f"First {steps[0]} Then {steps[1]}"), result
 
 
-def _two(low: int, high: int) -> Callable[[random.Random], tuple[int, ...]]:
-    return lambda rng: (rng.randint(low, high), rng.randint(low, high))
+_APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
+
+
+def _sum(rng: random.Random) -> tuple[int, ...]:
+    return rng.randint(2, 60), rng.randint(2, 60)
 
 
 def _larger_first(rng: random.Random) -> tuple[int, ...]:
@@ -57,10 +75,6 @@ def _gain_then_loss(rng: random.Random) -> tuple[int, ...]:
     return first, second, rng.randint(1, first + second - 1)
 
 
-def _boxes_and_more(rng: random.Random) -> tuple[int, ...]:
-    return rng.randint(2, 10), rng.randint(2, 10), rng.randint(2, 30)
-
-
 def _boxes_less_some(rng: random.Random) -> tuple[int, ...]:
     boxes, each = rng.randint(2, 10), rng.randint(2, 10)
     return boxes, each, rng.randint(1, boxes * each - 1)
@@ -72,86 +86,51 @@ def _shared_sum(rng: random.Random) -> tuple[int, ...]:
     return first, sharers * each - first, sharers
 
 
-def _add(a: int, b: int) -> tuple[str, int]:
-    return f"{a} + {b} = {a + b}.", a + b
-
-
-def _subtract(a: int, b: int) -> tuple[str, int]:
-    return f"{a} - {b} = {a - b}.", a - b
-
-
-def _multiply(a: int, b: int) -> tuple[str, int]:
-    return f"{a} * {b} = {a * b}.", a * b
-
-
-def _divide(a: int, b: int) -> tuple[str, int]:
-    return f"{a} / {b} = {a // b}.", a // b
-
-
-def _add_subtract(a: int, b: int, c: int) -> tuple[str, int]:
-    return f"First {a} + {b} = {a + b}. Then {a + b} - {c} = {a + b - c}.", a + b - c
-
-
-def _multiply_add(a: int, b: int, c: int) -> tuple[str, int]:
-    return f"First {a} * {b} = {a * b}. Then {a * b} + {c} = {a * b + c}.", a * b + c
-
-
-def _multiply_subtract(a: int, b: int, c: int) -> tuple[str, int]:
-    return f"First {a} * {b} = {a * b}. Then {a * b} - {c} = {a * b - c}.", a * b - c
-
-
-def _add_divide(a: int, b: int, c: int) -> tuple[str, int]:
-    return f"First {a} + {b} = {a + b}. Then {a + b} / {c} = {(a + b) // c}.", (a + b) // c
-
-
+# The order of the stories and of the draws in each decides the published test set; a new story changes all of it.
 _STORIES = (
-    _Story(_two(2, 60), "{name} has {a} {things} and buys {b} more. How many {things} does {name} have now?", _add),
+    _Story(_sum, "+", "{name} has {a} {things} and buys {b} more. How many {things} does {name} have now?"),
     _Story(
-        _two(2, 60),
+        _sum,
+        "+",
         "{name} found {a} {things} in the morning and {b} {things} in the evening. How many {things} is that in all?",
-        _add,
     ),
+    _Story(_larger_first, "-", "{name} had {a} {things} and gave {b} of them to {other}. How many {things} are left?"),
     _Story(
         _larger_first,
-        "{name} had {a} {things} and gave {b} of them to {other}. How many {things} are left?",
-        _subtract,
-    ),
-    _Story(
-        _larger_first,
+        "-",
         "{name} has {a} {things} and {other} has {b}. How many more {things} does {name} have than {other}?",
-        _subtract,
     ),
     _Story(
-        _two(2, 12),
+        lambda rng: (rng.randint(2, 12), rng.randint(2, 12)),
+        "*",
         "{name} has {a} {containers} with {b} {things} in each. How many {things} are there altogether?",
-        _multiply,
     ),
     _Story(
         _quotient,
+        "/",
         "{name} puts {a} {things} into {b} {containers}, the same number in each. How many {things} are in each?",
-        _divide,
     ),
     _Story(
         _gain_then_loss,
+        "+-",
         "{name} has {a} {things}, gets {b} more from {other}, and then loses {c}. How many {things} are left?",
-        _add_subtract,
     ),
     _Story(
-        _boxes_and_more,
+        lambda rng: (rng.randint(2, 10), rng.randint(2, 10), rng.randint(2, 30)),
+        "*+",
         "{name} fills {a} {containers} with {b} {things} each and keeps {c} {things} in a pocket. "
         "How many {things} does {name} have?",
-        _multiply_add,
     ),
     _Story(
         _boxes_less_some,
+        "*-",
         "{name} bought {a} {containers} of {b} {things} each and sold {c} {things}. How many {things} are left?",
-        _multiply_subtract,
     ),
     _Story(
         _shared_sum,
+        "+/",
         "{name} has {a} {things} and {other} has {b}. They share all of them equally among {c} friends. "
         "How many {things} does each friend get?",
-        _add_divide,
     ),
 )
 
@@ -185,27 +164,23 @@ def generate(split: Split, count: int, seed: int) -> list[dict[str, str]]:
     rng = random.Random(f"arithmetic {split} {seed}")  # noqa: S311
     records: dict[str, dict[str, str]] = {}
     while len(records) < count:
-        record = _draw(rng, split)
-        records.setdefault(record["instruction"], record)
-    return list(records.values())
-
-
-def _draw(rng: random.Random, split: Split) -> dict[str, str]:
-    story = rng.choice(_STORIES)
-    operands = story.draw(rng)
-    while split_of(operands) != split:
+        story = rng.choice(_STORIES)
         operands = story.draw(rng)
-    name, other = rng.sample(_NAMES, 2)
-    question = story.question.format(
-        **dict(zip("abc", operands, strict=False)),
-        name=name,
-        other=other,
-        things=rng.choice(_THINGS),
-        containers=rng.choice(_CONTAINERS),
-    )
-    steps, answer = story.work(*operands)
-    output = f"{steps} The answer is {answer}."
-    return {"instruction": question, "input": "", "output": output, "answer": str(answer)}
+        while split_of(operands) != split:
+            operands = story.draw(rng)
+        name, other = rng.sample(_NAMES, 2)
+        question = story.question.format(
+            **dict(zip("abc", operands, strict=False)),
+            name=name,
+            other=other,
+            things=rng.choice(_THINGS),
+            containers=rng.choice(_CONTAINERS),
+        )
+        steps, answer = story.work(operands)
+        output = f"{steps} The answer is {answer}."
+        record = {"instruction": question, "input": "", "output": output, "answer": str(answer)}
+        records.setdefault(question, record)
+    return list(records.values())
 
 
 def distractors(answer: int, key: str, count: int = 3) -> list[int]:
