@@ -46,12 +46,12 @@ PAIRS = (("data, in turn", "data, meanwhile"), ("own, in turn", "own, one step o
 @contextmanager
 def in_turn() -> Iterator[None]:
     """No batch is begun before its step."""
-    ahead = BatchBuilder._prefetch_steps
-    BatchBuilder._prefetch_steps = property(lambda _batches: 0)  # type: ignore[assignment, method-assign]
+    ahead = BatchBuilder.prefetch_steps
+    BatchBuilder.prefetch_steps = property(lambda _batches: 0)  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
-        BatchBuilder._prefetch_steps = ahead  # type: ignore[method-assign]
+        BatchBuilder.prefetch_steps = ahead  # type: ignore[method-assign]
 
 
 def write_rows(path: Path, count: int) -> Path:

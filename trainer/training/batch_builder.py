@@ -93,7 +93,11 @@ class BatchBuilder:
         self._kept = {batch.step: batch for batch in rollouts}
         self._pending: dict[int, _PendingBatch] = {}
         self._background = ThreadPoolExecutor(
-            1, thread_name_prefix="scoring", initializer=torch.set_num_threads, initargs=(config.threads,)
+            # One: batches are scored in the order of their steps. With OpenMP every thread has its own set_num_threads.
+            1,
+            thread_name_prefix="scoring",
+            initializer=torch.set_num_threads,
+            initargs=(config.threads,),
         )
 
     def close(self) -> None:
@@ -117,8 +121,11 @@ class BatchBuilder:
             DataError: an example has no completion to learn from.
 
         """
-        last = min(step + self._prefetch_steps, self._config.steps - 1)
-        with self._student.unsharded() if self._asks_student else nullcontext():
+        objective = self._config.objective
+        last = min(step + self.prefetch_steps, self._config.steps - 1)
+        # All workers of a sharded student enter `unsharded` at once, also one that has nothing to generate this time.
+        asks_student = objective.on_policy_fraction > 0 or objective.signal == "candidates"
+        with self._student.unsharded() if asks_student else nullcontext():
             for later in range(step, max(step, last) + 1):
                 if later not in self._pending:
                     self._pending[later] = self._start(later, step, examples_of(later))
@@ -136,18 +143,20 @@ class BatchBuilder:
         del self._pending[step]
         indices, size = sorted(pending.sequences), self._config.batch.micro_batch_sequences
         if not self._config.micro_batches_matter:
+            # Sequences of like length share a micro-batch, which then has little padding.
             indices.sort(key=lambda index: -len(pending.sequences[index].ids))
-        parts = [indices[start : start + size] for start in range(0, len(indices), size)]
-        return [self._micro_batch([pending.sequences[index] for index in part], answers, part) for part in parts]
+        batches = []
+        for start in range(0, len(indices), size):
+            part = indices[start : start + size]
+            sequences, rows = [pending.sequences[index] for index in part], None
+            if self._teacher is not None:
+                answered = [answers[index] for index in part]
+                rows = teacher_rows(sequences, answered, self._unembedding, self._student.device)
+            batches.append(MicroBatch(sequences, rows))
+        return batches
 
     @property
-    def _asks_student(self) -> bool:
-        """Whether the student writes batches, or chooses what the teacher is asked."""
-        objective = self._config.objective
-        return objective.on_policy_fraction > 0 or objective.signal == "candidates"
-
-    @property
-    def _prefetch_steps(self) -> int:
+    def prefetch_steps(self) -> int:
         """How many batches are begun before it is their turn."""
         objective = self._config.objective
         if objective.on_policy_fraction > 0:
@@ -156,8 +165,8 @@ class BatchBuilder:
 
     def _start(self, step: int, weights_version: int, examples: Sequence[Example]) -> _PendingBatch:
         """The worker's share of a batch: own samples where the draw says so, else the data's completions."""
-        drawn = self._drawn(step, len(examples))
-        indices = self._share(len(examples), drawn)
+        drawn = self._drawn_indices(step, len(examples))
+        indices = self._share_of_worker(len(examples), drawn)
         data = {
             index: self._sequence(examples[index], examples[index].completion_ids, None)
             for index in indices
@@ -172,14 +181,14 @@ class BatchBuilder:
         }
         return _PendingBatch(data | own, [*answers, *self._ask(own)], rollout)
 
-    def _drawn(self, step: int, count: int) -> set[int]:
+    def _drawn_indices(self, step: int, count: int) -> set[int]:
         """The indices of a batch whose sequences the student writes itself."""
         config = self._config
         unit = config.batch.micro_batch_sequences if config.on_policy_unit == "micro_batch" else 1
         draws = numpy_generator(config.seed, "on-policy", config.id, step).random(math.ceil(count / unit))
         return {index for index in range(count) if draws[index // unit] < config.objective.on_policy_fraction}
 
-    def _share(self, count: int, own: Collection[int]) -> list[int]:
+    def _share_of_worker(self, count: int, own: Collection[int]) -> list[int]:
         """The worker's indices of a step's `count`: whole micro-batches if the loss depends on them.
 
         The indices in `own` are dealt first, so that the writing, which takes longest, is shared evenly.
@@ -197,16 +206,14 @@ class BatchBuilder:
         completions = self._sampler.generate(step, indices, prompts) if indices else []
         own = dict(zip(indices, completions, strict=True))
         if self._config.sampling.max_staleness and not self._workers.alone:
-            own = self._of_all(own, len(examples))
+            # Each worker gives a table with its own rows filled in (length, token ids); their sum is the whole one,
+            # exactly, since `total` adds in float64.
+            table = np.zeros((len(examples), 1 + self._config.sampling.max_new_tokens))
+            for index, ids in own.items():
+                table[index, 0], table[index, 1 : 1 + len(ids)] = len(ids), ids
+            full = np.reshape(self._workers.total(table.ravel().tolist()), table.shape).astype(np.int32)
+            own = {index: row[1 : 1 + row[0]] for index, row in enumerate(full) if row[0]}
         return Rollout(step, weights_version, own)
-
-    def _of_all(self, completions: Mapping[int, TokenIds], count: int) -> dict[int, TokenIds]:
-        """What all workers wrote, by index; each gives a table with its own rows: length, token ids."""
-        table = np.zeros((count, 1 + self._config.sampling.max_new_tokens))
-        for index, ids in completions.items():
-            table[index, 0], table[index, 1 : 1 + len(ids)] = len(ids), ids
-        full = np.reshape(self._workers.total(table.ravel().tolist()), table.shape).astype(np.int32)
-        return {index: row[1 : 1 + row[0]] for index, row in enumerate(full) if row[0]}
 
     def _ask(self, sequences: Mapping[int, TokenSequence]) -> list[Future[dict[int, SignalArrays]]]:
         """Has the teacher score some sequences in the background; nothing if there are none, or no teacher."""
@@ -219,14 +226,6 @@ class BatchBuilder:
             return dict(zip(sequences, teacher.score(list(sequences.values()), spec), strict=True))
 
         return [self._background.submit(answers)]
-
-    def _micro_batch(
-        self, sequences: list[TokenSequence], answers: Mapping[int, SignalArrays], indices: Sequence[int]
-    ) -> MicroBatch:
-        if self._teacher is None:
-            return MicroBatch(sequences, None)
-        answered = [answers[index] for index in indices]
-        return MicroBatch(sequences, teacher_rows(sequences, answered, self._unembedding, self._student.device))
 
     def _sequence(self, example: Example, completion_ids: TokenIds, weights_version: int | None) -> TokenSequence:
         """What is scored and learned from; with the signal `candidates`, with the ids that the student chose."""

@@ -134,20 +134,29 @@ class _Training:
         report: Callable[[Progress], None],
         workers: Workers,
     ) -> None:
-        self._config, self._report_to, self._workers = config, report, workers
+        self._config, self._send_report, self._workers = config, report, workers
         self._newest: dict[str, float] = {}
         self._step = 0
         self._report("loading the student and its data")
-        self._student = _open_student(config)
+        self._student = Student(
+            config.init,
+            dtype=config.dtype,
+            optimizer=config.optimizer,
+            vocabulary_size=vocabulary_size(config.init),
+            lora=config.lora,
+            adapter_seed=derived_seed(config.seed, "adapters"),
+            gradient_checkpointing=config.gradient_checkpointing,
+            sharded=config.sharding == "full",
+        )
         dataset, held_out = _read_data(config, self._student)
-        config = self._config = _with_steps(config, len(dataset.examples))
         self._examples, self._order = dataset.examples, Order(len(dataset.examples), config.seed)
+        if config.epochs is not None:
+            steps = max(1, config.epochs * len(dataset.examples) // config.batch.sequences)
+            config = self._config = config.model_copy(update={"steps": steps})
         teacher_digest = teacher.identity.weights_digest if teacher else ""
         self._state = State(0, 0, config_digest(config), dataset.fingerprint, teacher_digest)
         self._checkpoints = CheckpointStore(folder / "checkpoints", keep=config.keep_checkpoints)
-        self._checkpoint = self._newest_checkpoint()
-        if self._checkpoint is not None:
-            self._resume(self._checkpoint)
+        self._checkpoint = self._resume()
         if workers.first:
             write_durably(folder / "student.yaml", to_yaml(config))
         self._report("asking the teacher about held-out sequences")
@@ -182,7 +191,7 @@ class _Training:
             if self._all_do(self._is_best_so_far(row) or self._step % self._config.save_every_steps == 0):
                 self._save(metrics, evaluations)
             control.wait_while_paused()
-        if self._all_do(not self._is_saved):
+        if self._all_do(self._checkpoint is None or self._checkpoint.step != self._step):
             self._save(metrics, evaluations)
         checkpoint = self._checkpoint
         assert checkpoint is not None
@@ -245,11 +254,6 @@ class _Training:
         metrics.append({"step": self._step, "time_seconds": time.time(), "student": self._config.id, **values})
         self._newest |= values
 
-    @property
-    def _is_saved(self) -> bool:
-        """Whether this step is committed."""
-        return self._checkpoint is not None and self._checkpoint.step == self._step
-
     def _save(self, metrics: MetricsLog, evaluations: Evaluations) -> None:
         """Commits this step."""
         self._report("saving")
@@ -265,44 +269,28 @@ class _Training:
         if self._step in scored_steps and not self._finished:
             evaluations.submit(self._step, self._checkpoint.path)
 
-    def _newest_checkpoint(self) -> Checkpoint | None:
-        """The one that the first worker finds, so that all go on from the same step."""
+    def _resume(self) -> Checkpoint | None:
+        """Takes the state of the newest checkpoint, if there is one."""
         newest = self._checkpoints.latest() if self._workers.first else None
+        # The first worker says which, so that all go on from the same step: a folder on a network may not yet look the
+        # same to all of them, and verifying it reads every byte.
         step = self._workers.of_first(newest.step if newest else -1)
-        return None if step < 0 else Checkpoint(self._checkpoints.path(step), step)
-
-    def _resume(self, checkpoint: Checkpoint) -> None:
+        if step < 0:
+            return None
+        checkpoint = Checkpoint(self._checkpoints.path(step), step)
         state = read_state(checkpoint.path)
         state.require_same_training(self._state)
         self._student.load_state(checkpoint.path, steps_done=state.step)
         self._state, self._step = state, state.step
         if state.best.step and self._workers.first:
+            # The link is made after the checkpoint: a kill between them leaves it one behind.
             self._checkpoints.link_best(state.best.step)
         _log.info("%s goes on from step %d", self._config.id, state.step)
+        return checkpoint
 
     def _report(self, phase: str) -> None:
         config = self._config
-        self._report_to(Progress(config.id, self._step, config.steps, phase, dict(self._newest)))
-
-
-def _open_student(config: StudentConfig) -> Student:
-    return Student(
-        config.init,
-        dtype=config.dtype,
-        optimizer=config.optimizer,
-        vocabulary_size=vocabulary_size(config.init),
-        lora=config.lora,
-        adapter_seed=derived_seed(config.seed, "adapters"),
-        gradient_checkpointing=config.gradient_checkpointing,
-        sharded=config.sharding == "full",
-    )
-
-
-def _with_steps(config: StudentConfig, examples: int) -> StudentConfig:
-    """The configuration with the steps that its epochs come to."""
-    if config.epochs is None:
-        return config
-    return config.model_copy(update={"steps": max(1, config.epochs * examples // config.batch.sequences)})
+        self._send_report(Progress(config.id, self._step, config.steps, phase, dict(self._newest)))
 
 
 def _read_data(config: StudentConfig, student: Student) -> tuple[Dataset, list[TokenSequence]]:
@@ -316,14 +304,13 @@ def _read_data(config: StudentConfig, student: Student) -> tuple[Dataset, list[T
             *(config.data.path, whole.dropped_prompts, whole.truncated_completions, whole.tokens_cut),
         )
     dataset, held_out = whole.split(held_out=config.held_out.sequences, seed=config.seed)
-    return dataset, [_held_out_sequence(example, config) for example in held_out]
-
-
-def _held_out_sequence(example: Example, config: StudentConfig) -> TokenSequence:
-    if not len(example.completion_ids):
+    if not all(len(example.completion_ids) for example in held_out):
         raise DataError(
             f"a held-out row of {config.data.path} has no completion to measure on; give completions, or set "
             "held_out.sequences: 0",
             "held_out.sequences",
         )
-    return token_sequence(example.prompt_ids, example.completion_ids, loss_on_prompt=config.loss_on_prompt)
+    return dataset, [
+        token_sequence(example.prompt_ids, example.completion_ids, loss_on_prompt=config.loss_on_prompt)
+        for example in held_out
+    ]

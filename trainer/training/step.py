@@ -98,18 +98,25 @@ class TrainStep:
         report("stepping")
         metrics = self._update(step, batches)
         clock.lap("stepping")
-        return metrics | self._own(step, batches) | clock.metrics()
+        return metrics | self._rollout_metrics(step, batches) | clock.metrics()
 
     def _update(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
         """Forward and backward over all micro-batches, then the optimizer."""
-        totals = self._totals(batches)
+        sequences = sum(len(batch.sequences) for batch in batches)
+        counts = self._workers.total([sum(batch.rows for batch in batches), sequences, len(batches)])
+        totals = Totals(*map(int, counts))
+        if self._student.sharded:
+            # A pass brings weights together, which takes all workers: each goes through it as often as the one with
+            # the most micro-batches, the last time with weight 0.
+            missing = self._workers.largest(len(batches)) - len(batches)
+            batches = [*batches, *[replace(batches[-1], counts=False)] * missing]
         loss, measured = 0.0, []
-        for batch in self._passes(batches):
+        for batch in batches:
             hidden_ND = self._student.hidden(batch.sequences)
             head = self._student.head()
             if batch.teacher is not None and batch.counts:
                 measured.append(self._measure(hidden_ND.detach(), head, batch.teacher, totals.rows))
-            part = self._reduce(self._loss(hidden_ND, head, batch), batch.sequences, totals) * batch.counts
+            part = self._reduce(self._token_loss(hidden_ND, head, batch), batch.sequences, totals) * batch.counts
             part.backward()
             self._student.collect_gradients()
             loss += float(part.detach())
@@ -125,18 +132,6 @@ class TrainStep:
             "train/tokens": totals.rows,
         }
 
-    def _passes(self, batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
-        """What goes through the student: of a sharded one as often as with every other worker."""
-        if not self._student.sharded:
-            return batches
-        missing = self._workers.largest(len(batches)) - len(batches)
-        return [*batches, *[replace(batches[-1], counts=False)] * missing]
-
-    def _totals(self, batches: Sequence[MicroBatch]) -> Totals:
-        sequences = sum(len(batch.sequences) for batch in batches)
-        counts = self._workers.total([sum(batch.rows for batch in batches), sequences, len(batches)])
-        return Totals(*map(int, counts))
-
     def _measure(
         self, hidden_ND: Tensor, head: Unembedding, teacher: TeacherRows, total_rows: int
     ) -> dict[str, Tensor]:
@@ -147,20 +142,16 @@ class TrainStep:
             values["support_mass"] = 1.0 - values["tail_mass"]
         return values
 
-    def _loss(self, hidden_ND: Tensor, head: Unembedding, batch: MicroBatch) -> Tensor:
-        """Per row, [N]."""
+    def _token_loss(self, hidden_ND: Tensor, head: Unembedding, batch: MicroBatch) -> Tensor:
+        """What the objective says of each row, [N]."""
         objective = self._config.objective
+        targets_N = targets_of(batch.sequences).to(self._student.device)
         if batch.teacher is None:
-            return token_cross_entropy(hidden_ND, head, self._targets(batch))
+            return token_cross_entropy(hidden_ND, head, targets_N)
         if self._entry.sampled_token:
             estimator = str(resolve_parameters(objective.name, objective.parameters)["estimator"])
             return token_policy_gradient(
-                hidden_ND,
-                head,
-                batch.teacher,
-                self._targets(batch),
-                estimator=estimator,
-                distribution=self._distribution,
+                hidden_ND, head, batch.teacher, targets_N, estimator=estimator, distribution=self._distribution
             )
         return token_divergence(
             hidden_ND,
@@ -171,9 +162,6 @@ class TrainStep:
             distribution=self._distribution,
             approximate=objective.approximate,
         )
-
-    def _targets(self, batch: MicroBatch) -> Tensor:
-        return targets_of(batch.sequences).to(self._student.device)
 
     def _reduce(self, loss_N: Tensor, sequences: Sequence[TokenSequence], totals: Totals) -> Tensor:
         """The part of the step's loss that comes from one of its micro-batches."""
@@ -195,7 +183,7 @@ class TrainStep:
         rows, *sums = self._workers.total([len(columns[0]), *(float(column_N.sum()) for column_N in columns)])
         return {f"train/{name}": value / rows for name, value in zip(names, sums, strict=True)}
 
-    def _own(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
+    def _rollout_metrics(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
         """How many sequences the student wrote; on average, how long they are and how old their weights (0 if none)."""
         own = [sequence for batch in batches for sequence in batch.sequences if sequence.weights_version is not None]
         ages = [step - sequence.weights_version for sequence in own if sequence.weights_version is not None]

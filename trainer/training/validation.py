@@ -55,7 +55,14 @@ class Validation:
         if teacher is not None and sequences:
             assert unembedding is not None
             hidden_ND = _stored_or_fetched(sequences, folder / "held_out.safetensors", teacher)
-            self._rows = _split(hidden_ND, self._batches, unembedding)
+            parts = hidden_ND.split([sum(item.rows for item in batch) for batch in self._batches])
+            device = unembedding.matrix_VD.device
+            self._rows = [
+                HiddenRows(
+                    part_ND.to(device), sequence_digests(batch).to(device), positions(batch).to(device), unembedding
+                )
+                for part_ND, batch in zip(parts, self._batches, strict=True)
+            ]
 
     @torch.no_grad()
     def run(self, student: Student) -> dict[str, float]:
@@ -63,29 +70,28 @@ class Validation:
 
         All workers of a sharded student measure at once, though most of them nothing.
         """
-        with student.unsharded():
-            return self._measured(student)
-
-    def _measured(self, student: Student) -> dict[str, float]:
         parts: dict[str, list[Tensor]] = {}
-        head = student.head()
-        student.model.eval()
-        for index, batch in enumerate(self._batches):
-            hidden_ND = student.hidden(batch)
-            parts.setdefault("cross_entropy", []).append(
-                token_cross_entropy(hidden_ND, head, targets_of(batch).to(student.device))
-            )
-            if self._rows is not None:
-                values = diagnostics(hidden_ND, head, self._rows[index], distribution=TeacherDistribution())
-                for name in _MEASURES:
-                    parts.setdefault(name, []).append(values[name])
-        student.model.train()
+        with student.unsharded():
+            head = student.head()
+            student.model.eval()
+            for index, batch in enumerate(self._batches):
+                hidden_ND = student.hidden(batch)
+                losses_N = token_cross_entropy(hidden_ND, head, targets_of(batch).to(student.device))
+                parts.setdefault("cross_entropy", []).append(losses_N)
+                if self._rows is not None:
+                    values = diagnostics(hidden_ND, head, self._rows[index], distribution=TeacherDistribution())
+                    for name in _MEASURES:
+                        parts.setdefault(name, []).append(values[name])
+            student.model.train()
         return {f"heldout/{name}": float(torch.cat(values).double().mean()) for name, values in parts.items()}
 
 
 def _stored_or_fetched(sequences: Sequence[TokenSequence], path: Path, teacher: Teacher) -> Tensor:
     """The teacher's hidden states [N, D] of all rows."""
-    key = _key(sequences, teacher.identity.weights_digest)
+    total = hashlib.sha256(teacher.identity.weights_digest.encode())
+    for item in sequences:
+        total.update(len(item.ids).to_bytes(4, "little") + item.start.to_bytes(4, "little") + item.ids.tobytes())
+    key = total.hexdigest()
     if path.exists():
         with safe_open(path, framework="pt") as stored:
             if stored.metadata() == {"key": key}:
@@ -96,21 +102,3 @@ def _stored_or_fetched(sequences: Sequence[TokenSequence], path: Path, teacher: 
     hidden_ND = hidden_ND.view(torch.bfloat16)
     write_durably(path, save({"hidden_ND": hidden_ND}, metadata={"key": key}))
     return hidden_ND
-
-
-def _key(sequences: Sequence[TokenSequence], weights_digest: str) -> str:
-    total = hashlib.sha256(weights_digest.encode())
-    for item in sequences:
-        total.update(len(item.ids).to_bytes(4, "little") + item.start.to_bytes(4, "little") + item.ids.tobytes())
-    return total.hexdigest()
-
-
-def _split(
-    hidden_ND: Tensor, batches: Sequence[Sequence[TokenSequence]], unembedding: Unembedding
-) -> list[TeacherRows]:
-    device = unembedding.matrix_VD.device
-    parts = hidden_ND.split([sum(item.rows for item in batch) for batch in batches])
-    return [
-        HiddenRows(part_ND.to(device), sequence_digests(batch).to(device), positions(batch).to(device), unembedding)
-        for part_ND, batch in zip(parts, batches, strict=True)
-    ]
