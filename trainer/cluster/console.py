@@ -54,7 +54,14 @@ class Display:
 
     def update(self, status: RunStatus) -> None:
         """Shows where everybody is: as a table, or with a line every so often and whenever a state changes."""
-        texts = {student.student: self._texts(student) for student in status.students}
+        texts = {}
+        for student in status.students:
+            kl, first_kl, ends = student.metrics.get("heldout/forward_kl"), None, ""
+            if kl is not None or student.step > 0:
+                pace = self._paces.setdefault(student.student, _Pace(student.step, time.time()))
+                pace.first_kl = first_kl = kl if pace.first_kl is None else pace.first_kl
+                ends = pace.ends_at(student.step, student.steps) if student.state == "running" else ""
+            texts[student.student] = metric_texts(student.metrics, first_forward_kl=first_kl) | {"ends": ends}
         if self._live:
             self._live.update(students_table(status, texts))
             return
@@ -66,16 +73,6 @@ class Display:
                 self._printed[student.student] = student.state
         if due:
             self._next_line_seconds = time.time() + _LINE_EVERY_SECONDS
-
-    def _texts(self, student: StudentStatus) -> dict[str, str]:
-        """The newest metrics by heading, the first divergence beside the newest, and when the student will end."""
-        kl = student.metrics.get("heldout/forward_kl")
-        if kl is not None or student.step > 0:
-            pace = self._paces.setdefault(student.student, _Pace(student.step, time.time()))
-            pace.first_kl = kl if pace.first_kl is None else pace.first_kl
-            ends = pace.ends_at(student.step, student.steps) if student.state == "running" else ""
-            return metric_texts(student.metrics, first_forward_kl=pace.first_kl) | {"ends": ends}
-        return metric_texts(student.metrics) | {"ends": ""}
 
 
 def students_table(status: RunStatus, texts: dict[str, dict[str, str]]) -> Table:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tutelage.errors import Conflict, TutelageError
-from tutelage.trainer.cluster.run_control import Action, Command, RunControl, RunStatus, StudentStatus
+from tutelage.trainer.cluster.run_control import Action, RunControl, RunStatus, StudentStatus
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.metrics.progress import ActorStatus, Outcome
@@ -181,7 +181,13 @@ class Cohort:
         Published is right after commands were obeyed, so that whoever sent one sees what became of it.
         """
         for command in self._control.take():
-            self._obey(command)
+            named = [student for student in self.students if student.config.id == command.student]
+            if command.action == "scale" and command.concurrency > 0:
+                self._concurrency = command.concurrency
+            elif command.action != "scale" and named:
+                named[0].obey(command.action)
+            else:
+                _log.warning("%s is not obeyed: there is no such student, or nobody would run", command)
         self._schedule()
         status = self.publish()
         self._collect_ended()
@@ -198,15 +204,6 @@ class Cohort:
         )
         self._control.publish(status)
         return status
-
-    def _obey(self, command: Command) -> None:
-        named = [student for student in self.students if student.config.id == command.student]
-        if command.action == "scale" and command.concurrency > 0:
-            self._concurrency = command.concurrency
-        elif command.action != "scale" and named:
-            named[0].obey(command.action)
-        else:
-            _log.warning("%s is not obeyed: there is no such student, or nobody would run", command)
 
     def _schedule(self) -> None:
         """Starts students while there is room; of too many, the last ones save and wait for their turn."""

@@ -19,7 +19,7 @@ from tutelage.trainer.losses.registry import objective_named, resolve_parameters
 from tutelage.trainer.model.optimizer import learning_rate_at
 from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
-from tutelage.trainer.teacher.rows import TeacherRows, Unembedding
+from tutelage.trainer.teacher.rows import Unembedding
 from tutelage.trainer.teacher.to_tensors import row_counts, targets_of
 from tutelage.trainer.training.batch_builder import BatchBuilder, ExamplesOf, MicroBatch
 from tutelage.trainer.training.objective import teacher_distribution_of
@@ -110,12 +110,18 @@ class TrainStep:
             # the most micro-batches, the last time with weight 0.
             missing = self._workers.largest(len(batches)) - len(batches)
             batches = [*batches, *[replace(batches[-1], counts=False)] * missing]
-        loss, measured = 0.0, []
+        loss, measured = 0.0, list[dict[str, Tensor]]()
         for batch in batches:
             hidden_ND = self._student.hidden(batch.sequences)
             head = self._student.head()
             if batch.teacher is not None and batch.counts:
-                measured.append(self._measure(hidden_ND.detach(), head, batch.teacher, totals.rows))
+                some = slice(None, None, max(1, totals.rows // _DIAGNOSED_ROWS))  # Evenly spread.
+                values = diagnostics(
+                    hidden_ND.detach()[some], head, batch.teacher.at(some), distribution=self._distribution
+                )
+                if batch.teacher.kind != "topk":  # Where the support is the student's: the teacher's mass on it.
+                    values["support_mass"] = 1.0 - values["tail_mass"]
+                measured.append(values)
             part = self._reduce(self._token_loss(hidden_ND, head, batch), batch.sequences, totals) * batch.counts
             part.backward()
             self._student.collect_gradients()
@@ -131,16 +137,6 @@ class TrainStep:
             "train/learning_rate": learning_rate,
             "train/tokens": totals.rows,
         }
-
-    def _measure(
-        self, hidden_ND: Tensor, head: Unembedding, teacher: TeacherRows, total_rows: int
-    ) -> dict[str, Tensor]:
-        """Divergences of evenly spread rows, about `_DIAGNOSED_ROWS` of all rows of the step."""
-        rows = slice(None, None, max(1, total_rows // _DIAGNOSED_ROWS))
-        values = diagnostics(hidden_ND[rows], head, teacher.at(rows), distribution=self._distribution)
-        if teacher.kind != "topk":  # Where the support is the student's: the teacher's mass that it covers.
-            values["support_mass"] = 1.0 - values["tail_mass"]
-        return values
 
     def _token_loss(self, hidden_ND: Tensor, head: Unembedding, batch: MicroBatch) -> Tensor:
         """What the objective says of each row, [N]."""
