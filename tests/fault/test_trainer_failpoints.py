@@ -24,7 +24,7 @@ OBJECTIVES = {
     for name in ("forward_kl", "reverse_kl", "gkd")
 }
 SHORT = ("fetch", "sample", "noise", "backward", "step, weights not yet copied", "save: weights", "save: manifest")
-TRAINED = {"full": None, "lora": {"rank": 4, "dropout": 0.1}}
+TRAINED = {"full": None, "lora": {"r": 4, "lora_dropout": 0.1}}
 
 
 @pytest.fixture(scope="module")

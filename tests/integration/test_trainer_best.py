@@ -15,7 +15,7 @@ from tutelage.trainer.training.loop import train
 
 HOPELESS = {
     "objective": {"name": "sft"},
-    "optimizer": {"learning_rate": 1.0, "warmup_steps": 0, "schedule": "constant"},
+    "optimizer": {"learning_rate": 1.0, "warmup_steps": 0, "lr_scheduler_type": "constant_with_warmup"},
     "held_out": {"sequences": 4, "every_steps": 1},
     "best": {"metric": "heldout/cross_entropy", "patience": 3},
     "save_every_steps": 2,

@@ -22,7 +22,7 @@ from tutelage.trainer.model.student import Student
 def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Student, Path]]:
     """A full and a LoRA student after a few steps, and where they were saved."""
     students = {}
-    for name, lora in (("full", None), ("adapter", LoraConfig(rank=4, dropout=0.1))):
+    for name, lora in (("full", None), ("adapter", LoraConfig(r=4, lora_dropout=0.1))):
         student = Student(tiny_model, dtype="bfloat16", optimizer=OptimizerConfig(), vocabulary_size=512, lora=lora)
         ids = torch.tensor([loaded_elsewhere.IDS])
         for _ in range(3):

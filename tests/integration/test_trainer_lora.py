@@ -26,7 +26,7 @@ IDS = torch.arange(30, 50)[None]
 
 
 def open_student(folder: Path, dtype: str = "float32", **changes) -> Student:
-    lora = LoraConfig(rank=4, **changes.pop("lora", {}))
+    lora = LoraConfig(r=4, **changes.pop("lora", {}))
     return Student(folder, dtype=dtype, optimizer=OptimizerConfig(), vocabulary_size=512, lora=lora, **changes)
 
 
@@ -98,7 +98,7 @@ def test_a_target_that_is_no_layer_is_refused_with_those_that_are(tiny_model):
 
 
 def test_dropout_acts_on_training_and_on_nothing_else(tiny_model):
-    student = open_student(tiny_model, lora={"dropout": 0.5})
+    student = open_student(tiny_model, lora={"lora_dropout": 0.5})
     sequence = token_sequence(
         np.arange(30, 40, dtype=np.int32), np.arange(40, 50, dtype=np.int32), loss_on_prompt=False
     )
@@ -113,7 +113,7 @@ def test_recomputed_layers_change_no_bit_of_the_gradients(tiny_model):
     """Dropout included: the second forward pass draws what the first drew."""
     gradients = []
     for again in (False, True):
-        student = open_student(tiny_model, lora={"dropout": 0.1}, gradient_checkpointing=again)
+        student = open_student(tiny_model, lora={"lora_dropout": 0.1}, gradient_checkpointing=again)
         sequence = token_sequence(
             IDS[0, :8].numpy().astype(np.int32), IDS[0, 8:].numpy().astype(np.int32), loss_on_prompt=True
         )
@@ -134,7 +134,7 @@ def test_sft_with_adapters_fine_tunes_without_a_teacher(tiny_model, tmp_path):
         tiny_model,
         write_rows(tmp_path / "rows.jsonl"),
         objective={"name": "sft"},
-        lora={"rank": 8, "dropout": 0.05},
+        lora={"r": 8, "lora_dropout": 0.05},
         optimizer={"learning_rate": 1e-2},
         held_out={"every_steps": 6},
         save_every_steps=6,

@@ -166,9 +166,10 @@ def test_what_is_said_beside_a_preset_lies_over_it_and_a_recipe_goes_with_an_obj
         "sequence_mean",
         True,
     )
-    assert (ann.lora.rank, ann.lora.alpha, ann.lora.dropout) == (8, 16.0, 0.05)
+    assert (ann.lora.r, ann.lora.lora_alpha, ann.lora.lora_dropout) == (8, 16.0, 0.05)
     assert ann.lora.target_modules == ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
-    assert (ann.optimizer.learning_rate, ann.optimizer.schedule, ann.optimizer.warmup_steps) == (3e-4, "linear", 100)
+    assert (ann.optimizer.learning_rate, ann.optimizer.warmup_steps) == (3e-4, 100)
+    assert ann.optimizer.lr_scheduler_type == "linear"
     assert (ann.batch.sequences, ann.batch.micro_batch_sequences, ann.batch.max_tokens) == (16, 4, 256)
     assert (ann.epochs, ann.seed, ann.keep_checkpoints, ann.data.template) == (4, 6, 3, "alpaca")
     assert (ann.best.metric, ann.held_out.sequences, ann.held_out.every_steps) == ("heldout/cross_entropy", 500, 200)
@@ -190,8 +191,8 @@ def test_presets_in_defaults_reach_the_students():
     config = validate(CohortConfig, {"defaults": defaults, "students": students})
     ann, bob, cas = config.students
     assert (ann.objective.name, ann.on_policy_unit) == ("paper_code/gkd", "micro_batch")
-    assert (bob.objective.name, bob.objective.beta, bob.lora.rank) == ("forward_kl", None, 8)
-    assert (cas.objective.name, cas.reduction, cas.lora.rank) == ("paper_code/forward_kl", "sequence_mean", 8)
+    assert (bob.objective.name, bob.objective.beta, bob.lora.r) == ("forward_kl", None, 8)
+    assert (cas.objective.name, cas.reduction, cas.lora.r) == ("paper_code/forward_kl", "sequence_mean", 8)
     assert validate(CohortConfig, yaml.safe_load(to_yaml(config))) == config
 
 

@@ -37,7 +37,7 @@ SETTINGS = {
 }
 # Adapters, what the student writes and chooses, layers computed again, checkpoints that the first worker decides on.
 ADAPTERS = {
-    "lora": {"rank": 4},
+    "lora": {"r": 4},
     "objective": {"name": "reverse_kl", "signal": "candidates", "k": 8, "on_policy_fraction": 0.5},
     "gradient_checkpointing": True,
     "held_out": {"every_steps": 1},

@@ -14,6 +14,7 @@ from tutelage.errors import CheckpointError, Conflict
 from tutelage.manifest import verify
 from tutelage.trainer.checkpoint.run_lock import student_lock
 from tutelage.trainer.checkpoint.store import CheckpointStore
+from tutelage.trainer.checkpoint.trainer_state import State, read_state
 from tutelage.trainer.metrics.log import MetricsLog
 
 
@@ -159,3 +160,11 @@ def test_a_student_has_one_writer_and_its_death_frees_it(tmp_path):
         pass
     with student_lock(tmp_path):
         pass
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_not_read(tmp_path):
+    State(3, 10, "", "", "").save(tmp_path)
+    path = tmp_path / "state.json"
+    path.write_text(path.read_text().replace('"rollouts"', '"written"'))
+    with pytest.raises(CheckpointError, match="another version of tutelage wrote this checkpoint"):
+        read_state(tmp_path)

@@ -12,7 +12,10 @@ from tutelage.config import load, to_yaml, validate
 from tutelage.errors import ConfigurationError
 from tutelage.trainer.config.objective import PARAMETERS, ObjectiveConfig
 from tutelage.trainer.config.run import CohortConfig
+from tutelage.trainer.config.student import LoraConfig, OptimizerConfig, StudentDefaults
 from tutelage.trainer.losses.registry import OBJECTIVES
+
+STUDENT = {"id": "ann", "init": "student", "data": {"path": "rows.jsonl"}}
 
 
 def cohort(**values):
@@ -73,17 +76,30 @@ def test_students_take_the_defaults_key_by_key_but_objectives_whole():
             "init": "student",
             "data": {"path": "rows.jsonl"},
             "objective": {"name": "gkd", "beta": 0.3},
-            "optimizer": {"learning_rate": 0.01, "clip": 2.0},
+            "optimizer": {"learning_rate": 0.01, "max_grad_norm": 2.0},
         },
         students=[
             {"id": "ann", "objective": {"temperature": 2.0}},
-            {"id": "bob", "objective": {"name": "reverse_kl"}, "optimizer": {"clip": 3.0}},
+            {"id": "bob", "objective": {"name": "reverse_kl"}, "optimizer": {"max_grad_norm": 3.0}},
         ],
     )
     ann, bob = config.students
     assert (ann.objective.name, ann.objective.beta, ann.objective.temperature) == ("gkd", 0.3, 2.0)
     assert (bob.objective.name, bob.objective.beta, bob.objective.on_policy_fraction) == ("reverse_kl", None, 0.0)
-    assert (bob.optimizer.learning_rate, bob.optimizer.clip) == (0.01, 3.0)
+    assert (bob.optimizer.learning_rate, bob.optimizer.max_grad_norm) == (0.01, 3.0)
+
+
+@pytest.mark.parametrize("whose", ["defaults", "students.0"])
+@pytest.mark.parametrize(
+    ("section", "model"), [("", StudentDefaults), ("optimizer.", OptimizerConfig), ("lora.", LoraConfig)]
+)
+def test_an_old_name_is_refused_with_the_new_one_named(whose, section, model):
+    for old, new in model.RENAMED.items():
+        assert new in model.model_fields
+        settings = {section.rstrip("."): {old: 1}} if section else {old: 1}
+        values = {"defaults": settings} if whose == "defaults" else {"students": [STUDENT | settings]}
+        with pytest.raises(ConfigurationError, match=rf"{whose}\.{section}{old} .*{whose}\.{section}{new} now"):
+            validate(CohortConfig, values)
 
 
 def test_the_resolved_file_reads_back_to_the_same(tmp_path):
@@ -98,10 +114,10 @@ def test_dotted_flags_reach_every_student(tmp_path):
     path.write_text(
         "defaults: {init: s, data: {path: d.jsonl}, steps: 7}\nstudents: [{id: ann}, {id: bob, steps: 9}]\n"
     )
-    arguments = ["--config", str(path), "--defaults.steps", "3", "--defaults.optimizer.clip", "0.5"]
+    arguments = ["--config", str(path), "--defaults.steps", "3", "--defaults.optimizer.max_grad_norm", "0.5"]
     config = load(CohortConfig, arguments, program="t", environment_prefix="T_")
     assert [student.steps for student in config.students] == [3, 9]
-    assert {student.optimizer.clip for student in config.students} == {0.5}
+    assert {student.optimizer.max_grad_norm for student in config.students} == {0.5}
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_no_vllm_is_started_for_a_student_that_writes_nothing(student, tiny_mode
 @pytest.mark.parametrize(
     ("changes", "advice"),
     [
-        ({"lora": {"rank": 4}}, "use transformers, or leave lora out"),
+        ({"lora": {"r": 4}}, "use transformers, or leave lora out"),
         ({"sampling": {"temperature": 0.001}}, "use transformers, or a higher one"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -150,7 +151,7 @@ def test_rows_and_targets_belong_together():
 
 
 def test_steps_equal_plain_adamw_with_clipping(tiny_model):
-    settings = OptimizerConfig(clip=0.5, weight_decay=0.1)
+    settings = OptimizerConfig(max_grad_norm=0.5, weight_decay=0.1)
     student = Student(tiny_model, dtype="float32", optimizer=settings, vocabulary_size=512)
     reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     groups = [
@@ -195,10 +196,21 @@ def test_a_saved_student_loads_elsewhere_with_equal_logits(tiny_model, tmp_path)
 
 
 def test_learning_rates():
-    settings = OptimizerConfig(learning_rate=1.0, warmup_steps=3, schedule="linear")
+    settings = OptimizerConfig(learning_rate=1.0, warmup_steps=3, lr_scheduler_type="linear")
     rates = [learning_rate_at(step, 7, settings) for step in range(7)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25])
-    cosine = settings.model_copy(update={"schedule": "cosine"})
+    cosine = settings.model_copy(update={"lr_scheduler_type": "cosine"})
     assert learning_rate_at(5, 7, cosine) == pytest.approx(0.5)
-    constant = settings.model_copy(update={"schedule": "constant"})
+    constant = settings.model_copy(update={"lr_scheduler_type": "constant_with_warmup"})
     assert learning_rate_at(6, 7, constant) == 1.0
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 2, 7, 30])
+@pytest.mark.parametrize("kind", ["constant_with_warmup", "linear", "cosine"])
+def test_each_learning_rate_is_that_of_the_formula(kind, warmup_steps):
+    settings = OptimizerConfig(learning_rate=3e-4, warmup_steps=warmup_steps, lr_scheduler_type=kind)
+    for step in range(20):
+        progress = (step - warmup_steps) / max(1, 20 - warmup_steps)
+        decayed = {"linear": 1 - progress, "cosine": 0.5 + 0.5 * math.cos(math.pi * progress)}.get(kind, 1.0)
+        factor = (step + 1) / (warmup_steps + 1) if step < warmup_steps else decayed
+        assert learning_rate_at(step, 20, settings) == pytest.approx(3e-4 * factor, rel=1e-14)

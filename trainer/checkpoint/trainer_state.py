@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ _FREE_SETTINGS = {
     "save_every_steps",
     "keep_checkpoints",
     "preset",
-    "sinks",
+    "report_to",
     "gradient_checkpointing",
     "workers",
     "sharding",
@@ -91,8 +91,20 @@ class State:
 
 
 def read_state(folder: Path) -> State:
-    """The state in a checkpoint."""
+    """The state in a checkpoint.
+
+    Raises:
+        CheckpointError: another version of this program wrote it.
+
+    """
     values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    expected = {each.name for each in fields(State)}
+    if values.keys() != expected:
+        raise CheckpointError(
+            f"{folder / STATE_FILE} holds {', '.join(sorted(values))}, expected {', '.join(sorted(expected))}: another "
+            "version of tutelage wrote this checkpoint, whose settings may have had other names or meanings; begin a "
+            "new run in another output folder, or go on with that version"
+        )
     rollouts = tuple(
         Rollout(
             batch["step"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,7 +16,7 @@ from tutelage.trainer.config.objective import Fraction, NotNegative, ObjectiveCo
 from tutelage.trainer.config.presets import with_presets
 from tutelage.trainer.losses.registry import objective_named
 
-SinkName = Literal["tensorboard", "wandb", "trackio"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 LOWEST_VLLM_TEMPERATURE = 0.01
 """vLLM raises lower ones to this."""
 HeldOutMetric = Literal[
@@ -53,28 +53,32 @@ class SamplingConfig(Config):
 class OptimizerConfig(Config):
     """AdamW and its learning rate."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"clip": "max_grad_norm", "schedule": "lr_scheduler_type"}
+
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
     """Peak."""
     warmup_steps: NotNegative = 2
     """Steps of linear rise from 0."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    lr_scheduler_type: Literal["constant_with_warmup", "linear", "cosine"] = "cosine"
     """After the warm-up; `linear` and `cosine` end at 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled, on matrices only."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     """Decay of the two moments."""
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient of a step."""
 
 
 class LoraConfig(Config):
     """Low-rank adapters, which are trained instead of the weights (Hu et al. 2021, arXiv 2106.09685)."""
 
-    rank: Positive = 8
-    """Inner width of an adapter."""
-    alpha: Annotated[float, Field(gt=0)] = 16.0
-    """Adapters are scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    RENAMED: ClassVar[dict[str, str]] = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+
+    r: Positive = 8
+    """Rank: the inner width of an adapter."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 16.0
+    """Adapters are scaled by lora_alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """On the adapters' inputs, while training."""
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "q_proj",
@@ -119,6 +123,8 @@ class BestConfig(Config):
 
 class StudentSettings(Config):
     """What students may share."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"sinks": "report_to"}
 
     objective: ObjectiveConfig = ObjectiveConfig()
     """What it minimises."""
@@ -168,8 +174,8 @@ class StudentSettings(Config):
     """Steps between checkpoints; a crash costs at most so many."""
     keep_checkpoints: Positive = 2
     """Newest checkpoints to keep, besides the best one and those sent to the evaluator."""
-    sinks: tuple[SinkName, ...] = ()
-    """Where metrics go besides `metrics.jsonl` and `metrics.parquet`; what a sink cannot take in time it loses."""
+    report_to: tuple[TrackerName, ...] = ()
+    """Where metrics go besides `metrics.jsonl` and `metrics.parquet`; what a tracker cannot take in time it loses."""
 
     @property
     def shares(self) -> int:

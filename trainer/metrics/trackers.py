@@ -33,7 +33,7 @@ def open_trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
     """A running tracker for each name.
 
     Args:
-        names: of `config.SinkName`.
+        names: of `config.student.TrackerName`.
         folder: the student's; its name is that of the run, and what a tracker keeps locally is below it.
 
     Raises:
@@ -45,7 +45,7 @@ def open_trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
             raise ConfigurationError(
                 f"{name} is not installed here; pip install {name}, or leave it out: metrics.jsonl and metrics.parquet "
                 "have everything",
-                "sinks",
+                "report_to",
             )
     return [Tracker(name, _OPENERS[name], folder) for name in names]
 

@@ -32,9 +32,9 @@ def add_adapters(model: Any, settings: LoraConfig, *, seed: int) -> Any:
     torch.manual_seed(seed)
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
         target_modules=list(settings.target_modules),
     )
     # As with full fine-tuning the float32 copies are the optimizer's, not the model's.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -25,13 +23,15 @@ def learning_rate_at(step: int, steps: int, settings: OptimizerConfig) -> float:
     The first step after a warm-up of w steps is at the peak; `linear` and `cosine` would reach 0 one
     step after the last.
     """
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
-    progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
-    match settings.schedule:
-        case "constant":
-            return settings.learning_rate
-        case "linear":
-            return settings.learning_rate * (1.0 - progress)
-        case "cosine":
-            return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+    from transformers import get_scheduler
+
+    # transformers counts from a rate of 0, with which the first step would do nothing: ours is its schedule from its
+    # second step on, with as many steps of warm-up and of training as are left over then.
+    schedule = get_scheduler(
+        settings.lr_scheduler_type,
+        torch.optim.SGD([torch.zeros(1)], lr=settings.learning_rate),
+        num_warmup_steps=settings.warmup_steps + 1,
+        num_training_steps=steps + 1,
+    )
+    # Its factors are functions of the step alone, so a resumed training needs no state of a scheduler.
+    return settings.learning_rate * float(schedule.lr_lambdas[0](step + 1))

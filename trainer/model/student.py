@@ -177,7 +177,8 @@ class Student:
     @torch.no_grad()
     def step(self, learning_rate: float) -> float:
         """Clips, steps, clears the gradients, and returns their norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self._masters.values(), self._settings.clip, error_if_nonfinite=True)
+        largest = self._settings.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(self._masters.values(), largest, error_if_nonfinite=True)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()

@@ -118,7 +118,7 @@ def train(
         with closing(_Training(config, folder, teacher, _ignore, workers)) as training:
             return training.follow()
     with student_lock(folder), closing(_Training(config, folder, teacher, report, workers)) as training:
-        trackers = open_trackers(config.sinks, folder)
+        trackers = open_trackers(config.report_to, folder)
         with MetricsLog(folder, offset_bytes=training.metrics_bytes, trackers=trackers) as metrics:
             return training.run(metrics, control or Control(), evaluations or NoEvaluations())
 
