@@ -114,7 +114,7 @@ def test_dotted_flags_reach_every_student(tmp_path):
     path.write_text(
         "defaults: {init: s, data: {path: d.jsonl}, steps: 7}\nstudents: [{id: ann}, {id: bob, steps: 9}]\n"
     )
-    arguments = ["--config", str(path), "--defaults.steps", "3", "--defaults.optimizer.max_grad_norm", "0.5"]
+    arguments = ["--config", str(path), "--defaults.steps", "3", "--defaults.optimizer.max-grad-norm", "0.5"]
     config = load(CohortConfig, arguments, program="t", environment_prefix="T_")
     assert [student.steps for student in config.students] == [3, 9]
     assert {student.optimizer.max_grad_norm for student in config.students} == {0.5}
