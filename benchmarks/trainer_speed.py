@@ -38,7 +38,7 @@ from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
 from tutelage.runtime.processes import running, wait_for_file  # noqa: E402
 from tutelage.studies.prepare_models import prepare  # noqa: E402
 from tutelage.trainer.config.student import StudentConfig  # noqa: E402
-from tutelage.trainer.data.dataset import Example, read_dataset  # noqa: E402
+from tutelage.trainer.data.dataset import TokenizedExample, read_dataset  # noqa: E402
 from tutelage.trainer.model.student import Student  # noqa: E402
 from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
 from tutelage.trainer.teacher.to_tensors import unembedding_of  # noqa: E402
@@ -104,7 +104,7 @@ class Ours:
         torch.set_num_threads(config.threads)
         size = vocabulary_size(student)
         self.student = Student(student, dtype=config.dtype, optimizer=config.optimizer, vocabulary_size=size)
-        self.examples: list[Example] = read_dataset(
+        self.examples: list[TokenizedExample] = read_dataset(
             prompts, self.student.tokenizer, template="chat", max_tokens=config.batch.max_tokens
         ).examples
         digests = tokenizer_digests(student)
@@ -121,7 +121,7 @@ class Ours:
         self._steps += 1
         return metrics | {"seconds": time.perf_counter() - started}
 
-    def _examples_of(self, step: int) -> list[Example]:
+    def _examples_of(self, step: int) -> list[TokenizedExample]:
         start = step * BATCH % len(self.examples)
         return self.examples[start : start + BATCH]
 

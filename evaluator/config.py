@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from tutelage.config import Config
+from tutelage.data.prompts import Template
 from tutelage.rpc.tls import ServerTls
 
 EngineName = Literal["transformers", "vllm"]
@@ -20,8 +21,9 @@ class EvaluationSettings(Config):
 
     RENAMED: ClassVar[dict[str, str]] = {"batch_items": "batch_size"}
 
-    prompt: Literal["alpaca_leaked_indentation", "alpaca", "chat"] = "alpaca_leaked_indentation"
-    """Prompt template of the protocol `paper`: LLM-Adapters' own, a clean one, or the model's chat template."""
+    prompt: Template = "alpaca_leaked_indentation"
+    """Prompt template of the protocol `paper`: LLM-Adapters' own, or the one that the model was trained with
+    (`data.template`; docs/training.md has them)."""
     sampling_temperature: Annotated[float, Field(ge=0)] = 0.0
     """Of generated answers; 0 is greedy. The paper's authors sampled at 1."""
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None

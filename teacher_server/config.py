@@ -230,7 +230,7 @@ class GenerateConfig(Config):
     """Name under which the teacher counts the work."""
 
     template: Template = "chat"
-    """The tokenizer's chat template, LLM-Adapters' prompt, or the prompt as it is."""
+    """How a row becomes a prompt: the tokenizer's chat template, or one of those in docs/training.md."""
 
     samples: Annotated[int, Field(ge=1)] = 1
     """Continuations of each prompt."""

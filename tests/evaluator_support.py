@@ -13,6 +13,8 @@ from tutelage.evaluator.models.base import Generation, Sampling, ScoringGroup
 class WordTokenizer:
     """A word is a token; ids are positions in a growing vocabulary."""
 
+    chat_template = "<user> {content} <assistant>"
+
     def __init__(self) -> None:
         self.words: list[str] = []
 

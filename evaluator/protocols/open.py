@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from tutelage.data.prompts import Template, prompt_ids, prompt_text
 from tutelage.errors import InvalidRequest
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Engine, Sampling
 from tutelage.evaluator.protocols.base import Prompt, text_hash
-from tutelage.evaluator.protocols.prompts import alpaca
 from tutelage.evaluator.tasks.base import Item, Task
 
 METRIC = "rougeL"
+_TEMPLATE: Template = "alpaca"
 SEEDS = (10, 20, 30, 40, 50)
 _TEMPERATURE = 1.0
 _MAX_PROMPT_TOKENS = 256
@@ -31,7 +32,7 @@ def seeds_of(seed: int) -> tuple[int, ...]:
 
 def template_of(settings: EvaluationSettings) -> str:
     """Name of the prompt template."""
-    return "alpaca"
+    return _TEMPLATE
 
 
 def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings, seed: int) -> Prompt:
@@ -41,8 +42,8 @@ def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings
         InvalidRequest: the prompt has more than 256 tokens, where MiniLLM leaves an item out.
 
     """
-    text = alpaca(item.instruction, item.input)
-    ids = engine.tokenizer.encode(text)
+    text = prompt_text(_TEMPLATE, item.conversation, engine.tokenizer)
+    ids = prompt_ids(_TEMPLATE, text, engine.tokenizer)
     if len(ids) > _MAX_PROMPT_TOKENS:
         raise InvalidRequest(f"the prompt has {len(ids)} tokens; this protocol asks with at most {_MAX_PROMPT_TOKENS}")
     return Prompt(item, seed, ids, text_hash(text))

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tutelage.data.prompts import prompt_ids, prompt_text
 from tutelage.errors import InvalidRequest
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Engine, Sampling
 from tutelage.evaluator.protocols.base import Prompt, text_hash
-from tutelage.evaluator.protocols.prompts import prompt_of
 from tutelage.evaluator.scoring.extraction import score
 from tutelage.evaluator.tasks.base import Item, Task
 
@@ -44,8 +44,8 @@ def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings
         InvalidRequest: prompt and answer do not fit into the model's context.
 
     """
-    text, special = prompt_of(settings.prompt, item.instruction, item.input, engine.tokenizer)
-    ids = engine.tokenizer.encode(text, add_special_tokens=special)
+    text = prompt_text(settings.prompt, item.conversation, engine.tokenizer)
+    ids = prompt_ids(settings.prompt, text, engine.tokenizer)
     room = engine.max_tokens - sampling_of(task, settings).max_new_tokens
     if len(ids) > room:
         raise InvalidRequest(f"the prompt has {len(ids)} tokens; {room} fit beside the answer")

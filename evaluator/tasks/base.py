@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tutelage.data.conversations import Conversation, user_message
 from tutelage.errors import DataError
 from tutelage.evaluator.scoring.extraction import NUMBER, Extraction
 
@@ -31,6 +32,11 @@ class Item:
     input: str
     target: str
     references: tuple[str, ...] = ()
+
+    @property
+    def conversation(self) -> Conversation:
+        """The question as a template takes it, which is how a trainer gives it a data file's row."""
+        return Conversation([user_message(self.instruction)], None, self.input)
 
     @property
     def item_hash(self) -> str:

@@ -138,9 +138,9 @@ def overlay(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
     """`own` laid over `defaults`, key by key and section by section: the one way in which settings inherit.
 
     Only an `objective` of another name replaces the one beneath it whole, since the parameters of one mean nothing to
-    another. A key without a value (None) in `defaults` says nothing; one in `own` takes the default's away.
+    another. A null is a value like others: `epochs: null` over a preset's `epochs: 4` means none.
     """
-    merged = {key: value for key, value in defaults.items() if value is not None}
+    merged = dict(defaults)
     for key, value in own.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         replaces = key == "objective" and both and value.get("name") not in (None, merged[key].get("name"))

@@ -20,8 +20,8 @@ from typing import Any
 
 import grpc
 
-from tutelage.data.dataset_files import TokenIds, prompt_encoder, read_exchanges
-from tutelage.data.prompts import form_of, with_completion
+from tutelage.data.conversations import format_of, with_completion
+from tutelage.data.dataset_files import TokenIds, prompt_encoder, read_conversations
 from tutelage.errors import ConfigurationError, DataError, Overloaded
 from tutelage.files import write_durably
 from tutelage.identity import require_same_tokenizer, tokenizer_digests
@@ -85,7 +85,7 @@ def generate_rationales(config: GenerateConfig, watch: Progress) -> Counts:
         TutelageError: the teacher refused; the message says why.
 
     """
-    rows = read_exchanges(config.data)
+    rows = read_conversations(config.data)
     accept = _judge(config)
     expected = [_answer_of(row, number, config) for number, (row, _) in enumerate(rows, 1)]
     prompts = _encoded(rows, config)
@@ -112,7 +112,7 @@ def _encoded(rows: Iterable[tuple[dict[str, Any], Any]], config: GenerateConfig)
     from transformers import AutoTokenizer
 
     encode_prompt = prompt_encoder(AutoTokenizer.from_pretrained(config.tokenizer), config.template)
-    return [encode_prompt(exchange) for _, exchange in rows]
+    return [encode_prompt(conversation) for _, conversation in rows]
 
 
 class _Writer:
@@ -233,7 +233,7 @@ def _kept(
             counts.wrong += 1
         else:
             counts.kept += 1
-            yield with_completion(row, form_of(row), continuation.text) | {"sample": sample}
+            yield with_completion(row, format_of(row), continuation.text) | {"sample": sample}
 
 
 def _judge(config: GenerateConfig) -> Callable[[str, str], bool]:

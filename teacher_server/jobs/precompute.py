@@ -50,11 +50,11 @@ def read_sequences(config: PrecomputeConfig, checkpoint: Path) -> list[list[int]
     """
     from transformers import AutoTokenizer
 
-    from tutelage.data.dataset_files import cut, read_examples
+    from tutelage.data.dataset_files import read_examples, truncate
 
     examples = read_examples(config.data, AutoTokenizer.from_pretrained(checkpoint), template=config.template)
     different = {}
-    for example in cut(examples, config.max_tokens, config.data).examples:
+    for example in truncate(examples, config.max_tokens, config.data).examples:
         if not len(example.completion_ids):
             raise DataError(
                 f"a row of {config.data} has no completion to score; have one written (`tutelage teacher write`)",

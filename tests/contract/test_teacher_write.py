@@ -10,8 +10,8 @@ import pytest
 
 from fake_teacher import VOCABULARY_SIZE, FakeGenerationEngine, fake_teacher, serving
 from tutelage.config import validate
+from tutelage.data.conversations import format_of, with_completion
 from tutelage.data.dataset_files import read_examples
-from tutelage.data.prompts import form_of, with_completion
 from tutelage.errors import ConfigurationError, DataError, IdentityMismatch, InvalidRequest, Unreachable
 from tutelage.identity import tokenizer_digests
 from tutelage.teacher_server.config import GenerateConfig
@@ -196,4 +196,4 @@ def test_what_cannot_be_written_is_said(tokenizer, tmp_path):
     ],
 )
 def test_every_form_takes_a_completion(row, expected):
-    assert with_completion(row, form_of(row), "new") == expected
+    assert with_completion(row, format_of(row), "new") == expected

@@ -22,7 +22,7 @@ from tutelage.errors import ConfigurationError
 from tutelage.trainer.config.presets import PRESETS, RECIPES
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.config.student import StudentConfig
-from tutelage.trainer.data.dataset import Example
+from tutelage.trainer.data.dataset import TokenizedExample
 from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.model.layer_pruning import prune_layers
 from tutelage.trainer.model.student import Student
@@ -48,19 +48,19 @@ def init(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def examples() -> list[Example]:
+def examples() -> list[TokenizedExample]:
     generator = np.random.default_rng(0)
-    return [Example(*(generator.integers(3, 500, size).astype(np.int32) for size in pair)) for pair in LENGTHS]
+    return [TokenizedExample(*(generator.integers(3, 500, size).astype(np.int32) for size in pair)) for pair in LENGTHS]
 
 
-def one_step(config: StudentConfig, teacher: InProcessTeacher, examples: list[Example]) -> dict[str, float]:
+def one_step(config: StudentConfig, teacher: InProcessTeacher, examples: list[TokenizedExample]) -> dict[str, float]:
     student = Student(config.init, dtype="float32", optimizer=config.optimizer, vocabulary_size=512)
     batches = BatchBuilder(config, student, teacher, unembedding_of(teacher.unembedding(), student.device))
     train_step = TrainStep(config, student, batches)
     return train_step.train_step(0, lambda _step: examples, lambda phase: None)
 
 
-def padded(init: Path, teacher: InProcessTeacher, examples: list[Example]):
+def padded(init: Path, teacher: InProcessTeacher, examples: list[TokenizedExample]):
     """Student's model and logits, teacher's logits [B, T, V], mask [B, T]."""
     sequences = [np.concatenate([item.prompt_ids, item.completion_ids]) for item in examples]
     longest = max(map(len, sequences))
@@ -171,7 +171,8 @@ def test_what_is_said_beside_a_preset_lies_over_it_and_a_recipe_goes_with_an_obj
     assert (ann.optimizer.learning_rate, ann.optimizer.warmup_steps) == (3e-4, 100)
     assert ann.optimizer.lr_scheduler_type == "linear"
     assert (ann.batch.sequences, ann.batch.micro_batch_sequences, ann.batch.max_tokens) == (16, 4, 256)
-    assert (ann.epochs, ann.seed, ann.keep_checkpoints, ann.data.template) == (4, 6, 3, "alpaca")
+    assert ann.data.template == "alpaca_leaked_indentation_training"
+    assert (ann.epochs, ann.seed, ann.keep_checkpoints) == (4, 6, 3)
     assert (ann.best.metric, ann.held_out.sequences, ann.held_out.every_steps) == ("heldout/cross_entropy", 500, 200)
     assert (bob.optimizer.learning_rate, bob.optimizer.warmup_steps) == (1e-3, 100)
     assert (bob.objective.name, bob.objective.temperature) == ("paper_code/reverse_kl", 2.0)

@@ -12,7 +12,7 @@ from trainer_cases import student_config
 from trainer_doubles import InProcessTeacher
 from tutelage.identity import tokenizer_digests, vocabulary_size
 from tutelage.trainer.config.student import StudentConfig
-from tutelage.trainer.data.dataset import Example, read_dataset
+from tutelage.trainer.data.dataset import TokenizedExample, read_dataset
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.teacher.base import Teacher
 from tutelage.trainer.teacher.grpc_client import TeacherClient
@@ -60,7 +60,7 @@ def loss_and_gradient(config: StudentConfig, teacher: Teacher) -> tuple[float, t
     """Of one step of a fresh student."""
     size = vocabulary_size(config.init)
     student = Student(config.init, dtype="bfloat16", optimizer=config.optimizer, vocabulary_size=size)
-    examples: tuple[Example, ...] = read_dataset(
+    examples: tuple[TokenizedExample, ...] = read_dataset(
         config.data.path, student.tokenizer, template="chat", max_tokens=512
     ).examples
     gradients: list[torch.Tensor] = []

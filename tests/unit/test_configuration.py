@@ -155,6 +155,7 @@ def test_settings_inherit_key_by_key_and_an_objective_of_another_name_replaces_t
     assert overlay(under, {"batch": {"sequences": 4}, "steps": 3}) == {
         "batch": {"sequences": 4, "max_tokens": 512},
         "objective": {"name": "gkd", "beta": 0.1},
+        "lora": None,
         "steps": 3,
     }
     assert overlay(under, {"objective": {"temperature": 2}})["objective"] == {
@@ -165,4 +166,6 @@ def test_settings_inherit_key_by_key_and_an_objective_of_another_name_replaces_t
     assert overlay(under, {"objective": {"name": "gkd", "beta": 0.5}})["objective"] == {"name": "gkd", "beta": 0.5}
     assert overlay(under, {"objective": {"name": "reverse_kl"}})["objective"] == {"name": "reverse_kl"}
     assert overlay(under, {"batch": None})["batch"] is None
+    assert overlay(under, {"lora": {"rank": 8}})["lora"] == {"rank": 8}
+    assert overlay(overlay({"epochs": 4}, {"epochs": None}), {"steps": 3}) == {"epochs": None, "steps": 3}
     assert under["objective"] == {"name": "gkd", "beta": 0.1}

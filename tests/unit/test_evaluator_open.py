@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from evaluator_support import EchoEngine, write_checkpoint
+from tutelage.data.prompts import prompt_text
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.protocols.open import SEEDS, rouge_l
-from tutelage.evaluator.protocols.prompts import alpaca
 from tutelage.evaluator.results.frames import read, summarize
 from tutelage.evaluator.runner.evaluation import Progress, evaluate
 from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest
@@ -113,7 +113,7 @@ def test_prompts_are_minillms(data_dir: Path) -> None:
     items = TASKS["self_instruct"].items(data_dir)
     assert len(items) == 252
     for line, item in zip(lines, items, strict=True):
-        assert alpaca(item.instruction, item.input) == json.loads(line)["prompt"]
+        assert prompt_text("alpaca", item.conversation, None) == json.loads(line)["prompt"]
 
 
 def test_missing_files_are_refused_with_how_to_get_them(tmp_path: Path) -> None:

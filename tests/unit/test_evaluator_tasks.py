@@ -10,53 +10,10 @@ import pytest
 
 from tutelage.errors import ConfigurationError, DataError, InvalidRequest, NotFound
 from tutelage.evaluator.protocols.loglik import split_pair
-from tutelage.evaluator.protocols.prompts import alpaca, alpaca_leaked_indentation, prompt_of
 from tutelage.evaluator.runner.requests import TaskRequest, parse_tasks
 from tutelage.evaluator.tasks import TASKS, task_of_name
 from tutelage.evaluator.tasks.arithmetic_generator import distractors, generate, split_of
 from tutelage.evaluator.tasks.base import Item
-
-LEAKED = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n"
-    "\n"
-    "                ### Instruction:\n"
-    "                What is 1 + 1?\n"
-    "\n"
-    "                ### Response:\n"
-    "                "
-)
-LEAKED_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
-    "response that appropriately completes the request.\n"
-    "\n"
-    "                ### Instruction:\n"
-    "                Add.\n"
-    "\n"
-    "                ### Input:\n"
-    "                1 and 1\n"
-    "\n"
-    "                ### Response:\n"
-    "                "
-)
-
-
-def test_the_leaked_indentation_is_llm_adapters_own() -> None:
-    assert alpaca_leaked_indentation("What is 1 + 1?", "") == LEAKED
-    assert alpaca_leaked_indentation("Add.", "1 and 1") == LEAKED_WITH_INPUT
-
-
-def test_the_clean_template_has_no_indentation() -> None:
-    assert alpaca("What is 1 + 1?", "") == LEAKED.replace(" " * 16, "").replace("request. \n", "request.\n")
-    assert alpaca("Add.", "1 and 1") == LEAKED_WITH_INPUT.replace(" " * 16, "")
-
-
-def test_the_chat_template_is_the_models_and_brings_its_special_tokens(tiny_model: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    prompt, special = prompt_of("chat", "What is 1 + 1?", "", tokenizer)
-    assert prompt == "<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n"
-    assert not special
 
 
 def test_every_task_says_what_a_reader_needs() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.data.dataset_files import read_exchanges
+from tutelage.data.dataset_files import read_conversations
 from tutelage.data.hub import local_file
 from tutelage.errors import DataError
 
@@ -24,10 +24,10 @@ READ = """
 import json, sys
 from pathlib import Path
 from tutelage.errors import DataError
-from tutelage.data.dataset_files import read_exchanges
+from tutelage.data.dataset_files import read_conversations
 for name in sys.argv[1:]:
     try:
-        print(json.dumps([row for row, _ in read_exchanges(Path(name))]))
+        print(json.dumps([row for row, _ in read_conversations(Path(name))]))
     except DataError as error:
         print(json.dumps(str(error)))
 """
@@ -96,7 +96,7 @@ def test_what_the_hub_does_not_have_is_named(hub, tmp_path):
 )
 def test_a_name_of_another_form_is_refused(name):
     with pytest.raises(DataError, match="is not of the form hf://datasets/OWNER/NAME/FILE"):
-        read_exchanges(Path(name))
+        read_conversations(Path(name))
 
 
 def test_a_path_is_itself(tmp_path):

@@ -10,7 +10,6 @@ import polars
 import pytest
 from transformers import AutoTokenizer
 
-from tutelage.data.prompts import Exchange, alpaca_prompt
 from tutelage.errors import DataError
 from tutelage.trainer.data.dataset import Order, read_dataset
 
@@ -45,24 +44,6 @@ def test_every_form_in_every_file_gives_the_same_tokens(form, suffix, tokenizer,
     (example,) = read_dataset(path, tokenizer, template="chat", max_tokens=200).examples
     assert tokenizer.decode(example.prompt_ids) == "<|im_start|>user\nAnn buys 3.<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(example.completion_ids) == "Good.<|im_end|>"
-
-
-def test_templates(tokenizer, tmp_path):
-    path = written(tmp_path / "rows.jsonl", [FORMS["instruction"]])
-    (plain,) = read_dataset(path, tokenizer, template="plain", max_tokens=500).examples
-    (alpaca,) = read_dataset(path, tokenizer, template="alpaca", max_tokens=500).examples
-    assert tokenizer.decode(plain.prompt_ids) == "Ann buys 3."
-    indent = " " * 16
-    assert tokenizer.decode(alpaca.prompt_ids) == (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request. "
-        f"\n\n{indent}### Instruction:\n{indent}Ann buys 3.\n{indent}\n{indent}### Response:\n{indent}"
-    )
-
-
-def test_the_alpaca_prompt_sets_the_input_apart():
-    text = alpaca_prompt(Exchange([{"role": "user", "content": "Add."}], None, "1, 2"))
-    assert "paired with an input" in text
-    assert text.index("### Instruction:") < text.index("Add.") < text.index("### Input:") < text.index("1, 2")
 
 
 def test_earlier_turns_are_prompt_and_a_last_user_turn_has_no_completion(tokenizer, tmp_path):

@@ -76,7 +76,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 )
 
 _RECIPE: Preset = {
-    "data.template": "alpaca",
+    "data.template": "alpaca_leaked_indentation_training",
     "lora.r": 8,
     "lora.lora_alpha": 16.0,
     "lora.lora_dropout": 0.05,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tutelage.config import Config
+from tutelage.data.prompts import Template
 from tutelage.errors import ConfigurationError
 from tutelage.names import check_name
 from tutelage.trainer.config.objective import Fraction, NotNegative, ObjectiveConfig, Positive, Temperature
@@ -30,8 +31,8 @@ class DataConfig(Config):
     path: Path
     """A .jsonl, .json or .parquet file of `prompt`(+`completion`), `messages`,
     `instruction`(+`input`, `output`) or `question`(+`answer`) rows; on the hub, `hf://datasets/OWNER/NAME[@REVISION]/FILE`."""
-    template: Literal["chat", "alpaca", "plain"] = "chat"
-    """The tokenizer's chat template, LLM-Adapters' prompt, or the prompt as it is."""
+    template: Template = "chat"
+    """How a row becomes a prompt: the tokenizer's chat template, or one of those in docs/training.md."""
 
 
 class SamplingConfig(Config):

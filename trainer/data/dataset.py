@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.dataset_files import Example, cut, read_examples
+from tutelage.data.dataset_files import TokenizedExample, read_examples, truncate
 from tutelage.data.prompts import Template
 from tutelage.errors import DataError
 from tutelage.trainer.data.seeding import numpy_generator
@@ -24,7 +24,7 @@ from tutelage.trainer.data.seeding import numpy_generator
 class Dataset:
     """Rows of one file, in the file's order."""
 
-    examples: tuple[Example, ...]
+    examples: tuple[TokenizedExample, ...]
     fingerprint: str
     """SHA-256, hex, of the token ids of all examples."""
     dropped_prompts: int
@@ -34,7 +34,7 @@ class Dataset:
     tokens_cut: int
     """Completion tokens that truncation removed."""
 
-    def split(self, *, held_out: int, seed: int) -> tuple[Dataset, tuple[Example, ...]]:
+    def split(self, *, held_out: int, seed: int) -> tuple[Dataset, tuple[TokenizedExample, ...]]:
         """The rows to train on, and `held_out` seeded rows that are not among them.
 
         Raises:
@@ -76,13 +76,13 @@ def read_dataset(path: Path, tokenizer: Any, *, template: Template, max_tokens: 
         path: the file.
         tokenizer: a transformers tokenizer with an end-of-sequence token.
         template: as `tutelage.data.dataset_files.read_examples`.
-        max_tokens: as `tutelage.data.dataset_files.cut`.
+        max_tokens: as `tutelage.data.dataset_files.truncate`.
 
     Raises:
-        DataError: as `read_examples` and `cut`.
+        DataError: as `read_examples` and `truncate`.
 
     """
-    kept = cut(read_examples(path, tokenizer, template=template), max_tokens, path)
+    kept = truncate(read_examples(path, tokenizer, template=template), max_tokens, path)
     return Dataset(
         kept.examples,
         _fingerprint(kept.examples),
@@ -92,7 +92,7 @@ def read_dataset(path: Path, tokenizer: Any, *, template: Template, max_tokens: 
     )
 
 
-def _fingerprint(examples: Sequence[Example]) -> str:
+def _fingerprint(examples: Sequence[TokenizedExample]) -> str:
     total = hashlib.sha256()
     for example in examples:
         for ids in (example.prompt_ids, example.completion_ids):

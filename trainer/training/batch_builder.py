@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from tutelage.data.dataset_files import Example
+from tutelage.data.dataset_files import TokenizedExample
 from tutelage.errors import DataError
 from tutelage.trainer.checkpoint.trainer_state import Rollout
 from tutelage.trainer.config.student import StudentConfig
@@ -32,7 +32,7 @@ from tutelage.trainer.teacher.rows import TeacherRows, Unembedding
 from tutelage.trainer.teacher.to_tensors import teacher_rows
 from tutelage.trainer.training.objective import signal_spec
 
-ExamplesOf = Callable[[int], Sequence[Example]]
+ExamplesOf = Callable[[int], Sequence[TokenizedExample]]
 """The `batch.sequences` examples of a step, for all workers together."""
 
 
@@ -163,7 +163,7 @@ class BatchBuilder:
             return self._config.sampling.max_staleness
         return 0 if self._teacher is None or objective.signal == "candidates" else 1
 
-    def _start(self, step: int, weights_version: int, examples: Sequence[Example]) -> _PendingBatch:
+    def _start(self, step: int, weights_version: int, examples: Sequence[TokenizedExample]) -> _PendingBatch:
         """The worker's share of a batch: own samples where the draw says so, else the data's completions."""
         drawn = self._drawn_indices(step, len(examples))
         indices = self._share_of_worker(len(examples), drawn)
@@ -199,7 +199,7 @@ class BatchBuilder:
         return sorted(index for unit in self._workers.share(units) for index in unit)
 
     def _generate(
-        self, step: int, weights_version: int, indices: Sequence[int], examples: Sequence[Example]
+        self, step: int, weights_version: int, indices: Sequence[int], examples: Sequence[TokenizedExample]
     ) -> Rollout:
         """The student's own completions at these indices; of all workers, if a checkpoint may have to keep them."""
         prompts = [examples[index].prompt_ids for index in indices]
@@ -227,7 +227,9 @@ class BatchBuilder:
 
         return [self._background.submit(answers)]
 
-    def _sequence(self, example: Example, completion_ids: TokenIds, weights_version: int | None) -> TokenSequence:
+    def _sequence(
+        self, example: TokenizedExample, completion_ids: TokenIds, weights_version: int | None
+    ) -> TokenSequence:
         """What is scored and learned from; with the signal `candidates`, with the ids that the student chose."""
         if not len(completion_ids):
             raise DataError(

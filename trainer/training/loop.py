@@ -24,7 +24,7 @@ from typing import Protocol
 import torch
 
 from tutelage.config import to_yaml
-from tutelage.data.dataset_files import Example
+from tutelage.data.dataset_files import TokenizedExample
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.files import write_durably
 from tutelage.identity import vocabulary_size
@@ -246,7 +246,7 @@ class _Training:
             row |= self._validation.run(self._student)
         return row
 
-    def _examples_of(self, step: int) -> Sequence[Example]:
+    def _examples_of(self, step: int) -> Sequence[TokenizedExample]:
         size = self._config.batch.sequences
         return [self._examples[index] for index in self._order.take(step * size, size)]
 

@@ -14,24 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tutelage.data.conversations import BadRow, Conversation, conversation_of, format_of
 from tutelage.data.hub import local_file
-from tutelage.data.prompts import (
-    BadRow,
-    Exchange,
-    Template,
-    alpaca_prompt,
-    chat_messages,
-    exchange_of,
-    form_of,
-    plain_prompt,
-)
+from tutelage.data.prompts import Template, prompt_ids, prompt_text
 from tutelage.errors import DataError
 
 TokenIds = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Example:
+class TokenizedExample:
     """One row as token ids."""
 
     prompt_ids: TokenIds
@@ -40,10 +32,10 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Truncation:
     """Examples of bounded length, and what that cost."""
 
-    examples: tuple[Example, ...]
+    examples: tuple[TokenizedExample, ...]
     dropped_prompts: int
     """Rows left out because their prompt alone fills the length."""
     truncated_completions: int
@@ -52,14 +44,13 @@ class Cut:
     """Completion tokens that truncation removed."""
 
 
-def read_examples(path: Path, tokenizer: Any, *, template: Template) -> list[Example]:
+def read_examples(path: Path, tokenizer: Any, *, template: Template) -> list[TokenizedExample]:
     """Reads a `.jsonl`, `.json` (a list of rows) or `.parquet` file.
 
     Args:
         path: the file; or one on the hub, as `tutelage.data.hub.local_file`.
         tokenizer: a transformers tokenizer with an end-of-sequence token.
-        template: `chat` applies the tokenizer's chat template, `alpaca` the prompt of LLM-Adapters,
-            `plain` takes the last message as it is.
+        template: as `tutelage.data.prompts` has them.
 
     Raises:
         DataError: the file is missing, empty or of another kind; or a row is not as it must be, named
@@ -67,31 +58,31 @@ def read_examples(path: Path, tokenizer: Any, *, template: Template) -> list[Exa
 
     """
     encode = _encoder(tokenizer, template)
-    return [encode(exchange) for _, exchange in read_exchanges(path)]
+    return [encode(conversation) for _, conversation in read_conversations(path)]
 
 
-def read_exchanges(path: Path) -> list[tuple[dict[str, Any], Exchange]]:
-    """Each row of a data file, as it stands there and as an exchange; all have the first one's form.
+def read_conversations(path: Path) -> list[tuple[dict[str, Any], Conversation]]:
+    """Each row of a data file, as it stands there and as a conversation; all have the first one's format.
 
     Raises:
         DataError: as `read_examples`.
 
     """
-    form = None
-    exchanges = []
+    row_format = None
+    conversations = []
     for where, row in _rows(path):
         try:
-            form = form or form_of(row)
-            exchanges.append((row, exchange_of(row, form)))
+            row_format = row_format or format_of(row)
+            conversations.append((row, conversation_of(row, row_format)))
         except BadRow as error:
             field, problem = error.args
             raise DataError(f"{path}, {where}: {problem}", field) from error
-    if not exchanges:
+    if not conversations:
         raise DataError(f"{path} holds no rows")
-    return exchanges
+    return conversations
 
 
-def cut(examples: Sequence[Example], max_tokens: int, path: Path) -> Cut:
+def truncate(examples: Sequence[TokenizedExample], max_tokens: int, path: Path) -> Truncation:
     """Examples whose prompt and completion have at most `max_tokens` together.
 
     Longer completions lose their end; rows whose prompt leaves no room for one token are dropped.
@@ -107,50 +98,33 @@ def cut(examples: Sequence[Example], max_tokens: int, path: Path) -> Cut:
             continue
         over = max(0, len(example.completion_ids) - room)
         truncated, tokens_cut = truncated + (over > 0), tokens_cut + over
-        kept.append(Example(example.prompt_ids, example.completion_ids[:room]))
+        kept.append(TokenizedExample(example.prompt_ids, example.completion_ids[:room]))
     if not kept:
         raise DataError(f"every prompt of {path} fills {max_tokens} tokens; raise batch.max_tokens", "batch.max_tokens")
-    return Cut(tuple(kept), len(examples) - len(kept), truncated, tokens_cut)
+    return Truncation(tuple(kept), len(examples) - len(kept), truncated, tokens_cut)
 
 
-def prompt_encoder(tokenizer: Any, template: Template) -> Callable[[Exchange], TokenIds]:
-    """Turns the prompt of an exchange into token ids.
-
-    Raises:
-        DataError: the template is `chat` and the tokenizer has none.
-
-    """
-    if template == "chat" and not tokenizer.chat_template:
-        raise DataError("the tokenizer has no chat template; choose template: alpaca or plain", "data.template")
-
-    def text(exchange: Exchange) -> str:
-        if template == "chat":
-            messages = chat_messages(exchange)
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        return alpaca_prompt(exchange) if template == "alpaca" else plain_prompt(exchange)
-
-    # A chat template writes its own special tokens.
-    return lambda exchange: _ids(tokenizer, text(exchange), special=template != "chat")
+def prompt_encoder(tokenizer: Any, template: Template) -> Callable[[Conversation], TokenIds]:
+    """Turns the prompt of a conversation into token ids; what it raises is as `prompt_text`."""
+    return lambda conversation: np.asarray(
+        prompt_ids(template, prompt_text(template, conversation, tokenizer), tokenizer), np.int32
+    )
 
 
-def _encoder(tokenizer: Any, template: Template) -> Callable[[Exchange], Example]:
-    """Turns an exchange into token ids; prompt and completion are tokenized apart, as sampling sees them."""
+def _encoder(tokenizer: Any, template: Template) -> Callable[[Conversation], TokenizedExample]:
+    """Turns a conversation into token ids; prompt and completion are tokenized apart, as sampling sees them."""
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
     encode_prompt = prompt_encoder(tokenizer, template)
 
-    def encode(exchange: Exchange) -> Example:
+    def encode(conversation: Conversation) -> TokenizedExample:
         completion = np.zeros(0, np.int32)
-        if exchange.completion is not None:
-            ids = _ids(tokenizer, exchange.completion, special=False)
-            completion = np.append(ids, np.int32(tokenizer.eos_token_id))
-        return Example(encode_prompt(exchange), completion)
+        if conversation.completion is not None:
+            ids = tokenizer(conversation.completion, add_special_tokens=False)["input_ids"]
+            completion = np.asarray([*ids, tokenizer.eos_token_id], np.int32)
+        return TokenizedExample(encode_prompt(conversation), completion)
 
     return encode
-
-
-def _ids(tokenizer: Any, text: str, *, special: bool) -> TokenIds:
-    return np.asarray(tokenizer(text, add_special_tokens=special)["input_ids"], np.int32)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

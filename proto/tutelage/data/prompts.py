@@ -1,143 +1,79 @@
-"""From a row of a data file, in any of the forms people have, to messages or a prompt's text.
+"""The prompt templates by name: what a trainer learns from, a teacher continues and an evaluator asks is the same text.
 
-| form | keys | prompt | completion |
-|---|---|---|---|
-| `messages` | `messages` | all but the last message | the last, the assistant's |
-| `prompt` | `prompt`, optionally `completion` | `prompt` | `completion` |
-| `instruction` | `instruction`, optionally `input`, `output`, `answer` | `instruction`, `input` | `output` |
-| `question` | `question`, optionally `answer` | `question` | `answer` |
+| template | prompt |
+|---|---|
+| `chat` | the tokenizer's own chat template, with the generation prompt |
+| `plain` | the last message, as it is |
+| `alpaca` | Stanford Alpaca's (Taori et al. 2023, github.com/tatsu-lab/stanford_alpaca) |
+| `alpaca_leaked_indentation` | LLM-Adapters' when it evaluates (Hu et al. 2023, arXiv 2304.01933; `evaluate.py`) |
+| `alpaca_leaked_indentation_training` | LLM-Adapters' when it trains (`finetune.py`) |
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Template = Literal["chat", "alpaca", "plain"]
-Message = dict[str, str]
+from tutelage.data.conversations import Conversation, Message, user_message
+from tutelage.errors import DataError
 
+Template = Literal["chat", "plain", "alpaca", "alpaca_leaked_indentation", "alpaca_leaked_indentation_training"]
 
-class BadRow(ValueError):
-    """A row that does not have its form; args are the field and what is wrong with it."""
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A conversation so far, and what comes next (None if the data does not say)."""
-
-    messages: list[Message]
-    completion: str | None
-    instruction_input: str = ""
-    """The `input` of the instruction form, which the Alpaca prompt sets apart."""
+_TASK = "Below is an instruction that describes a task"
+_CONTEXT = ", paired with an input that provides further context"
+_REQUEST = ". Write a response that appropriately completes the request."
+# LLM-Adapters writes its prompts as string literals inside indented functions, so sixteen spaces stand before every
+# line but the first, and an answer begins after sixteen spaces. When it trains, they stand on the blank lines too; and
+# its editor left a different number of spaces at the end of each of the four headers. All of it is tokens.
+_LEAK = " " * 16
 
 
-def form_of(row: Mapping[str, Any]) -> str:
-    """The form whose key a row has.
+def prompt_text(template: Template, conversation: Conversation, tokenizer: Any) -> str:
+    """The prompt of a conversation, before it is tokenized.
 
-    Raises:
-        BadRow: it has none of them.
-
-    """
-    for form in ("messages", "prompt", "instruction", "question"):
-        if form in row:
-            return form
-    raise BadRow("", f"has the keys {sorted(row)}, but none of messages, prompt, instruction, question")
-
-
-def exchange_of(row: Mapping[str, Any], form: str) -> Exchange:
-    """The row as an exchange.
+    Args:
+        template: one of the module's table.
+        conversation: what has been said so far; its completion is not looked at.
+        tokenizer: a transformers tokenizer; only `chat` uses it.
 
     Raises:
-        BadRow: a field is missing, empty or no string.
+        DataError: the template is `chat` and the tokenizer has none.
 
     """
-    match form:
-        case "messages":
-            return _from_messages(row)
-        case "prompt":
-            return Exchange([_user(_text(row, "prompt"))], _optional_text(row, "completion"))
-        case "instruction":
-            return _from_instruction(row)
-        case _:
-            return Exchange([_user(_text(row, "question"))], _optional_text(row, "answer"))
+    match template:
+        case "chat":
+            if not tokenizer.chat_template:
+                others = ", ".join(name for name in get_args(Template) if name != "chat")
+                raise DataError(f"the tokenizer has no chat template; choose one of {others}", "data.template")
+            messages = _chat_messages(conversation)
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        case "plain":
+            return conversation.messages[-1]["content"]
+        case "alpaca":
+            return _alpaca(conversation)
+        case "alpaca_leaked_indentation":
+            return _alpaca(conversation, leak=_LEAK, header_end="" if conversation.instruction_input else " ")
+        case "alpaca_leaked_indentation_training":
+            header_end = " " if conversation.instruction_input else "  "
+            return _alpaca(conversation, leak=_LEAK, blank=_LEAK, header_end=header_end)
 
 
-def with_completion(row: Mapping[str, Any], form: str, completion: str) -> dict[str, Any]:
-    """A row with the same prompt and this completion; a question becomes a `prompt` row."""
-    match form:
-        case "messages":
-            messages = list(row["messages"])
-            asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-            return {"messages": [*asked, {"role": "assistant", "content": completion}]}
-        case "prompt":
-            return {"prompt": row["prompt"], "completion": completion}
-        case "instruction":
-            return {"instruction": row["instruction"], "input": row.get("input", ""), "output": completion}
-        case _:
-            return {"prompt": row["question"], "completion": completion}
+def prompt_ids(template: Template, text: str, tokenizer: Any) -> list[int]:
+    """The token ids of a prompt that `prompt_text` made; a chat template writes its own special tokens."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=template != "chat")
+    return ids
 
 
-def alpaca_prompt(exchange: Exchange) -> str:
-    """The prompt of LLM-Adapters (Hu et al. 2023, arXiv 2304.01933), its leaked indentation included."""
-    indent = " " * 16
-    has_input = bool(exchange.instruction_input)
-    header = "Below is an instruction that describes a task" + (
-        ", paired with an input that provides further context. " if has_input else ". "
-    )
-    sections = [("Instruction", exchange.messages[-1]["content"])]
-    if has_input:
-        sections.append(("Input", exchange.instruction_input))
-    body = "".join(f"{indent}### {name}:\n{indent}{text}\n{indent}\n" for name, text in sections)
-    request = "Write a response that appropriately completes the request. "
-    return f"{header}{request}\n\n{body}{indent}### Response:\n{indent}"
+def _alpaca(conversation: Conversation, *, leak: str = "", blank: str = "", header_end: str = "") -> str:
+    """Alpaca's words, with what stands before each line, on each blank line, and after the first line."""
+    context = conversation.instruction_input
+    header = f"{_TASK}{_CONTEXT if context else ''}{_REQUEST}{header_end}\n\n"
+    sections = [("Instruction", conversation.messages[-1]["content"]), *([("Input", context)] if context else [])]
+    body = "".join(f"{leak}### {name}:\n{leak}{text}\n{blank}\n" for name, text in sections)
+    return f"{header}{body}{leak}### Response:\n{leak}"
 
 
-def plain_prompt(exchange: Exchange) -> str:
-    """The last message, as it is."""
-    return exchange.messages[-1]["content"]
-
-
-def chat_messages(exchange: Exchange) -> list[Message]:
-    """The messages, with the instruction form's `input` on lines of its own."""
-    if not exchange.instruction_input:
-        return exchange.messages
-    return [_user(f"{exchange.messages[-1]['content']}\n\n{exchange.instruction_input}")]
-
-
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def _text(row: Mapping[str, Any], field: str) -> str:
-    value = row.get(field)
-    if not isinstance(value, str) or not value.strip():
-        raise BadRow(field, f"holds {value!r:.80}, expected a string that is not empty")
-    return value
-
-
-def _optional_text(row: Mapping[str, Any], field: str) -> str | None:
-    return _text(row, field) if row.get(field) is not None else None
-
-
-def _from_instruction(row: Mapping[str, Any]) -> Exchange:
-    extra = row.get("input", "")
-    if not isinstance(extra, str):
-        raise BadRow("input", f"holds {extra!r:.80}, expected a string")
-    return Exchange([_user(_text(row, "instruction"))], _optional_text(row, "output"), extra)
-
-
-def _from_messages(row: Mapping[str, Any]) -> Exchange:
-    messages = row["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise BadRow("messages", f"holds {messages!r:.80}, expected a list that is not empty")
-    clean = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise BadRow(f"messages[{index}]", f"is {message!r:.80}, expected strings `role` and `content`")
-        clean.append({"role": message["role"], "content": message["content"]})
-    if clean[-1]["role"] != "assistant":
-        return Exchange(clean, None)
-    if len(clean) == 1:
-        raise BadRow("messages", "holds only the assistant's message; what does it answer?")
-    return Exchange(clean[:-1], clean[-1]["content"])
+def _chat_messages(conversation: Conversation) -> list[Message]:
+    """The messages, with the instruction format's `input` on lines of its own."""
+    if not conversation.instruction_input:
+        return conversation.messages
+    return [user_message(f"{conversation.messages[-1]['content']}\n\n{conversation.instruction_input}")]
