@@ -38,7 +38,8 @@ import psutil  # noqa: E402
 from teacher_process import running  # noqa: E402
 from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
 from tutelage.teacher_server.config import TeacherConfig  # noqa: E402
-from tutelage.teacher_server.engine.vllm import cores_of, prepare_environment  # noqa: E402
+from tutelage.teacher_server.engine.cpu_affinity import cores_of  # noqa: E402
+from tutelage.teacher_server.engine.vllm import prepare_environment  # noqa: E402
 from tutelage.trainer.data.sequences import TokenSequence  # noqa: E402
 from tutelage.trainer.teacher.base import SignalSpec  # noqa: E402
 from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402

@@ -17,7 +17,7 @@ from tutelage.teacher_server.engine.base import Sampling
 MAX_REQUEST_ID_BYTES = 128
 MAX_STOPS = 8
 MAX_STOP_CHARACTERS = 64
-MAX_SAMPLING_TEMPERATURE = 2.0  # vLLM refuses more
+MAX_SAMPLING_TEMPERATURE = 2.0  # `SamplingParams` of vLLM refuses more
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,10 @@ class Validator:
         self.role(pb.TEACHER_ROLE_SCORE)
         check_request_id(request.request_id)
         token_ids = self._token_ids(request.token_ids, "token_ids", self._limits.max_sequence_tokens)
-        start, end = _scored_range(request, len(token_ids))
+        length = len(token_ids)
+        start, end = request.score_start, request.score_end or length
+        _check(start < length, "score_start", start, f"0 to {length - 1}")
+        _check(start < end <= length, "score_end", end, f"{start + 1} to {length}")
         return Scoring(token_ids, self._signal(request.signal, end - start), start, end)
 
     def generation(self, request: pb.WriteRationalesRequest) -> Generation:
@@ -88,7 +91,7 @@ class Validator:
 
         Raises:
             InvalidRequest: a field is outside what the contract allows; `field` is its path.
-            NotServed: this server does not write, or does not serve the signals asked for.
+            NotServed: this server does not generate, or does not serve the signals asked for.
 
         """
         self.role(pb.TEACHER_ROLE_WRITE)
@@ -97,7 +100,14 @@ class Validator:
         room = self._limits.max_sequence_tokens - request.max_new_tokens
         _check(room >= 1, "max_new_tokens", request.max_new_tokens, f"below {self._limits.max_sequence_tokens}")
         prompt = self._token_ids(request.prompt_token_ids, "prompt_token_ids", room)
-        return Generation(prompt, self._sampling(request), self._signal_of_generation(request))
+        signal = None
+        if request.HasField("signal"):
+            self.role(pb.TEACHER_ROLE_SCORE)
+            if request.signal.kind == pb.SIGNAL_KIND_CANDIDATES:
+                raise InvalidRequest("candidates of a sequence that is not generated yet; ask for topk or hidden, or "
+                                     "score the finished sequence", "signal.kind")  # fmt: skip
+            signal = self._signal(request.signal, rows=0)
+        return Generation(prompt, self._sampling(request), signal)
 
     def role(self, role: pb.TeacherRole.ValueType) -> None:
         """Refuses what needs a role that this process does not play.
@@ -134,16 +144,13 @@ class Validator:
         _check(spec.kind in pb.SignalKind.values() and spec.kind != 0, "signal.kind", spec.kind, "a SignalKind")
         if spec.kind not in self._kinds:
             raise NotServed(f"{pb.SignalKind.Name(spec.kind)} is not served here", "signal.kind")
+        if spec.kind == pb.SIGNAL_KIND_TOPK:
+            _check(1 <= spec.k <= self._limits.max_k, "signal.k", spec.k, f"1 to {self._limits.max_k}")
+        else:
+            _check(spec.k == 0, "signal.k", spec.k, "0 for this kind")
         temperatures = self._temperatures(spec)
         mass = _mass(spec, temperatures)
-        return Signal(spec.kind, self._k(spec), temperatures, self._candidates(spec, rows), *mass)
-
-    def _k(self, spec: pb.SignalSpec) -> int:
-        if spec.kind != pb.SIGNAL_KIND_TOPK:
-            _check(spec.k == 0, "signal.k", spec.k, "0 for this kind")
-            return 0
-        _check(1 <= spec.k <= self._limits.max_k, "signal.k", spec.k, f"1 to {self._limits.max_k}")
-        return spec.k
+        return Signal(spec.kind, spec.k, temperatures, self._candidates(spec, rows), *mass)
 
     def _temperatures(self, spec: pb.SignalSpec) -> tuple[float, ...]:
         given, field = tuple(spec.temperatures), "signal.temperatures"
@@ -168,15 +175,6 @@ class Validator:
         outside = ids[(ids < -1) | (ids >= self._vocabulary_size)]
         _check(len(outside) == 0, field, f"id {outside[:1]}", f"ids in [0, {self._vocabulary_size}), or -1 as padding")
         return ids
-
-    def _signal_of_generation(self, request: pb.WriteRationalesRequest) -> Signal | None:
-        if not request.HasField("signal"):
-            return None
-        self.role(pb.TEACHER_ROLE_SCORE)
-        if request.signal.kind == pb.SIGNAL_KIND_CANDIDATES:
-            raise InvalidRequest("candidates of a sequence that is not written yet; ask for topk or hidden, or score "
-                                 "the finished sequence", "signal.kind")  # fmt: skip
-        return self._signal(request.signal, rows=0)
 
     def _sampling(self, request: pb.WriteRationalesRequest) -> Sampling:
         samples, temperature, top_p = request.samples or 1, request.temperature, request.top_p or 1.0
@@ -222,13 +220,6 @@ def _mass(spec: pb.SignalSpec, temperatures: Sequence[float]) -> tuple[float, fl
     allowed = f"one of signal.temperatures, {list(temperatures)}"
     _check(temperature in temperatures, "signal.mass_temperature", temperature, allowed)
     return mass, temperature
-
-
-def _scored_range(request: pb.ScoreSequencesRequest, length: int) -> tuple[int, int]:
-    start, end = request.score_start, request.score_end or length
-    _check(start < length, "score_start", start, f"0 to {length - 1}")
-    _check(start < end <= length, "score_end", end, f"{start + 1} to {length}")
-    return start, end
 
 
 def _int32(tensor: pb.Tensor, field: str, *, dimensions: int) -> npt.NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""LoRA adapters beside a base model: one engine plays several teachers, `base` and `base@adapter`.
+"""LoRA adapters beside a base model: one engine serves several teachers, `base` and `base@adapter`.
 
 An adapter changes the layers and never the unembedding, so all of them share the base's signal head; what differs is
 the engine's states, the weights digest and the store's folder.
@@ -25,7 +25,7 @@ class Adapter:
 
     name: str
     number: int
-    """1, 2, …: vLLM wants one."""
+    """1, 2, …: vLLM's `lora_int_id`, by which it keeps adapters apart; it must be above 0."""
     folder: Path
     rank: int
     digest: str
@@ -45,31 +45,28 @@ def read_adapters(config: TeacherConfig) -> list[Adapter]:
         NotServed: an adapter changes the head or the embeddings.
 
     """
-    return [_read(check_name(name, "lora_modules"), number, folder)
-            for number, (name, folder) in enumerate(sorted(config.lora_modules.items()), 1)]  # fmt: skip
-
-
-def _read(name: str, number: int, folder: Path) -> Adapter:
-    total = hashlib.sha256()
-    try:
-        for file in _FILES:
-            total.update(file.encode() + b"\0" + hashlib.sha256((folder / file).read_bytes()).digest())
-        settings = json.loads((folder / _FILES[0]).read_text(encoding="utf-8"))
-        rank = int(settings["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{folder} is no LoRA adapter ({error}); it needs {' and '.join(_FILES)}, as PEFT saves them",
-            f"lora_modules.{name}",
-        ) from error
-    targets = settings.get("target_modules") or []
-    changed = {*(targets if isinstance(targets, list) else [targets]), *(settings.get("modules_to_save") or [])}
-    if _HEAD_MODULES & changed:
-        raise NotServed(
-            f"the adapter changes {', '.join(sorted(_HEAD_MODULES & changed))}, and the head is the base model's for "
-            "all; merge it into the model and serve that",
-            f"lora_modules.{name}",
-        )
-    return Adapter(name, number, folder, rank, total.hexdigest())
+    adapters = []
+    for number, (given, folder) in enumerate(sorted(config.lora_modules.items()), 1):
+        name, field, total = check_name(given, "lora_modules"), f"lora_modules.{given}", hashlib.sha256()
+        try:
+            for file in _FILES:
+                total.update(file.encode() + b"\0" + hashlib.sha256((folder / file).read_bytes()).digest())
+            settings = json.loads((folder / _FILES[0]).read_text(encoding="utf-8"))
+            rank = int(settings["r"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            message = f"{folder} is no LoRA adapter ({error}); it needs {' and '.join(_FILES)}, as PEFT saves them"
+            raise DataError(message, field) from error
+        # PEFT saves a list of names, or a regular expression as one string.
+        targets = settings.get("target_modules") or []
+        changed = {*(targets if isinstance(targets, list) else [targets]), *(settings.get("modules_to_save") or [])}
+        if _HEAD_MODULES & changed:
+            raise NotServed(
+                f"the adapter changes {', '.join(sorted(_HEAD_MODULES & changed))}, and the head is the base model's "
+                "for all; merge it into the model and serve that",
+                field,
+            )
+        adapters.append(Adapter(name, number, folder, rank, total.hexdigest()))
+    return adapters
 
 
 def lora_rank(adapters: list[Adapter], allowed: tuple[int, ...]) -> int:

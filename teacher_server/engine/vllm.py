@@ -1,4 +1,4 @@
-"""Scoring and writing on vLLM's asynchronous engine, through its public interface alone.
+"""Scoring and generation on vLLM's asynchronous engine, through its public interface alone.
 
 Scoring runs the pooling runner, which returns the final hidden state of every token. Chunked prefill and
 prefix caching are off: with either, states of tokens that were computed earlier would be missing.
@@ -13,79 +13,35 @@ import os
 import time
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import psutil
 
 from tutelage.errors import ConfigurationError, Unreachable
 from tutelage.teacher_server.config import Role, TeacherConfig
 from tutelage.teacher_server.engine.base import CompletionDelta, Engine, Sampling
+from tutelage.teacher_server.engine.cpu_affinity import cores_of, keep_off, shares_of
+from tutelage.teacher_server.engine.data_parallel import DataParallelScoringEngine
 from tutelage.teacher_server.engine.lora_adapters import Adapter, lora_rank, read_adapters
-from tutelage.teacher_server.engine.replicas import Replicas
 
 if TYPE_CHECKING:
     import torch
 
 _SPAWN_CHECK_SECONDS = 0.05
-# An engine has nothing to save; then it is killed.
+# An engine has nothing to save; after so long vLLM kills its process.
 _SHUTDOWN_SECONDS = 1.0
 _DEAD = "the teacher's engine is dead; the server is exiting"
 
 
 def prepare_environment(config: TeacherConfig) -> None:
     """Sets what torch, vLLM and its children read from the environment; to be called before either is used."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # matrices in pages of 2 MiB, which Linux gives to who asks
+    # torch's allocator then asks Linux for pages of 2 MiB: the head's 0.57 ms a token became 0.51 (docs/teacher.md).
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ["VLLM_LOGGING_LEVEL"] = config.engine_log_level
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if config.engine_log_level == "ERROR":
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
-
-
-def cores_of(role: Role, config: TeacherConfig, cores: Sequence[int]) -> list[int]:
-    """The cores that an engine computes on, of those that this process may use.
-
-    Each of two roles gets half. One alone leaves the last to the front end, or as many as the head has threads, unless
-    several engines share them all with the head.
-
-    Raises:
-        ConfigurationError: the configuration names a core that this process may not use.
-
-    """
-    wanted = config.score_cores if role == "score" else config.write_cores
-    if wanted != "auto":
-        named = _numbers(wanted)
-        if not set(named) <= set(cores):
-            raise ConfigurationError(f"given {wanted}, allowed: of {list(cores)}", f"{role}_cores")
-        return named
-    if len(config.roles) == 1:
-        if role == "score" and config.score_engines > 1:
-            return list(cores)
-        spare = config.head_threads if role == "score" else 1
-        return list(cores[:-spare] or cores[:1])
-    half = max(1, len(cores) // 2)
-    return list(cores[:half] if role == config.roles[0] else cores[half:] or cores)
-
-
-def shares_of(cores: Sequence[int], engines: int) -> list[list[int]]:
-    """The cores of each of several engines, neighbours together, as equal as they can be.
-
-    Raises:
-        ConfigurationError: there are more engines than cores.
-
-    """
-    if engines > len(cores):
-        raise ConfigurationError(f"given {engines}, allowed: 1 to {len(cores)}, a core for each", "score_engines")
-    bounds = [number * len(cores) // engines for number in range(engines + 1)]
-    return [list(cores[start:end]) for start, end in itertools.pairwise(bounds)]
-
-
-def _numbers(ranges: str) -> list[int]:
-    """The numbers of "0-2,5": 0, 1, 2, 5."""
-    bounds = [part.split("-") for part in ranges.split(",")]
-    return [number for bound in bounds for number in range(int(bound[0]), int(bound[-1]) + 1)]
 
 
 def start_engines(checkpoint: Path, config: TeacherConfig, max_model_len: int) -> dict[Role, Engine]:
@@ -118,33 +74,28 @@ def start_engines(checkpoint: Path, config: TeacherConfig, max_model_len: int) -
     started: dict[Role, Engine] = {}
     for role in config.roles:
         own = [engine for (of_role, _), engine in zip(wanted, engines, strict=True) if of_role == role]
-        started[role] = Replicas(own) if role == "score" else own[0]
+        started[role] = DataParallelScoringEngine(own) if role == "score" else own[0]
     return started
-
-
-def keep_off(engines: set[int]) -> None:
-    """Moves this process's threads, and all that they will start, to the cores that no engine computes on, if any.
-
-    An engine on a CPU waits at every layer for its slowest core, so work beside it on one costs all of them.
-    """
-    free = os.sched_getaffinity(0) - engines
-    if not free:
-        return
-    for thread in psutil.Process().threads():
-        with suppress(ProcessLookupError):  # it has ended
-            os.sched_setaffinity(thread.id, free)
 
 
 def _start(
     role: Role, checkpoint: Path, config: TeacherConfig, max_model_len: int, cores: Sequence[int]
 ) -> VllmScoringEngine | VllmGenerationEngine:
+    from typing import get_args
+
+    from vllm.config.lora import MaxLoRARanks
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     if current_platform.is_cpu():
-        os.sched_setaffinity(0, cores)  # of this thread, and so of the process that it spawns for the engine
+        # Of this thread, and so of the process that it spawns for the engine, which takes all cores that it may use.
+        os.sched_setaffinity(0, cores)
+    lora_arguments: dict[str, Any] = {}
+    if adapters := read_adapters(config):
+        rank = lora_rank(adapters, get_args(MaxLoRARanks))
+        lora_arguments = {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank}
     try:
         llm = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
@@ -157,10 +108,11 @@ def _start(
                 enforce_eager=config.enforce_eager,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
-                # On a CPU vLLM would add a worker's process, and spin on a core of the others while it waits for it.
+                # On a CPU vLLM would add a process for its worker. Its front end spins for a second after each answer
+                # while it waits for the next (`SpinCondition` in shm_broadcast.py): 0.9 ms a token on the head's core.
                 distributed_executor_backend=UniProcExecutor,
                 **(scoring_arguments() if role == "score" else {}),
-                **_adapter_arguments(config),
+                **lora_arguments,
             )
         )
     except (RuntimeError, ValueError) as error:
@@ -169,30 +121,24 @@ def _start(
 
 
 def scoring_arguments() -> dict[str, Any]:
-    """What makes a vLLM engine one that answers with the final hidden state of every token, at once for a sequence."""
+    """What makes a vLLM engine one that answers with the final hidden state of every token, at once for a sequence.
+
+    vLLM's own `prompt_logprobs` would be the obvious way to a teacher's distributions. It knows no temperature, makes
+    Python objects of its tensors (a third of the speed for k = 64, docs/teacher.md), and its float32 log-softmax over
+    the vocabulary is memory that its profile does not count.
+    """
     from vllm.config import PoolerConfig
 
     return {
         "runner": "pooling",
         "convert": "embed",
         "pooler_config": PoolerConfig(task="token_embed", use_activation=False),
-        "hf_overrides": {"head_dtype": "model"},  # else states travel as float32: the same numbers, twice the bytes
+        # `ModelConfig.head_dtype` is float32 for pooling models: the same numbers, in twice the bytes.
+        "hf_overrides": {"head_dtype": "model"},
         "enable_chunked_prefill": False,
         "enable_prefix_caching": False,
         "skip_tokenizer_init": True,
     }
-
-
-def _adapter_arguments(config: TeacherConfig) -> dict[str, Any]:
-    from typing import get_args
-
-    from vllm.config.lora import MaxLoRARanks
-
-    adapters = read_adapters(config)
-    if not adapters:
-        return {}
-    rank = lora_rank(adapters, get_args(MaxLoRARanks))
-    return {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank}
 
 
 def version() -> str:
@@ -216,18 +162,16 @@ class _VllmEngine:
         """As `Engine.shutdown`."""
         llm, self._llm = self._llm, None
         llm.shutdown(timeout=_SHUTDOWN_SECONDS)
-        # It is part of a cycle, and its destructor fails when it runs at the end of the interpreter.
+        # AsyncLLM is part of a cycle, and its destructor fails when it runs at the end of the interpreter.
         del llm
         gc.collect()
 
-    def _next_id(self) -> str:
-        return str(next(self._request_numbers))
+    def _identity(self, adapter: Adapter | None) -> dict[str, Any]:
+        """What a request to vLLM carries besides tokens and parameters."""
+        from vllm.lora.request import LoRARequest
 
-
-def _lora_request(adapter: Adapter | None) -> Any:
-    from vllm.lora.request import LoRARequest
-
-    return None if adapter is None else LoRARequest(adapter.name, adapter.number, str(adapter.folder))
+        lora = None if adapter is None else LoRARequest(adapter.name, adapter.number, str(adapter.folder))
+        return {"request_id": str(next(self._request_numbers)), "lora_request": lora}
 
 
 class VllmScoringEngine(_VllmEngine):
@@ -242,8 +186,7 @@ class VllmScoringEngine(_VllmEngine):
         outputs = self._llm.encode(
             tokens_input(list(token_ids)),
             PoolingParams(task="token_embed", use_activation=False),
-            self._next_id(),
-            lora_request=_lora_request(adapter),
+            **self._identity(adapter),
         )
         try:
             async with aclosing(outputs):
@@ -275,9 +218,7 @@ class VllmGenerationEngine(_VllmEngine):
             stop=list(sampling.stop),
             output_kind=RequestOutputKind.DELTA,
         )
-        outputs = self._llm.generate(
-            tokens_input(list(prompt_token_ids)), parameters, self._next_id(), lora_request=_lora_request(adapter)
-        )
+        outputs = self._llm.generate(tokens_input(list(prompt_token_ids)), parameters, **self._identity(adapter))
         try:
             async with aclosing(outputs):
                 async for output in outputs:
@@ -287,7 +228,7 @@ class VllmGenerationEngine(_VllmEngine):
             raise Unreachable(_DEAD) from error
 
 
-class _Adapted:
+class _LoraEngine:
     """An engine's model with an adapter; the engine itself belongs to the base."""
 
     def __init__(self, engine: Any, adapter: Adapter) -> None:
@@ -303,7 +244,7 @@ class _Adapted:
         self._engine.shutdown()
 
 
-class LoraScoringEngine(_Adapted):
+class LoraScoringEngine(_LoraEngine):
     """A `ScoringEngine`."""
 
     async def hidden_states(self, token_ids: Sequence[int]) -> torch.Tensor:
@@ -312,7 +253,7 @@ class LoraScoringEngine(_Adapted):
         return states
 
 
-class LoraGenerationEngine(_Adapted):
+class LoraGenerationEngine(_LoraEngine):
     """A `GenerationEngine`."""
 
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[CompletionDelta]:

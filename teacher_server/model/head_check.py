@@ -4,17 +4,17 @@ What a model does between its final hidden state and its logits stands in its co
 or a softcap that is left out gives plausible numbers that teach the wrong distribution. So the model's own code
 is given states of several sizes, and ours must make the same logits of them. Besides, its logits of a short
 text are kept, for the comparison with what the engine's states give (`self_check.check_states`).
-
-Legend: R rows, T positions, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from tutelage.errors import NotServed
@@ -51,7 +51,11 @@ class OwnModel:
         config = AutoConfig.from_pretrained(checkpoint)
         if not whole:
             transformers_logging.set_verbosity_error()  # it would list the layers that we leave out
-            _remove_layers(config)
+            config.num_hidden_layers = 0
+            if getattr(config, "layer_types", None):
+                config.layer_types = []
+            if hasattr(config, "quantization_config"):  # of the layers; a head that is quantized is not served
+                del config.quantization_config
         # Large states overflow in float16.
         dtype = torch.float32 if config.dtype in (None, torch.float16) else config.dtype
         model = AutoModelForCausalLM.from_pretrained(checkpoint, config=config, dtype=dtype, use_safetensors=True)
@@ -66,6 +70,7 @@ class OwnModel:
         """float32 [R, V]: what the model makes of final hidden states that are given to it."""
         hidden_1RD = hidden_RD.to(self._model.dtype)[None]
 
+        # transformers has no way to give a causal model its last hidden state; a hook on the body under its head does.
         def replace_states(_module: Any, _arguments: Any, output: Any) -> None:
             output.last_hidden_state = hidden_1RD
 
@@ -79,14 +84,6 @@ class OwnModel:
     def _forward(self, ids_1T: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._model(input_ids=ids_1T, use_cache=False).logits[0, :, : self._vocabulary_size]
         return logits.float()
-
-
-def _remove_layers(config: Any) -> None:
-    config.num_hidden_layers = 0
-    if getattr(config, "layer_types", None):
-        config.layer_types = []
-    if hasattr(config, "quantization_config"):  # of the layers; a head that is quantized is not served
-        del config.quantization_config
 
 
 def check_head(checkpoint: Path, head: SignalHead, token_ids: Sequence[int]) -> torch.Tensor | None:
@@ -105,24 +102,15 @@ def check_head(checkpoint: Path, head: SignalHead, token_ids: Sequence[int]) -> 
         NotServed: the logits differ; the message names what is likely missing.
 
     """
-    whole = _can_run_whole(checkpoint)
+    quantized = "quantization_config" in json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    whole = not quantized and _MEMORY_FACTOR * size < psutil.virtual_memory().available
     own = OwnModel(checkpoint, head.vocabulary_size, whole=whole)
     require_same_logits(own.logits_of_states, lambda hidden_RD: head.logits(hidden_RD).cpu(), head.hidden_size)
     if not whole:
         logger.warning("the model's layers are quantized or larger than free memory: only its head was checked")
         return None
     return own.logits(token_ids)
-
-
-def _can_run_whole(checkpoint: Path) -> bool:
-    import json
-
-    import psutil
-
-    if "quantization_config" in json.loads((checkpoint / "config.json").read_text(encoding="utf-8")):
-        return False
-    size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
-    return _MEMORY_FACTOR * size < psutil.virtual_memory().available
 
 
 def require_same_logits(theirs: Logits, ours: Logits, hidden_size: int) -> None:
@@ -156,7 +144,13 @@ def _likely_missing(probes: dict[float, tuple[torch.Tensor, torch.Tensor]]) -> s
     theirs, ours = probes[0.0]
     if not _alike(theirs, ours):
         return f"a bias on the logits (of up to {theirs.abs().max():.3g}; ours {ours.abs().max():.3g})"
-    theirs_cap, ours_cap = (_cap(*(probes[size][side] for size in (_SMALL, _LARGE))) for side in (0, 1))
+
+    def cap(side: int) -> float | None:
+        """What bounds the logits, if they do not grow with the states."""
+        small, bound = (probes[size][side].abs().max().item() for size in (_SMALL, _LARGE))
+        return round(bound, 1) if bound < 0.5 * _LARGE / _SMALL * small else None
+
+    theirs_cap, ours_cap = cap(0), cap(1)
     if theirs_cap != ours_cap and None in (theirs_cap, ours_cap):
         return f"a softcap on the logits (final_logit_softcapping; theirs {theirs_cap}, ours {ours_cap})"
     theirs, ours = probes[_SMALL]
@@ -164,9 +158,3 @@ def _likely_missing(probes: dict[float, tuple[torch.Tensor, torch.Tensor]]) -> s
     if _alike(theirs, ours * scale):
         return f"a factor of {scale:.3g} on the logits (logit_scale, logits_scaling)"
     return "the matrix itself (is it tied to the embeddings?), or something before it"
-
-
-def _cap(small_RV: torch.Tensor, large_RV: torch.Tensor) -> float | None:
-    """What bounds the logits, if they do not grow with the states."""
-    bound = large_RV.abs().max().item()
-    return round(bound, 1) if bound < 0.5 * _LARGE / _SMALL * small_RV.abs().max().item() else None

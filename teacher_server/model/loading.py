@@ -173,6 +173,8 @@ def load_head(checkpoint: Checkpoint, config: TeacherConfig) -> SignalHead:
 
 def describe(checkpoint: Checkpoint, config: TeacherConfig, head: SignalHead | None) -> pb.GetTeacherInfoResponse:
     """Who the teacher is and what it serves; what is measured or drawn at start is filled in later."""
+    import torch
+
     info = pb.GetTeacherInfoResponse(
         model_name=config.served_name,
         weights_digest=checkpoint.weights_digest,
@@ -193,20 +195,16 @@ def describe(checkpoint: Checkpoint, config: TeacherConfig, head: SignalHead | N
     )
     if head is not None:
         info.kinds.extend([pb.SIGNAL_KIND_TOPK, pb.SIGNAL_KIND_CANDIDATES, pb.SIGNAL_KIND_HIDDEN])
-        info.unembedding.CopyFrom(_describe_unembedding(head.unembedding))
+        matrix = head.unembedding
+        info.unembedding.CopyFrom(
+            pb.Unembedding(
+                rows=head.vocabulary_size,
+                columns=head.hidden_size,
+                dtype=pb.DTYPE_BFLOAT16 if matrix.weight_VD.dtype == torch.bfloat16 else pb.DTYPE_FLOAT32,
+                digest=matrix.digest,
+                has_bias=matrix.bias_V is not None,
+                logit_scale=matrix.scale,
+                logit_softcap=matrix.softcap,
+            )
+        )
     return info
-
-
-def _describe_unembedding(head: unembedding.Unembedding) -> pb.Unembedding:
-    import torch
-
-    rows, columns = head.weight_VD.shape
-    return pb.Unembedding(
-        rows=rows,
-        columns=columns,
-        dtype=pb.DTYPE_BFLOAT16 if head.weight_VD.dtype == torch.bfloat16 else pb.DTYPE_FLOAT32,
-        digest=head.digest,
-        has_bias=head.bias_V is not None,
-        logit_scale=head.scale,
-        logit_softcap=head.softcap,
-    )

@@ -17,7 +17,6 @@ import torch
 from tutelage.errors import NotServed, TutelageError
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.engine.base import GenerationEngine, Sampling
-from tutelage.teacher_server.signals.logit_head import SignalHead
 
 if TYPE_CHECKING:
     from tutelage.teacher_server.model.teacher import ScoringParts, Teacher
@@ -75,13 +74,13 @@ async def check(teacher: Teacher) -> None:
         logger.info("adapter %s", name)
         await check(adapted)
         if adapted.scoring is not None and teacher.scoring is not None:
-            await _require_another(adapted.scoring, teacher.scoring, teacher.check_sequences[COMPARED_TEXT], name)
-
-
-async def _require_another(adapted: ScoringParts, base: ScoringParts, sequence: Sequence[int], name: str) -> None:
-    one, other = [await parts.engine.hidden_states(sequence) for parts in (adapted, base)]
-    if torch.equal(one, other):
-        raise NotServed("it changes nothing; is it trained, and for layers of this model?", f"lora_modules.{name}")
+            text = teacher.check_sequences[COMPARED_TEXT]
+            one, other = [await parts.engine.hidden_states(text) for parts in (adapted.scoring, teacher.scoring)]
+            # vLLM loads an adapter that fits no module of the model without a word, and computes the base model.
+            if torch.equal(one, other):
+                raise NotServed(
+                    "it changes nothing; is it trained, and for layers of this model?", f"lora_modules.{name}"
+                )
 
 
 async def check_scoring(scoring: ScoringParts, sequences: Sequence[Sequence[int]]) -> pb.NoiseFloor:
@@ -94,7 +93,9 @@ async def check_scoring(scoring: ScoringParts, sequences: Sequence[Sequence[int]
     alone = [await scoring.engine.hidden_states(sequence) for sequence in sequences]
     # The first to arrive are computed before the others are there; the last ones are in the fullest batch.
     batched = await asyncio.gather(*map(scoring.engine.hidden_states, [*sequences] * _COPIES))
-    kl = await asyncio.to_thread(_kl_between, alone, batched[-len(sequences) :], scoring.head)
+    pairs, logits = zip(alone, batched[-len(sequences) :], strict=True), scoring.head.logits
+    # KL(alone ‖ batched) of each position; not below 0 but for rounding.
+    kl = await asyncio.to_thread(lambda: torch.cat([_kl(logits(one), logits(other)) for one, other in pairs]))
     if not torch.isfinite(kl).all():
         raise TutelageError("the teacher's log-probabilities are not finite; its weights or its dtype are broken")
     return pb.NoiseFloor(mean_kl=kl.mean().item(), max_kl=kl.max().item(), positions=len(kl))
@@ -128,14 +129,6 @@ async def check_generation(engine: GenerationEngine, prompt_token_ids: Sequence[
     one_token = Sampling(samples=1, max_new_tokens=1, temperature=0.0, top_p=1.0, seed=0, stop=())
     async for _ in engine.generate(prompt_token_ids, one_token):
         pass
-
-
-def _kl_between(alone: Sequence[torch.Tensor], batched: Sequence[torch.Tensor], head: SignalHead) -> torch.Tensor:
-    """KL(alone ‖ batched) of each position, nats; not below 0 but for rounding."""
-    parts = []
-    for one, other in zip(alone, batched, strict=True):
-        parts.append(_kl(head.logits(one), head.logits(other)))
-    return torch.cat(parts)
 
 
 def _kl(p_TV: torch.Tensor, q_TV: torch.Tensor) -> torch.Tensor:

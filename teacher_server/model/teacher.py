@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -55,20 +55,14 @@ class ScoringParts:
             compute = partial(frames.frame, scoring, hidden_TD, self.head, index=index, start=start, end=end)
             if scoring.signal.kind == pb.SIGNAL_KIND_HIDDEN:  # copied, which takes less than to hand it to a thread
                 yield compute()
-            else:
-                yield await self._in_turn(compute, rows=end - start, counters=counters)
-
-    async def _in_turn(
-        self, compute: Callable[[], pb.SignalFrame], *, rows: int, counters: pb.StudentUsage
-    ) -> pb.SignalFrame:
-        """A frame that takes the head's work, in a thread, when it is this student's turn."""
-        cost = rows * self.head.vocabulary_size
-        async with self.head_queue.admitted(counters.student_id, cost=cost, size=1) as waited_seconds:
-            counters.queue_seconds += waited_seconds
-            started = time.monotonic()
-            frame = await asyncio.get_running_loop().run_in_executor(self.threads, compute)
-            counters.service_seconds += time.monotonic() - started
-        return frame
+                continue
+            cost = (end - start) * self.head.vocabulary_size
+            async with self.head_queue.admitted(counters.student_id, cost=cost, size=1) as waited_seconds:
+                counters.queue_seconds += waited_seconds
+                started = time.monotonic()
+                frame = await asyncio.get_running_loop().run_in_executor(self.threads, compute)
+                counters.service_seconds += time.monotonic() - started
+            yield frame
 
     def held_bytes(self, scoring: Scoring) -> int:
         """Bytes of the hidden states that an answer holds until it is read."""

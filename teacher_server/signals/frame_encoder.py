@@ -58,7 +58,8 @@ def frame(
         kind=scoring.signal.kind,
     )
     if scoring.signal.kind == pb.SIGNAL_KIND_HIDDEN:
-        message.hidden.CopyFrom(encode(_bfloat16_bits(hidden_TD[start:end]), bfloat16=True))
+        bits_RD = hidden_TD[start:end].to(torch.bfloat16).contiguous().view(torch.uint16).numpy()
+        message.hidden.CopyFrom(encode(bits_RD, bfloat16=True))
     else:
         _fill(message, _signals(scoring, hidden_TD[start:end], head, start, end), scoring.signal, _id_dtype(head))
     message.checksum = frame_checksum(message)
@@ -79,7 +80,10 @@ def _fill(message: pb.SignalFrame, signals: Signals, signal: Signal, id_dtype: n
     ids = None if signals.ids_RK is None else signals.ids_RK.numpy().astype(id_dtype)
     logits = signals.logits_RK.numpy()
     if ids is not None and signal.min_mass > 0:
-        lengths_R = _lengths(signals, signal)
+        temperature = signal.mass_temperature
+        logsumexp_R = signals.logsumexp_RM[:, signal.temperatures.index(temperature)]
+        lengths = row_lengths(signals.logits_RK, logsumexp_R, temperature=temperature, min_mass=signal.min_mass)
+        lengths_R: npt.NDArray[np.int32] = lengths.numpy()
         kept_RK = np.arange(signal.k) < lengths_R[:, None]
         ids, logits = ids[kept_RK], logits[kept_RK]
         message.row_lengths.CopyFrom(encode(lengths_R))
@@ -87,21 +91,8 @@ def _fill(message: pb.SignalFrame, signals: Signals, signal: Signal, id_dtype: n
         message.ids.CopyFrom(encode(ids))
     message.logits.CopyFrom(encode(logits))
     message.target_logits.CopyFrom(encode(signals.target_logits_R.numpy()))
-    message.logsumexp.CopyFrom(encode(signals.logsumexp_RN.numpy()))
-
-
-def _lengths(signals: Signals, signal: Signal) -> npt.NDArray[np.int32]:
-    temperature = signal.mass_temperature
-    logsumexp_R = signals.logsumexp_RN[:, signal.temperatures.index(temperature)]
-    lengths = row_lengths(signals.logits_RK, logsumexp_R, temperature=temperature, min_mass=signal.min_mass)
-    result: npt.NDArray[np.int32] = lengths.numpy()
-    return result
+    message.logsumexp.CopyFrom(encode(signals.logsumexp_RM.numpy()))
 
 
 def _id_dtype(head: SignalHead) -> np.dtype[np.uint16 | np.int32]:
     return np.dtype(np.uint16 if head.vocabulary_size <= _LARGEST_UINT16_VOCABULARY else np.int32)
-
-
-def _bfloat16_bits(hidden: torch.Tensor) -> npt.NDArray[np.uint16]:
-    bits: npt.NDArray[np.uint16] = hidden.to(torch.bfloat16).contiguous().view(torch.uint16).numpy()
-    return bits

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tutelage.data.signal_cache import sequence_key
+from tutelage.errors import Overloaded
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.admission.fair_queue import FairQueue
 from tutelage.teacher_server.engine.base import ScoringEngine
@@ -27,10 +28,10 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class _Flight:
+class _Computation:
     task: asyncio.Task[tuple[torch.Tensor, bool]]
     """Gives the states, and whether they were stored."""
-    students: int = 0
+    waiting: int = 0
     """Requests that wait for it; without any it is cancelled."""
 
 
@@ -47,7 +48,7 @@ class HiddenStates:
     def __init__(self, engine: ScoringEngine, queue: FairQueue, store: SignalStore | None) -> None:
         self._engine, self.queue, self.store = engine, queue, store
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="signal-store")
-        self._flights: dict[str, _Flight] = {}
+        self._under_way: dict[str, _Computation] = {}
         self.engine_passes = 0
 
     @property
@@ -82,25 +83,39 @@ class HiddenStates:
         if self.store is None:
             return await self._compute(token_ids, counters)
         key = sequence_key(token_ids)
-        if key not in self._flights:
-            fetching = asyncio.create_task(self._fetch(self.store, token_ids, counters))
-            self._flights[key] = _Flight(fetching)
-            shared = False
-        else:
-            shared = True
-        states, stored = await self._board(key, self._flights[key])
-        counters.store_hits += shared or stored
-        return states
+        while True:
+            shared = key in self._under_way
+            if not shared:
+                self._begin(key, self._fetch(self.store, token_ids, counters))
+            computation = self._under_way[key]
+            computation.waiting += 1
+            try:
+                # Shielded: the student that began it may go away, and the others still wait for it.
+                states, stored = await asyncio.shield(computation.task)
+            except Overloaded:
+                # It stood in the queue on the account of who began it; another student may have room on its own.
+                if not shared:
+                    raise
+                continue
+            finally:
+                computation.waiting -= 1
+                if not computation.waiting and not computation.task.done():
+                    computation.task.cancel()
+                    self._under_way.pop(key, None)
+            counters.store_hits += shared or stored
+            return states
 
-    async def _board(self, key: str, flight: _Flight) -> tuple[torch.Tensor, bool]:
-        flight.students += 1
-        try:
-            return await asyncio.shield(flight.task)
-        finally:
-            flight.students -= 1
-            if not flight.students:
-                flight.task.cancel()
-                del self._flights[key]
+    def _begin(self, key: str, fetching: Coroutine[Any, Any, tuple[torch.Tensor, bool]]) -> None:
+        computation = _Computation(asyncio.create_task(fetching))
+        self._under_way[key] = computation
+
+        def end(_: object) -> None:
+            # Before those who wait for it go on, so that whoever tries again begins anew. After a cancellation the
+            # key may be another's already.
+            if self._under_way.get(key) is computation:
+                del self._under_way[key]
+
+        computation.task.add_done_callback(end)
 
     async def _fetch(
         self, store: SignalStore, token_ids: Sequence[int], counters: pb.StudentUsage

@@ -11,14 +11,14 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tutelage.errors import DataError, NotServed
 
 if TYPE_CHECKING:
     import torch
 
-# Heads that are a plain matrix, but for the three transforms that `_scale` and `load` read.
+# Heads that are a plain matrix, but for the bias, the scale and the softcap that `load` reads.
 KNOWN_MODEL_TYPES = frozenset(
     {
         "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral",
@@ -81,28 +81,30 @@ def load(checkpoint: Path, vocabulary_size: int) -> Unembedding:
             "Add it to teacher_server/signals/unembedding.py once its logits are checked",
             "model",
         )
+    scale = 1.0
+    if model_type in ("cohere", "cohere2"):
+        scale = float(config.get("logit_scale", 0.0625))  # the default of both in transformers
+    elif model_type == "granite":
+        scale = 1.0 / float(config.get("logits_scaling", 1.0))
     weight, bias = _read_head(checkpoint, tied=config.get("tie_word_embeddings"))
     if weight.shape[0] < vocabulary_size:
         raise DataError(f"the head has {weight.shape[0]} rows for {vocabulary_size} token ids", "model")
     return Unembedding(
         weight_VD=weight[:vocabulary_size].contiguous(),
         bias_V=None if bias is None else bias[:vocabulary_size].float().contiguous(),
-        scale=_scale(config),
+        scale=scale,
         softcap=float(config.get("final_logit_softcapping") or 0.0),
     )
 
 
-def _scale(config: dict[str, Any]) -> float:
-    if config["model_type"] in ("cohere", "cohere2"):
-        return float(config.get("logit_scale", 0.0625))  # the default of both in transformers
-    if config["model_type"] == "granite":
-        return 1.0 / float(config.get("logits_scaling", 1.0))
-    return 1.0
-
-
 def _read_head(checkpoint: Path, *, tied: bool | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias. A file may leave out `tie_word_embeddings`; a stored head then decides."""
-    files = _file_of_tensor(checkpoint)
+    from safetensors import safe_open
+
+    files = {}
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            files.update(dict.fromkeys(tensors.keys(), path))
     head = next((name for name in _HEAD_NAMES if f"{name}.weight" in files), None)
     if head is not None and not tied:
         bias = _read(files, f"{head}.bias") if f"{head}.bias" in files else None
@@ -111,16 +113,6 @@ def _read_head(checkpoint: Path, *, tied: bool | None) -> tuple[torch.Tensor, to
     if len(embeddings) != 1:
         raise DataError(f"{checkpoint} holds neither a head nor one token embedding (found {embeddings})", "model")
     return _as_served(_read(files, embeddings[0])), None
-
-
-def _file_of_tensor(checkpoint: Path) -> dict[str, Path]:
-    from safetensors import safe_open
-
-    names = {}
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as tensors:
-            names.update(dict.fromkeys(tensors.keys(), path))
-    return names
 
 
 def _read(files: dict[str, Path], name: str) -> torch.Tensor:

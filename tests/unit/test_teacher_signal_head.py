@@ -72,7 +72,7 @@ def test_topk(case, k):
     )
     for column, temperature in enumerate(temperatures):
         expected = reference_logsumexp(reference, temperature)
-        np.testing.assert_allclose(signals.logsumexp_RN[:, column].numpy(), expected, rtol=1e-5)
+        np.testing.assert_allclose(signals.logsumexp_RM[:, column].numpy(), expected, rtol=1e-5)
 
 
 def test_candidates_ragged_and_repeated(case):
@@ -85,7 +85,7 @@ def test_candidates_ragged_and_repeated(case):
     expected = np.where(ids >= 0, np.take_along_axis(reference, ids.clip(0), axis=1), -np.inf)
     np.testing.assert_allclose(signals.logits_RK.numpy(), expected, rtol=1e-5, atol=1e-4)
     assert signals.ids_RK is None
-    np.testing.assert_allclose(signals.logsumexp_RN[:, 0].numpy(), reference_logsumexp(reference, 2.0), rtol=1e-5)
+    np.testing.assert_allclose(signals.logsumexp_RM[:, 0].numpy(), reference_logsumexp(reference, 2.0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 6, ROWS])
@@ -102,13 +102,13 @@ def test_rows_do_not_depend_on_their_company(case):
     together = head.topk(STATES, TARGETS, k=5, temperatures=[1.0])
     alone = head.topk(STATES[11:12], TARGETS[11:12], k=5, temperatures=[1.0])
     torch.testing.assert_close(alone.logits_RK[0], together.logits_RK[11], rtol=1e-6, atol=1e-5)
-    torch.testing.assert_close(alone.logsumexp_RN[0], together.logsumexp_RN[11], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(alone.logsumexp_RM[0], together.logsumexp_RM[11], rtol=1e-6, atol=1e-6)
 
 
 def test_a_mass_above_one_is_never_reported(case):
     head, _ = case
     signals = head.topk(STATES, TARGETS, k=VOCABULARY, temperatures=[1.0])
-    mass = (signals.logits_RK.double() - signals.logsumexp_RN.double()).exp().sum(1)
+    mass = (signals.logits_RK.double() - signals.logsumexp_RM.double()).exp().sum(1)
     torch.testing.assert_close(mass, torch.ones_like(mass), rtol=1e-5, atol=0)
 
 

@@ -18,7 +18,7 @@ from tutelage.data.signal_cache import teacher_key
 from tutelage.errors import ConfigurationError
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.config import TeacherConfig
-from tutelage.teacher_server.engine.vllm import cores_of
+from tutelage.teacher_server.engine.cpu_affinity import cores_of
 from tutelage.teacher_server.model import loading
 from tutelage.teacher_server.model.loading import describe, find_checkpoint, load_head, read_checkpoint
 from tutelage.teacher_server.model.self_check import check_sequences
@@ -68,7 +68,7 @@ def test_cores_that_were_given():
 def test_the_servers_threads_stay_off_the_engines_cores():
     code = """
 import os, threading
-from tutelage.teacher_server.engine.vllm import keep_off
+from tutelage.teacher_server.engine.cpu_affinity import keep_off
 
 first, *others = cores = sorted(os.sched_getaffinity(0))
 old, stop = [], threading.Event()

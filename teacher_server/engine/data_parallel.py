@@ -1,4 +1,8 @@
-"""Several engines with the same model as one: a sequence goes to the engine that has the least to do."""
+"""Several scoring engines with the same model as one: a sequence goes to the engine that has the least to do.
+
+vLLM's own `data_parallel_size` does this inside one front end whose processes it places itself. Here each replica
+needs cores of its own on a CPU (`cpu_affinity`), and an `AsyncLLM` for each is the way to give them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Replicas:
+class DataParallelScoringEngine:
     """A `ScoringEngine` of engines that are scoring engines themselves; used on the event loop only.
 
     Args:
@@ -37,17 +41,14 @@ class Replicas:
 
     async def hidden_states(self, token_ids: Sequence[int], adapter: Adapter | None = None) -> torch.Tensor:
         """As `ScoringEngine.hidden_states`; with an adapter, of the model that has it."""
-        number = self._least_busy()
-        self._tokens_in_flight[number] += len(token_ids)
-        self._tokens_so_far[number] += len(token_ids)
-        try:
-            states: torch.Tensor = await self._engines[number].hidden_states(token_ids, adapter)
-        finally:
-            self._tokens_in_flight[number] -= len(token_ids)
-        return states
-
-    def _least_busy(self) -> int:
-        """Of equals the one that had less so far, so that each gets some of the first requests."""
-        return min(
-            range(len(self._engines)), key=lambda number: (self._tokens_in_flight[number], self._tokens_so_far[number])
+        # Of equally busy engines the one that had less so far, so that each gets some of the first requests.
+        rank = min(
+            range(len(self._engines)), key=lambda rank: (self._tokens_in_flight[rank], self._tokens_so_far[rank])
         )
+        self._tokens_in_flight[rank] += len(token_ids)
+        self._tokens_so_far[rank] += len(token_ids)
+        try:
+            states: torch.Tensor = await self._engines[rank].hidden_states(token_ids, adapter)
+        finally:
+            self._tokens_in_flight[rank] -= len(token_ids)
+        return states

@@ -12,8 +12,8 @@ import torch
 from tutelage.errors import ConfigurationError
 from tutelage.teacher_server.config import TeacherConfig
 from tutelage.teacher_server.engine import vllm as vllm_engine
-from tutelage.teacher_server.engine.replicas import Replicas
-from tutelage.teacher_server.engine.vllm import cores_of, shares_of
+from tutelage.teacher_server.engine.cpu_affinity import cores_of, shares_of
+from tutelage.teacher_server.engine.data_parallel import DataParallelScoringEngine
 from tutelage.teacher_server.model.teacher import scoring_parts
 
 
@@ -46,7 +46,7 @@ async def asked(replicas, lengths, adapter=None):
 
 
 async def test_a_sequence_goes_to_the_engine_with_the_fewest_tokens_to_do(engines):
-    replicas = Replicas(engines)
+    replicas = DataParallelScoringEngine(engines)
     await asked(replicas, [10, 3, 4, 2, 1, 1])
     assert [engine.given for engine in engines] == [[10], [3, 2, 1], [4, 1]]
     engines[0].may_answer.set()
@@ -56,7 +56,7 @@ async def test_a_sequence_goes_to_the_engine_with_the_fewest_tokens_to_do(engine
 
 
 async def test_each_idle_engine_gets_one_of_the_first_sequences(engines):
-    replicas = Replicas(engines)
+    replicas = DataParallelScoringEngine(engines)
     for engine in engines:
         engine.may_answer.set()
     for length in (8, 24, 64):
@@ -65,7 +65,7 @@ async def test_each_idle_engine_gets_one_of_the_first_sequences(engines):
 
 
 async def test_what_was_cancelled_no_longer_counts(engines):
-    replicas = Replicas(engines)
+    replicas = DataParallelScoringEngine(engines)
     long, *_ = await asked(replicas, [100, 5, 5])
     long.cancel()
     await asyncio.gather(long, return_exceptions=True)
@@ -74,12 +74,12 @@ async def test_what_was_cancelled_no_longer_counts(engines):
 
 
 async def test_the_adapter_is_passed_on(engines):
-    await asked(Replicas(engines), [1, 1], adapter="chemistry")
+    await asked(DataParallelScoringEngine(engines), [1, 1], adapter="chemistry")
     assert [engine.adapters for engine in engines] == [["chemistry"], ["chemistry"], []]
 
 
 async def test_one_that_is_dead_is_the_end_and_all_are_shut_down(engines):
-    replicas = Replicas(engines)
+    replicas = DataParallelScoringEngine(engines)
     assert not replicas.dead
     engines[1].dead = True
     assert replicas.dead
