@@ -22,7 +22,10 @@ class StoreConfig(Config):
     """Folder; made if it is missing, used by one teacher server at a time."""
 
     bytes: Annotated[int, Field(ge=0)] = 16 * 2**30
-    """Size of one teacher's files; what was used longest ago goes first."""
+    """Size of one teacher's files; what was used longest ago goes first. A store that holds more already is refused."""
+
+    shrink: bool = False
+    """Delete at start, instead, what was used longest ago of a store that holds more than `bytes`."""
 
 
 class TeacherConfig(Config):

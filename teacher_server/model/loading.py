@@ -152,9 +152,8 @@ def _with_adapter(base: Teacher, adapter: Adapter, config: TeacherConfig) -> Tea
 def _open_store(config: TeacherConfig, info: pb.GetTeacherInfoResponse) -> SignalStore | None:
     if config.store is None:
         return None
-    store = SignalStore(
-        config.store.path, teacher_key(info.weights_digest, info.dtype, info.engine), config.store.bytes
-    )
+    key = teacher_key(info.weights_digest, info.dtype, info.engine)
+    store = SignalStore(config.store.path, key, config.store.bytes, shrink=config.store.shrink)
     logger.info("%d sequences (%.1f MiB) are stored", len(store), store.bytes / 2**20)
     return store
 

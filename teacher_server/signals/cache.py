@@ -7,16 +7,15 @@ longest ago goes first when the bytes run out.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from threading import RLock
-from typing import IO
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save
 
 from tutelage.data.signal_cache import SUFFIX, digest, paths_of_teacher, read_states, sequence_key, teacher_folder
@@ -37,24 +36,43 @@ class SignalStore:
         root: folder of the stores of all teachers; made if it is missing.
         teacher: `teacher_key` of this one.
         max_bytes: size of this teacher's files together.
+        shrink: delete at once what was used longest ago of a store that holds more; without it, that is refused.
 
     Raises:
-        ConfigurationError: another process uses the folder.
+        ConfigurationError: another process uses the folder, or it holds more than `max_bytes`.
 
     """
 
-    def __init__(self, root: Path, teacher: str, max_bytes: int) -> None:
+    def __init__(self, root: Path, teacher: str, max_bytes: int, *, shrink: bool = False) -> None:
         self._folder, self.max_bytes = teacher_folder(root, teacher), max_bytes
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock_file = _locked(self._folder / "lock")
+        # Of the process, not of the thread: a teacher is loaded in one thread and closed in another. The kernel frees
+        # it when its holder dies, however it dies.
+        self._process_lock = FileLock(self._folder / "lock", thread_local=False)
+        try:
+            self._process_lock.acquire(timeout=0)
+        except Timeout as error:
+            message = f"{self._folder} is in use by another teacher server; give each its own folder"
+            raise ConfigurationError(message, "store.path") from error
         self._lock = RLock()
-        self._sizes = self._found()
+        for partial in self._folder.glob(f"*{PARTIAL_SUFFIX}"):  # what a kill left; nobody else writes here
+            partial.unlink()
+        files = [(path, path.stat()) for path in self._folder.glob(f"*{SUFFIX}")]
+        files.sort(key=lambda file: file[1].st_mtime)
+        self._sizes = OrderedDict((path.stem, status.st_size) for path, status in files)  # in the order of use
         self.bytes = sum(self._sizes.values())
+        if self.bytes > max_bytes and not shrink:
+            self.close()
+            raise ConfigurationError(
+                f"the store may have {max_bytes:,} bytes, and {self._folder} holds {self.bytes:,} already; allow as "
+                "many, or say store.shrink to delete what was used longest ago",
+                "store.bytes",
+            )
         self._evict()
 
     def close(self) -> None:
         """Lets another process use the folder."""
-        self._lock_file.close()
+        self._process_lock.release()
 
     def get(self, token_ids: Sequence[int]) -> torch.Tensor | None:
         """bfloat16 [tokens, hidden_size]: the states after each token, or None if they are not (or no longer) here."""
@@ -69,20 +87,31 @@ class SignalStore:
             os.utime(path)  # the order of use outlives this process
         except FileNotFoundError:  # evicted just now
             return None
-        except (OSError, CorruptFrame) as error:
+        except CorruptFrame as error:
             logger.warning("%s is damaged and will be computed again: %s", path, error)
             self._remove(key)
+            return None
+        except OSError as error:  # too many open files, a disk that answers late: says nothing about the file
+            logger.warning("%s cannot be read now and will be computed again: %s", path, error)
             return None
         return states
 
     def put(self, token_ids: Sequence[int], states_TD: torch.Tensor) -> None:
         """Stores the states of a sequence; when it returns, they survive a kill.
 
+        A sequence that is larger than the whole store is not stored: it would cost all others, and then itself.
+
         Raises:
             OSError: the disk is full or broken.
 
         """
-        key, content = sequence_key(token_ids), _content(token_ids, states_TD)
+        states, ids = states_TD.to(torch.bfloat16).contiguous(), torch.tensor(token_ids, dtype=torch.int32)
+        metadata = {"sha256": digest(states.view(torch.uint16).numpy(), ids.numpy())}
+        key, content = sequence_key(token_ids), save({"states": states, "token_ids": ids}, metadata=metadata)
+        if len(content) > self.max_bytes:
+            given = (len(token_ids), len(content), self.max_bytes)
+            logger.warning("%d tokens take %d bytes and are not stored: store.bytes is %d", *given)
+            return
         write_durably(self._path(key), content)
         with self._lock:
             self.bytes += len(content) - self._sizes.pop(key, 0)
@@ -111,14 +140,6 @@ class SignalStore:
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def _found(self) -> OrderedDict[str, int]:
-        """Sizes by key, in the order of use; clears away what a kill left half-written."""
-        for partial in self._folder.glob(f"*{PARTIAL_SUFFIX}"):
-            partial.unlink()
-        files = [(path, path.stat()) for path in self._folder.glob(f"*{SUFFIX}")]
-        files.sort(key=lambda file: file[1].st_mtime)
-        return OrderedDict((path.stem, status.st_size) for path, status in files)
-
     def _evict(self) -> None:
         with self._lock:
             while self.bytes > self.max_bytes and self._sizes:
@@ -136,21 +157,3 @@ class SignalStore:
 def file_bytes(tokens: int, hidden_size: int) -> int:
     """Size of a sequence's file, at most: states, token ids and header."""
     return tokens * (2 * hidden_size + 4) + _HEADER_BYTES
-
-
-def _locked(path: Path) -> IO[bytes]:
-    file = path.open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        message = f"{path.parent} is in use by another teacher server; give each its own folder"
-        raise ConfigurationError(message, "store.path") from error
-    return file
-
-
-def _content(token_ids: Sequence[int], states_TD: torch.Tensor) -> bytes:
-    states, ids = states_TD.to(torch.bfloat16).contiguous(), torch.tensor(token_ids, dtype=torch.int32)
-    metadata = {"sha256": digest(states.view(torch.uint16).numpy(), ids.numpy())}
-    content: bytes = save({"states": states, "token_ids": ids}, metadata=metadata)
-    return content

@@ -211,6 +211,18 @@ def test_what_cannot_be_filled_is_said_before_it_is_begun(unchecked, data, tiny_
     assert engine.started == 0
 
 
+def test_a_full_store_is_not_emptied_by_a_smaller_limit(unchecked, data, tiny_model, tmp_path):
+    full = config(data, tmp_path / "store", tiny_model)
+    sequences = [[number // 20, number % 20] for number in range(400)]
+    fill(full, sequences, FakeScoringEngine())
+    small = config(data, tmp_path / "store", tiny_model, store={"path": str(tmp_path / "store"), "bytes": 1000})
+    with pytest.raises(ConfigurationError, match=r"store\.bytes"):
+        fill(small, sequences, FakeScoringEngine())
+    engine = FakeScoringEngine()
+    assert fill(full, sequences, engine)[0].sequences == 400
+    assert engine.started == 0
+
+
 def test_a_disk_that_does_not_take_all_is_an_error(unchecked, data, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("tutelage.teacher_server.signals.cache.write_durably", lambda path, _content: full(path))
 

@@ -62,7 +62,7 @@ def test_the_order_of_use_outlives_a_restart(tmp_path):
         os.utime(store._path(next(reversed(store._sizes))), (number, number))
     assert store.get([0] * 100) is not None
     store.close()
-    smaller = SignalStore(tmp_path, "teacher", store.bytes - 1)
+    smaller = SignalStore(tmp_path, "teacher", store.bytes - 1, shrink=True)
     assert [smaller.get([number] * 100) is not None for number in range(3)] == [True, False, True]
 
 
@@ -99,3 +99,43 @@ def test_a_file_under_another_name_is_not_believed(store, tmp_path):
     other.write_bytes(one.read_bytes())
     assert store.get([3, 4]) is None
     assert torch.equal(store.get([1, 2]), states([1, 2]))
+
+
+def test_a_smaller_limit_is_refused_and_deletes_nothing(store, tmp_path):
+    for number in range(20):
+        store.put([number] * 100, states([number] * 100))
+    store.close()
+    with pytest.raises(ConfigurationError, match=rf"store\.bytes: .*1,000 bytes.*{store.bytes:,}"):
+        SignalStore(tmp_path, "teacher", 1000)
+    again = SignalStore(tmp_path, "teacher", store.bytes)
+    assert len(again) == len(list(tmp_path.glob("teacher/*.safetensors"))) == 20
+
+
+def test_a_refused_store_is_free_for_who_asks_rightly(store, tmp_path):
+    store.put([1] * 100, states([1] * 100))
+    store.close()
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"store\.shrink"):
+            SignalStore(tmp_path, "teacher", 1000)
+
+
+def test_a_sequence_larger_than_the_store_costs_the_others_nothing(tmp_path, caplog):
+    store = SignalStore(tmp_path, "teacher", 5000)
+    store.put([1, 2], states([1, 2]))
+    store.put([3] * 500, states([3] * 500))
+    assert [tokens in store for tokens in ([1, 2], [3] * 500)] == [True, False]
+    assert len(list(tmp_path.glob("teacher/*.safetensors"))) == 1
+    assert "store.bytes" in caplog.text
+
+
+def test_a_file_that_cannot_be_read_just_now_is_kept(store, monkeypatch, caplog):
+    store.put([7, 8], states([7, 8]))
+    with monkeypatch.context() as patched:
+
+        def too_many_files(*_):
+            raise OSError(24, "Too many open files")
+
+        patched.setattr("tutelage.teacher_server.signals.cache.read_states", too_many_files)
+        assert store.get([7, 8]) is None
+    assert "Too many open files" in caplog.text
+    assert torch.equal(store.get([7, 8]), states([7, 8]))
