@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
-from datetime import UTC, datetime
 from typing import Literal
+
+from pythonjsonlogger.json import JsonFormatter
 
 FIELDS = ("student", "request")
 """What a message may carry besides its text, by `extra=`."""
@@ -25,24 +25,16 @@ class _Readable(logging.Formatter):
         return f"{text} ({about})" if about else text
 
 
-class _Json(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        """The message and what it carries; control characters of a student's are escaped by JSON."""
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        return json.dumps(line | {name: getattr(record, name) for name in FIELDS if hasattr(record, name)})
-
-
 def to_stderr(form: Literal["text", "json"]) -> None:
     """Sends our own messages to standard error; vLLM logs by itself."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if form == "json" else _Readable())
-    for name in ("teacher_server", "tutelage"):
-        own = logging.getLogger(name)
-        own.addHandler(handler)
-        own.setLevel(os.environ.get("TUTELAGE_LOG_LEVEL", "INFO"))
-        own.propagate = False
+    as_json = JsonFormatter(
+        ["levelname", "name", "message"],
+        rename_fields={"levelname": "level", "name": "logger"},
+        timestamp="time",  # with the time zone, which `%(asctime)s` lacks
+    )
+    handler.setFormatter(as_json if form == "json" else _Readable())
+    own = logging.getLogger("tutelage")
+    own.addHandler(handler)
+    own.setLevel(os.environ.get("TUTELAGE_LOG_LEVEL", "INFO"))
+    own.propagate = False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import logging
 import signal
 import threading
@@ -122,6 +121,15 @@ async def serve(config: TeacherConfig, load: Callable[[str, float], Teacher]) ->
 
     """
     server = TeacherServer(config)
+
+    async def prepare() -> Teacher:
+        from tutelage.teacher_server.model.self_check import check
+
+        instance = (server.servicer.instance_id, server.servicer.started_at_seconds)
+        teacher = await in_daemon_thread(lambda: load(*instance))
+        await check(teacher)
+        return teacher
+
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -129,7 +137,7 @@ async def serve(config: TeacherConfig, load: Callable[[str, float], Teacher]) ->
     logger.info("listening at %s; health is NOT_SERVING until the teacher has answered", server.address)
     try:
         stopped = asyncio.create_task(stop.wait())
-        preparing = asyncio.create_task(_prepare(server, load))
+        preparing = asyncio.create_task(prepare())
         await asyncio.wait({stopped, preparing}, return_when=asyncio.FIRST_COMPLETED)
         if not preparing.done():
             logger.info("told to stop while loading")
@@ -142,26 +150,16 @@ async def serve(config: TeacherConfig, load: Callable[[str, float], Teacher]) ->
         await server.stop(0)
 
 
-async def _prepare(server: TeacherServer, load: Callable[[str, float], Teacher]) -> Teacher:
-    from tutelage.teacher_server.model.self_check import check
-
-    servicer = server.servicer
-    teacher = await in_daemon_thread(lambda: load(servicer.instance_id, servicer.started_at_seconds))
-    await check(teacher)
-    return teacher
-
-
 async def _until_stopped(
     server: TeacherServer, teacher: Teacher, stopped: asyncio.Task[bool], drain_seconds: float
 ) -> None:
-    died = asyncio.create_task(_until_dead(teacher))
-    await asyncio.wait({stopped, died}, return_when=asyncio.FIRST_COMPLETED)
     try:
+        while not (stopped.done() or teacher.dead):
+            await asyncio.wait({stopped}, timeout=_DEATH_CHECK_SECONDS)
         if not stopped.done():
             logger.error("an engine died")
             await server.stop(_DEATH_GRACE_SECONDS)
             raise TutelageError("an engine died (vLLM's message is above); start the teacher again")
-        died.cancel()
         logger.info("draining, at most %g s", drain_seconds)
         await server.stop(drain_seconds)
     finally:
@@ -169,33 +167,19 @@ async def _until_stopped(
         logger.info("stopped")
 
 
-async def _until_dead(teacher: Teacher) -> None:
-    while not teacher.dead:
-        await asyncio.sleep(_DEATH_CHECK_SECONDS)
-
-
 async def in_daemon_thread(function: Callable[[], T]) -> T:
-    """The function's result, from a thread that does not hold up the end of the process."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
+    """The function's result, from a thread that does not hold up the end of the process.
 
-    def resolve(outcome: concurrent.futures.Future[T]) -> None:
-        if future.cancelled():
-            return
-        error = outcome.exception()
-        if error is None:
-            future.set_result(outcome.result())
-        else:
-            future.set_exception(error)
+    `asyncio.to_thread` would: the threads of its executor are joined at the end, a minute if a teacher is loading.
+    """
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    outcome.set_running_or_notify_cancel()  # from here on nobody can cancel it under the thread that fills it
 
     def run() -> None:
-        outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
         try:
             outcome.set_result(function())
         except BaseException as error:
             outcome.set_exception(error)
-        with contextlib.suppress(RuntimeError):  # the loop has ended, nobody waits any more
-            loop.call_soon_threadsafe(resolve, outcome)
 
     threading.Thread(target=run, daemon=True, name="loading").start()
-    return await future
+    return await asyncio.wrap_future(outcome)

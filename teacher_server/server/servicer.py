@@ -19,19 +19,12 @@ import grpc.aio
 from tutelage.errors import ConfigurationError, InvalidRequest, Overloaded, Stalled, TutelageError, Unreachable
 from tutelage.names import check_name
 from tutelage.rpc.codec import encode
-from tutelage.rpc.transport import ADAPTER_METADATA_KEY, STUDENT_METADATA_KEY, refusal_of_error
+from tutelage.rpc.transport import ADAPTER_METADATA_KEY, STUDENT_METADATA_KEY, refusal_of_error, status_code
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
 from tutelage.teacher_server.model.teacher import Teacher
-from tutelage.teacher_server.server.scoring_stream import (
-    DRAINING,
-    Context,
-    Output,
-    ScoringStream,
-    abort_with,
-    generate_rationales,
-    log_refusal,
-)
+from tutelage.teacher_server.server.generation_stream import generate_rationales
+from tutelage.teacher_server.server.scoring_stream import Context, Output, ScoringStream, log_refusal
 from tutelage.teacher_server.server.usage import Usage
 from tutelage.teacher_server.signals.unembedding import Unembedding, rows_bytes
 
@@ -39,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _STATUS_SECONDS = 0.2
 ANONYMOUS = "anonymous"
+_DRAINING = "the teacher is going away; ask again once one answers here"
 _STARTING = "the teacher is loading; wait until its health is SERVING"
 
 
@@ -96,7 +90,6 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             usage.stored_bytes = sum(each.stored_bytes for each in states)
         return usage
 
-    # Requests are read from the context, which does not end the call when reading is given up.
     async def ScoreSequences(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         async with self._call(context) as (teacher, student_id):
             teacher.validator.role(pb.TEACHER_ROLE_SCORE)
@@ -108,7 +101,7 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
                     teacher, teacher.scoring, counters, output, self._draining, held_bytes=held_bytes
                 ).run()
             if self._draining.is_set():
-                raise Unreachable(DRAINING)
+                raise Unreachable(_DRAINING)
 
     async def WriteRationales(  # type: ignore[override]
         self, request: pb.WriteRationalesRequest, context: Context
@@ -122,14 +115,14 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
                         generate_rationales(teacher, generation, request.request_id, counters)
                     ) as responses:
                         async for response in responses:
-                            await output.write(response)
+                            await output.send(response)
                 except (Unreachable, Stalled):
                     raise
                 except TutelageError as error:
                     counters.refusals += 1
                     log_refusal(error, student_id, request.request_id)
                     refusal = refusal_of_error(error)
-                    await output.write(pb.WriteRationalesResponse(request_id=request.request_id, refusal=refusal))
+                    await output.send(pb.WriteRationalesResponse(request_id=request.request_id, refusal=refusal))
 
     async def GetUnembedding(  # type: ignore[override]
         self, request: pb.GetUnembeddingRequest, context: Context
@@ -139,31 +132,34 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             assert teacher.scoring is not None
             unembedding = teacher.scoring.head.unembedding
             for chunk in unembedding_chunks(unembedding, row_start, teacher.limits.frame_bytes):
-                await Output(context, self._stall_seconds).write(chunk)
+                await Output(context, self._stall_seconds).send(chunk)
 
     @asynccontextmanager
     async def _call(self, context: Context) -> AsyncIterator[tuple[Teacher, str]]:
         """The teacher and the student of a call; turns our errors into its status."""
         self._calls_open += 1
         self._idle.clear()
-        student_id = ""
+        student_id, metadata = "", {key: str(value) for key, value in context.invocation_metadata() or ()}
         try:
-            student_id = _student_id(context)
+            try:
+                student_id = check_name(metadata.get(STUDENT_METADATA_KEY, ANONYMOUS), STUDENT_METADATA_KEY)
+            except ConfigurationError as error:
+                raise InvalidRequest(error.message, error.field) from error
             if self._draining.is_set():
-                raise Unreachable(DRAINING)
+                raise Unreachable(_DRAINING)
             if self._teacher is None:
                 raise Unreachable(_STARTING)
             if self._calls_open > self._max_streams:
                 raise Overloaded(f"{self._max_streams} calls are open already; ask again later")
-            yield self._teacher.adapted(_metadata(context).get(ADAPTER_METADATA_KEY, "")), student_id
+            yield self._teacher.adapted(metadata.get(ADAPTER_METADATA_KEY, "")), student_id
         except Stalled as error:
             logger.warning("%s", error, extra={"student": student_id})
             # The status waits behind what is not read, and is there when the student reads on; we do not wait.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(abort_with(context, error), _STATUS_SECONDS)
+                await asyncio.wait_for(context.abort(status_code(error), str(error)), _STATUS_SECONDS)
             raise asyncio.CancelledError from error
         except TutelageError as error:
-            await abort_with(context, error)
+            await context.abort(status_code(error), str(error))
         except grpc.aio.InternalError as error:  # a write to a student that has gone: nobody is left to be told
             raise asyncio.CancelledError from error
         finally:
@@ -192,14 +188,3 @@ def unembedding_chunks(
             checksum=crc if bias is None else zlib.crc32(rows_bytes(bias), crc),
             last=start + len(rows) == total,
         )
-
-
-def _metadata(context: Context) -> dict[str, str]:
-    return {key: str(value) for key, value in context.invocation_metadata() or ()}
-
-
-def _student_id(context: Context) -> str:
-    try:
-        return check_name(_metadata(context).get(STUDENT_METADATA_KEY, ANONYMOUS), STUDENT_METADATA_KEY)
-    except ConfigurationError as error:
-        raise InvalidRequest(error.message, error.field) from error

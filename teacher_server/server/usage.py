@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.teacher_server.admission.validation import Scoring
 
 
 class Usage:
@@ -33,3 +34,15 @@ class Usage:
     def snapshot(self) -> list[pb.StudentUsage]:
         """All students, by id."""
         return [self._students[student_id] for student_id in sorted(self._students)]
+
+
+def count_frame(counters: pb.StudentUsage, frame: pb.SignalFrame) -> None:
+    """Adds a frame that was sent."""
+    counters.rows += frame.position_count
+    counters.bytes += frame.ByteSize()
+
+
+def count_sequence(counters: pb.StudentUsage, scoring: Scoring) -> None:
+    """Adds a sequence that was answered in full."""
+    counters.sequences += 1
+    counters.tokens += len(scoring.token_ids)

@@ -13,11 +13,11 @@ from tutelage.teacher_server.server import logging as logs
 @pytest.fixture
 def own_logger():
     """Our logger, as it was before the test afterwards."""
-    kept = [(logger, logger.handlers[:]) for logger in map(logging.getLogger, ("teacher_server", "tutelage"))]
+    logger = logging.getLogger("tutelage")
+    handlers = logger.handlers[:]
     yield logging.getLogger("tutelage.teacher_server.server.scoring_stream")
-    for logger, handlers in kept:
-        logger.handlers, logger.propagate = handlers, True
-        logger.setLevel(logging.NOTSET)
+    logger.handlers, logger.propagate = handlers, True
+    logger.setLevel(logging.NOTSET)
 
 
 def test_json_lines_carry_ids_and_survive_what_is_in_them(own_logger, capsys):
