@@ -122,8 +122,8 @@ def test_id_that_leads_elsewhere(name):
 _HOLDER = """
 import sys, time
 from pathlib import Path
-from tutelage.trainer.checkpoint.run_lock import student_lock
-with student_lock(Path(sys.argv[1])):
+from tutelage.trainer.checkpoint.run_lock import folder_lock
+with folder_lock(Path(sys.argv[1]), advice="wait", field="output"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -143,7 +143,7 @@ def test_two_processes(init, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def unsharded(init: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(init: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a training that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
     train(plain_config(init, folder), folder=folder, teacher=None)

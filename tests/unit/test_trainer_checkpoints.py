@@ -12,7 +12,7 @@ import pytest
 
 from tutelage.errors import CheckpointError, Conflict
 from tutelage.manifest import verify
-from tutelage.trainer.checkpoint.run_lock import student_lock
+from tutelage.trainer.checkpoint.run_lock import folder_lock
 from tutelage.trainer.checkpoint.store import CheckpointStore
 from tutelage.trainer.checkpoint.trainer_state import State, read_state
 from tutelage.trainer.metrics.log import MetricsLog
@@ -156,9 +156,13 @@ def test_metrics_are_cut_back_to_what_was_committed(tmp_path):
 
 
 def test_a_student_has_one_writer_and_its_death_frees_it(tmp_path):
-    with student_lock(tmp_path), pytest.raises(Conflict, match=f"process {os.getpid()}"), student_lock(tmp_path):
+    def lock():
+        return folder_lock(tmp_path, advice="stop that one", field="students.id")
+
+    with lock(), pytest.raises(Conflict, match=f"process {os.getpid()} on .*; stop that one"), lock():
         pass
-    with student_lock(tmp_path):
+    assert f"process {os.getpid()}" in (tmp_path / "lock").read_text()
+    with lock():
         pass
 
 

@@ -1,43 +1,50 @@
-"""One process a student: a lock that the kernel releases when its holder dies, however it dies."""
+"""One writer of a folder: a lock that the kernel releases when its holder dies, however it dies."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from tutelage.errors import Conflict
 from tutelage.files import reporting_disk_errors
 
 
 @contextmanager
-def student_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path, *, advice: str, field: str) -> Iterator[None]:
     """Holds `folder/lock`, in which the holder writes who it is.
+
+    Args:
+        folder: made if it is not there.
+        advice: for whoever is refused: what to do.
+        field: of the configuration that names the folder.
 
     Raises:
         Conflict: a living process holds it.
-        CheckpointError: the file system refused.
+        CheckpointError: the file system refused, or knows no locks.
 
     """
     path = folder / "lock"
+
+    def sign(descriptor: int) -> None:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    # No fallback: where a file system has no flock, filelock would take the file's being there for the lock, which
+    # outlives a killed holder and then keeps its successor out.
+    lock = FileLock(path, blocking=False, fallback_to_soft=False, preserve_lock_file=True, on_acquired=sign)
     with reporting_disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a+", encoding="utf-8")
-    with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            stream.seek(0)
-            raise Conflict(
-                f"{folder} is being written by {stream.read().strip() or 'another process'}; "
-                "stop that one, or give this student another id",
-                "students.id",
-            ) from error
-        with reporting_disk_errors(path):
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            stream.flush()
+            lock.acquire()
+        except Timeout as error:
+            holder = path.read_text(encoding="utf-8").strip() or "another process"
+            raise Conflict(f"{folder} is being written by {holder}; {advice}", field) from error
+    try:
         yield
+    finally:
+        lock.release()

@@ -28,7 +28,7 @@ from tutelage.data.dataset_files import TokenizedExample
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.files import write_durably
 from tutelage.identity import vocabulary_size
-from tutelage.trainer.checkpoint.run_lock import student_lock
+from tutelage.trainer.checkpoint.run_lock import folder_lock
 from tutelage.trainer.checkpoint.store import Checkpoint, CheckpointStore
 from tutelage.trainer.checkpoint.trainer_state import State, config_digest, read_state
 from tutelage.trainer.config.student import StudentConfig
@@ -117,7 +117,10 @@ def train(
     if not workers.first:
         with closing(_Training(config, folder, teacher, _ignore, workers)) as training:
             return training.follow()
-    with student_lock(folder), closing(_Training(config, folder, teacher, report, workers)) as training:
+    with (
+        folder_lock(folder, advice="stop that one, or give this student another id", field="students.id"),
+        closing(_Training(config, folder, teacher, report, workers)) as training,
+    ):
         trackers = open_trackers(config.report_to, folder)
         with MetricsLog(folder, offset_bytes=training.metrics_bytes, trackers=trackers) as metrics:
             return training.run(metrics, control or Control(), evaluations or NoEvaluations())
