@@ -49,6 +49,7 @@ def decode(
     temperature: float,
     max_new_tokens: int,
     end_ids: frozenset[int],
+    share_prefix: bool = True,
 ) -> list[list[int]]:
     """Token ids after each prompt, the end token included.
 
@@ -59,6 +60,7 @@ def decode(
         temperature: 0 takes the likeliest token.
         max_new_tokens: at most so many.
         end_ids: tokens that end an answer.
+        share_prefix: computes what all prompts begin with once; only for models that `probes` allows it for.
 
     """
 
@@ -71,8 +73,8 @@ def decode(
         next_ids=next_ids,
         room=[max_new_tokens] * len(prompts),
         end_ids=end_ids,
-        cache=decoding.growing_cache(model),
-        share_prefix=True,
+        new_cache=decoding.growing_cache,
+        share_prefix=share_prefix,
     )
 
 

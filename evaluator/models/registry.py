@@ -30,6 +30,8 @@ def open_engine(name: EngineName, checkpoint: Path, *, dtype: Dtype, batch_size:
     except ConfigurationError:  # which is a ValueError, and no fault of the checkpoint
         raise
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint} does not load as a causal language model: {error}") from error
+        raise CheckpointError(
+            f"{checkpoint} does not load as a causal language model: {error}", "checkpoint"
+        ) from error
     _logger.info("loaded %s with %s in %.1f s", checkpoint, name, time.perf_counter() - started)
     return engine

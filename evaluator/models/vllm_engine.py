@@ -11,7 +11,7 @@ from typing import Any
 from tutelage.errors import CheckpointError, Unreachable
 from tutelage.evaluator.config import Dtype
 from tutelage.evaluator.models.base import Generation, Sampling, ScoringGroup
-from tutelage.evaluator.models.transformers_engine import TransformersEngine
+from tutelage.evaluator.models.transformers_engine import TransformersEngine, context_length
 from tutelage.runtime.installed import require_vllm
 
 # Small enough for the prefix cache, which keeps whole blocks, to find a template's header; vLLM's CPU build has
@@ -33,7 +33,7 @@ class VllmEngine:
         require_vllm("engine", "give --engine transformers")
         self.dtype, self.batch_size, self._checkpoint = dtype, batch_size, checkpoint
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        self.max_tokens = int(AutoConfig.from_pretrained(checkpoint).max_position_embeddings)
+        self.max_tokens = context_length(AutoConfig.from_pretrained(checkpoint))
 
     @cached_property
     def _llm(self) -> Any:

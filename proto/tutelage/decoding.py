@@ -8,6 +8,7 @@ Shapes: see the legend in docs/architecture.md.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 NextIds = Callable[[Tensor, Sequence[int]], Tensor]
 """From logits [B, V] and the numbers of the prompts that the rows belong to, to one id a row, int64 [B]."""
@@ -31,7 +32,7 @@ def decode(
     next_ids: NextIds,
     room: Sequence[int],
     end_ids: frozenset[int],
-    cache: DynamicCache | None = None,
+    new_cache: Callable[[Any], DynamicCache] | None = None,
     share_prefix: bool = False,
 ) -> list[list[int]]:
     """Token ids after each prompt, the end token included.
@@ -42,23 +43,41 @@ def decode(
         next_ids: draws the next tokens; nothing else here is random.
         room: tokens of each continuation at most; at least one is always written.
         end_ids: tokens that end a continuation.
-        cache: an empty one; by default `DynamicCache`, which knows the model's own kinds of layers.
-        share_prefix: computes the tokens that all prompts begin with once, which moves roundings.
+        new_cache: makes an empty one for a model; by default `DynamicCache`, which knows its kinds of layers.
+        share_prefix: computes the tokens that all prompts begin with once. The padding then stands between them and
+            the rest, so it is only for models that count distances by position ids and not by places in the row.
 
     """
+    cache = new_cache(model) if new_cache else DynamicCache(config=model.config)
+    if len(prompts) > 1 and any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
+        # A recurrent state (Mamba, gated delta nets) cannot be cut to the rows that go on (transformers 5.19), and some
+        # models would also read the padding into it: each prompt by itself.
+        return [
+            decode(
+                model,
+                [prompt],
+                next_ids=lambda logits_BV, rows, row=row: next_ids(logits_BV, [row]),  # type: ignore[misc]
+                room=[room[row]],
+                end_ids=end_ids,
+                new_cache=new_cache,
+            )[0]
+            for row, prompt in enumerate(prompts)
+        ]
     written: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))
-    cache = DynamicCache(config=model.config) if cache is None else cache
+    takes = inspect.signature(model.forward).parameters
     ids_BT, mask_BT = _left_padded(model, prompts, cache, shared_length(prompts) if share_prefix else 0)
     positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
     while active:
+        # A model without position ids (ALiBi) makes its own from the mask.
+        positions = {"position_ids": positions_BT} if "position_ids" in takes else {}
         logits_BV = model(
             input_ids=ids_BT,
             attention_mask=mask_BT,
-            position_ids=positions_BT,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **positions,
         ).logits[:, -1]
         chosen_B = next_ids(logits_BV, active)
         for row, token in zip(active, chosen_B.tolist(), strict=True):
