@@ -52,6 +52,14 @@ DELTA = {
     "linear_value_head_dim": 16,
 }
 MAMBA = {"mamba_n_heads": 8, "mamba_d_state": 8, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 SMALL = {"vocab_size": 512, "initializer_range": 0.15, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 GPT = {**SMALL, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
 ALTERNATING = ["linear_attention", "full_attention"] * 2
@@ -86,6 +94,10 @@ NOT_SHARING: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma2": ("gemma2", SLIDING),
     "gemma3": ("gemma3_text", SLIDING),
+    "gemma3 inside a model that also sees": (
+        "gemma3",
+        {"text_config": SLIDING, "vision_config": VISION, "mm_tokens_per_image": 4},
+    ),
     "cohere2": ("cohere2", {**SIZES, "sliding_window": WINDOW}),
     "gpt_oss": ("gpt_oss", {**SLIDING, "num_local_experts": 4}),
     "olmo3": ("olmo3", {**SIZES, "sliding_window": WINDOW}),
