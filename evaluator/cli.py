@@ -16,6 +16,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tutelage.cli import Command, dispatch
 from tutelage.config import load
 from tutelage.errors import EXIT_DONE
 from tutelage.evaluator.config import (
@@ -38,16 +39,14 @@ _PREFIX = "TUTELAGE_EVALUATE_"
 
 def main(arguments: list[str]) -> int:
     """Score checkpoints on tasks, with or without a server."""
-    subcommands = {
-        "serve": _serve,
-        "watch": _watch,
-        "export": _export,
-        "tasks": _tasks,
-        "generate-arithmetic": _generate_arithmetic,
+    commands = {
+        "serve": Command("serve evaluations over gRPC from a queue on disk", _serve),
+        "watch": Command("score every checkpoint of a run as its students write them", _watch),
+        "export": Command("write what the rows say in a form that other tools read", _export),
+        "tasks": Command("list the tasks, what is known against them, and whether their data is here", _tasks),
+        "generate-arithmetic": Command("write arithmetic word problems to train on", _generate_arithmetic),
     }
-    if arguments and arguments[0] in subcommands:
-        return subcommands[arguments[0]](arguments[1:])
-    return _evaluate(arguments)
+    return dispatch("tutelage evaluate", commands, arguments, default=_evaluate)
 
 
 def _evaluate(arguments: list[str]) -> int:

@@ -6,9 +6,8 @@ import argparse
 import os
 import shlex
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.resources import files
@@ -16,45 +15,27 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from tutelage.errors import EXIT_DONE, EXIT_USAGE, ConfigurationError
+from tutelage.cli import Command, dispatch
+from tutelage.errors import EXIT_DONE, ConfigurationError
 
 if TYPE_CHECKING:
     from tutelage.study.folder import Folder
     from tutelage.study.resolution import Study
 
-USAGE = """\
-usage: tutelage study COMMAND FILE [OPTIONS]
-
-commands:
-  plan      the cells, what they share, and what is missing of them will cost
-  run       do what is missing, and only that; with --submit as one Ray job
-  status    how far it is, and when it will end
-  stop      end the run; what is done stays
-  resume    the same as run
-  report    tables, figures and the verdict on each claim
-
-FILE is a study file (YAML), or the name of a ready one, such as micro.
-`tutelage study COMMAND --help` says more."""
 _STOP_SECONDS = 60.0
 
 
 def main(arguments: list[str]) -> int:
     """Plans, runs and reports a whole study from one file."""
-    commands: dict[str, Callable[[list[str]], int]] = {
-        "plan": plan,
-        "run": run,
-        "resume": run,
-        "status": status,
-        "stop": stop,
-        "report": report,
+    commands = {
+        "plan": Command("the cells, what they share, and what is missing of them will cost", plan),
+        "run": Command("do what is missing, and only that; with --submit as one Ray job", run),
+        "status": Command("how far it is, and when it will end", status),
+        "stop": Command("end the run; what is done stays", stop),
+        "resume": Command("the same as run", run),
+        "report": Command("tables, figures and the verdict on each claim", report),
     }
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return EXIT_DONE if arguments else EXIT_USAGE
-    if arguments[0] not in commands:
-        print(f"tutelage study: {arguments[0]!r} is not a command\n\n{USAGE}", file=sys.stderr)
-        return EXIT_USAGE
-    return commands[arguments[0]](arguments[1:])
+    return dispatch("tutelage study", commands, arguments)
 
 
 def plan(arguments: list[str]) -> int:

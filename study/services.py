@@ -13,7 +13,7 @@ from google.protobuf.json_format import MessageToDict
 
 from tutelage.errors import TutelageError
 from tutelage.files import write_durably
-from tutelage.rpc.transport import error_of_rpc, open_channel
+from tutelage.rpc.transport import ask, error_of_rpc, open_channel
 from tutelage.rpc.v1 import evaluator_pb2 as epb
 from tutelage.rpc.v1 import evaluator_pb2_grpc as erpc
 from tutelage.rpc.v1 import teacher_pb2 as tpb
@@ -80,13 +80,18 @@ def serve_teacher(
 
 def note_usage(name: str, address: str, folder: Folder) -> None:
     """Writes what a teacher counted since its start, one file a start; a teacher that is away is left out."""
-    with open_channel(address) as channel:
-        try:
-            usage = trpc.TeacherServiceStub(channel).GetTeacherUsage(
-                tpb.GetTeacherUsageRequest(), timeout=_TIMEOUT_SECONDS
-            )
-        except grpc.RpcError:
-            return
+    request = tpb.GetTeacherUsageRequest()
+    try:
+        usage = ask(
+            trpc.TeacherServiceStub,
+            "GetTeacherUsage",
+            request,
+            address,
+            server="teacher",
+            timeout_seconds=_TIMEOUT_SECONDS,
+        )
+    except TutelageError:
+        return
     path = folder.path("usage", f"{name}-{usage.instance_id}.json")
     content = MessageToDict(usage, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     write_durably(path, json.dumps({"teacher": name, **content}) + "\n")

@@ -6,48 +6,30 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.errors import EXIT_DONE, EXIT_USAGE
+from tutelage.cli import Command, dispatch
+from tutelage.errors import EXIT_DONE
 from tutelage.teacher_server.server import logging as logs
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-USAGE = """\
-usage: tutelage teacher COMMAND [OPTIONS]
-
-commands:
-  serve       load a teacher and serve it over gRPC until SIGTERM
-  precompute  fill a signal store for a data set, without a server
-  write       have a served teacher write for a file of prompts, as a data set
-  info        who a served teacher is, what it serves and how exactly
-  usage       what it has done since it started, by student
-  top         the same, live
-
-`tutelage teacher COMMAND --help` says more."""
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
 _TIMEOUT_SECONDS = 10.0
 
 
 def main(arguments: list[str]) -> int:
     """Serves a teacher, or asks one who it is and what it has done."""
-    commands: dict[str, Callable[[list[str]], int]] = {
-        "serve": serve,
-        "precompute": precompute,
-        "write": write,
-        "info": info,
-        "usage": usage,
-        "top": top,
+    commands = {
+        "serve": Command("load a teacher and serve it over gRPC until SIGTERM", serve),
+        "precompute": Command("fill a signal store for a data set, without a server", precompute),
+        "write": Command("have a served teacher write for a file of prompts, as a data set", write),
+        "info": Command("who a served teacher is, what it serves and how exactly", info),
+        "usage": Command("what it has done since it started, by student", usage),
+        "top": Command("the same, live", top),
     }
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return EXIT_DONE if arguments else EXIT_USAGE
-    if arguments[0] not in commands:
-        print(f"tutelage teacher: {arguments[0]!r} is not a command\n\n{USAGE}", file=sys.stderr)
-        return EXIT_USAGE
-    return commands[arguments[0]](arguments[1:])
+    return dispatch("tutelage teacher", commands, arguments)
 
 
 def serve(arguments: list[str]) -> int:
@@ -181,37 +163,31 @@ def _rates(answer: Any, before: Any, seconds: float) -> Any:
 
 
 def _client_parser(command: str) -> argparse.ArgumentParser:
+    from tutelage.rpc.tls import add_client_flags
+
     parser = argparse.ArgumentParser(prog=f"tutelage teacher {command}", allow_abbrev=False)
     parser.add_argument("--address", default=_DEFAULT_ADDRESS, help="host:port of the teacher (%(default)s)")
     parser.add_argument("--adapter", help="ask the teacher that has this LoRA adapter")
-    parser.add_argument("--ca", type=Path, help="PEM file that the teacher's certificate must come from: use TLS")
-    parser.add_argument("--certificate", type=Path, help="PEM file: our own certificate, if the teacher asks for one")
-    parser.add_argument("--key", type=Path, help="PEM file: its private key")
-    parser.add_argument("--token-file", type=Path, help="file with a bearer token of scope info")
+    add_client_flags(parser, "info")
     return parser
 
 
 def _call(options: argparse.Namespace, method: str, request: Message) -> Any:
     """The answer of the teacher that the options name."""
-    import grpc
-
-    from tutelage.config import validate
-    from tutelage.rpc.tls import ClientTls
-    from tutelage.rpc.transport import ADAPTER_METADATA_KEY, error_of_rpc, open_channel, token_metadata
+    from tutelage.rpc.tls import client_access
+    from tutelage.rpc.transport import ADAPTER_METADATA_KEY, ask
     from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
 
-    tls = None
-    if options.ca is not None:
-        tls = validate(ClientTls, {"ca": options.ca, "certificate": options.certificate, "key": options.key})
-    metadata = token_metadata(options.token_file)
-    if options.adapter is not None:
-        metadata += ((ADAPTER_METADATA_KEY, options.adapter),)
-    with open_channel(options.address, tls) as channel:
-        try:
-            call = getattr(pb_grpc.TeacherServiceStub(channel), method)
-            return call(request, timeout=_TIMEOUT_SECONDS, metadata=metadata)
-        except grpc.RpcError as error:
-            raise error_of_rpc(error, options.address, "teacher") from error
+    return ask(
+        pb_grpc.TeacherServiceStub,
+        method,
+        request,
+        options.address,
+        server="teacher",
+        timeout_seconds=_TIMEOUT_SECONDS,
+        access=client_access(options),
+        metadata=() if options.adapter is None else ((ADAPTER_METADATA_KEY, options.adapter),),
+    )
 
 
 def _ask(command: str, method: str, request: Message, arguments: list[str], show: Callable[[Any], None]) -> int:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from tutelage.config import Config
 from tutelage.data.prompts import Template
-from tutelage.rpc.tls import ClientTls, ServerTls
+from tutelage.rpc.tls import ClientAccess, ServerTls
 
 Role = Literal["score", "write"]
 Cores = Annotated[str, Field(pattern=r"^(auto|\d+(-\d+)?(,\d+(-\d+)?)*)$")]
@@ -205,7 +205,7 @@ class PrecomputeConfig(TeacherConfig):
         return self
 
 
-class GenerateConfig(Config):
+class GenerateConfig(ClientAccess):
     """Has a served teacher generate for a file of prompts, and makes a data set of it; goes on where it was stopped."""
 
     data: Path
@@ -222,12 +222,6 @@ class GenerateConfig(Config):
 
     adapter: str | None = None
     """Name of the LoRA adapter that is to generate; none means the base model."""
-
-    tls: ClientTls | None = None
-    """How to know the teacher; none means an unencrypted connection."""
-
-    token_file: Path | None = None
-    """File with a bearer token of scopes info and write."""
 
     student_id: str = "write"
     """Name under which the teacher counts the work."""

@@ -1,14 +1,18 @@
-"""The `tutelage` command: finds its subcommands through the entry-point group `tutelage.commands`.
+"""The `tutelage` command, and how every command of it that has subcommands finds them.
 
-Each service registers its own, so this imports none of them, and an environment with only one service
-has only that service's subcommands. A subcommand is a function of the remaining arguments that returns
-an exit code; the first line of its docstring is its help.
+The umbrella finds its subcommands through the entry-point group `tutelage.commands`. Each service registers its own, so
+this imports none of them, and an environment with only one service has only that service's. A command is a function of
+the remaining arguments that returns an exit code.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 
 from tutelage import __version__
@@ -26,30 +30,65 @@ _SUMMARIES = {
 }
 
 
-def _usage(commands: dict[str, EntryPoint]) -> str:
-    lines = [f"  {name:<10}{_SUMMARIES.get(name, '')}" for name in sorted(commands)]
-    return "\n".join(
-        ["usage: tutelage COMMAND [OPTIONS]", "", "commands:", *lines, "", "`tutelage COMMAND --help` says more."]
+@dataclass(frozen=True)
+class Command:
+    """One subcommand."""
+
+    summary: str
+    """One line for the list of commands."""
+    run: Callable[[list[str]], int]
+    """Takes the arguments that follow its name, and returns an exit code."""
+
+
+def dispatch(
+    program: str,
+    commands: Mapping[str, Command],
+    arguments: list[str],
+    default: Callable[[list[str]], int] | None = None,
+) -> int:
+    """Runs the subcommand that the first argument names; lists them if it is `--help`, missing, or none of them.
+
+    Args:
+        program: the command as people type it, e.g. `tutelage teacher`.
+        commands: by name, in the order of the list.
+        arguments: the command line after `program`.
+        default: what flags without a subcommand mean; none means that a subcommand has to be named.
+
+    """
+    # pydantic-settings has subcommands (CliSubCommand) as fields of one settings class. That needs every subcommand's
+    # configuration, and so every import, to answer the help of one (`tutelage` is to answer without importing a
+    # service); all of them share one environment prefix and one YAML file; and none can be the default.
+    first = arguments[0] if arguments else ""
+    if first in commands:
+        return commands[first].run(arguments[1:])
+    width = max(map(len, commands)) + 2
+    options = "[COMMAND] [OPTIONS]" if default else "COMMAND [OPTIONS]"
+    lines = [f"  {name:<{width}}{command.summary}" for name, command in commands.items()]
+    usage = "\n".join(
+        [f"usage: {program} {options}", "", "commands:", *lines, "", f"`{program} COMMAND --help` says more."]
     )
+    if first in ("-h", "--help"):
+        print(usage)
+        return default(arguments) if default else EXIT_DONE
+    if default and (not first or first.startswith("-")):
+        return default(arguments)
+    if first:
+        nearest = difflib.get_close_matches(first, commands, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        print(f"{program}: {first!r} is not a command{hint}\n", file=sys.stderr)
+    print(usage, file=sys.stderr)
+    return EXIT_USAGE
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one subcommand and returns its exit code: 0 done, 2 usage, 3 unreachable, 4 data, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {entry.name: entry for entry in entry_points(group="tutelage.commands")}
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage(commands))
-        return EXIT_DONE if arguments else EXIT_USAGE
-    if arguments[0] == "--version":
+    if arguments[:1] == ["--version"]:
         print(f"tutelage {__version__}")
         return EXIT_DONE
-    entry = commands.get(arguments[0])
-    if entry is None:
-        print(
-            f"tutelage: {arguments[0]!r} is not a command of this installation\n\n{_usage(commands)}", file=sys.stderr
-        )
-        return EXIT_USAGE
-    return _run(entry, arguments[1:])
+    found = sorted(entry_points(group="tutelage.commands"), key=lambda entry: entry.name)
+    commands = {entry.name: Command(_SUMMARIES.get(entry.name, ""), partial(_run, entry)) for entry in found}
+    return dispatch("tutelage", commands, arguments)
 
 
 def _run(entry: EntryPoint, arguments: list[str]) -> int:

@@ -22,7 +22,7 @@ from tutelage import __version__
 from tutelage.errors import EXIT_DONE, TutelageError
 
 if TYPE_CHECKING:
-    from tutelage.rpc.tls import ClientTls
+    from tutelage.rpc.tls import ClientAccess
     from tutelage.rpc.v1 import teacher_pb2 as pb
 
 # Service -> the distributions that it needs; the first installed of a tuple counts.
@@ -85,38 +85,33 @@ def _port(name: str, port: int) -> Finding:
     return Finding(f"port {port}", "ok", f"free (the {name}'s default)")
 
 
-def ask_teacher(
-    address: str, tls: ClientTls | None = None, token_file: Path | None = None
-) -> pb.GetTeacherInfoResponse:
-    """What the teacher at `host:port` says of itself.
+def ask_teacher(address: str, access: ClientAccess | None = None) -> pb.GetTeacherInfoResponse:
+    """Who the teacher at `host:port` says it is.
 
     Raises:
-        NotAuthenticated: the two do not agree on TLS, or it does not know the token.
         Unreachable: it does not answer within five seconds.
+        NotAuthenticated: the two do not agree on TLS, or the token is missing or wrong.
+        NotPermitted: the token has not the scope `info`.
 
     """
-    import grpc
-
-    from tutelage.rpc.transport import error_of_rpc, open_channel, token_metadata
+    from tutelage.rpc.transport import ask
     from tutelage.rpc.v1 import teacher_pb2 as pb
     from tutelage.rpc.v1 import teacher_pb2_grpc as rpc
 
-    with open_channel(address, tls) as channel:
-        stub = rpc.TeacherServiceStub(channel)
-        try:
-            return stub.GetTeacherInfo(
-                pb.GetTeacherInfoRequest(),
-                timeout=ANSWER_SECONDS,
-                wait_for_ready=tls is None,  # it would wait for a handshake that has failed
-                metadata=token_metadata(token_file),
-            )
-        except grpc.RpcError as error:
-            raise error_of_rpc(error, address, "teacher") from error
+    answer: pb.GetTeacherInfoResponse = ask(
+        rpc.TeacherServiceStub,
+        "GetTeacherInfo",
+        pb.GetTeacherInfoRequest(),
+        address,
+        server="teacher",
+        timeout_seconds=ANSWER_SECONDS,
+        access=access,
+        wait=True,
+    )
+    return answer
 
 
-def teacher_and_student(
-    address: str | None, student: Path | None, tls: ClientTls | None = None, token_file: Path | None = None
-) -> list[Finding]:
+def teacher_and_student(address: str | None, student: Path | None, access: ClientAccess | None = None) -> list[Finding]:
     """Whether the teacher answers, and whether the student's token ids mean the same to it."""
     from tutelage.identity import require_same_tokenizer, tokenizer_digests, vocabulary_size
 
@@ -124,7 +119,7 @@ def teacher_and_student(
     digests = None
     if address:
         try:
-            info = ask_teacher(address, tls, token_file)
+            info = ask_teacher(address, access)
         except TutelageError as error:
             findings.append(Finding("teacher", "bad", str(error), error.exit_code))
         else:
@@ -145,9 +140,7 @@ def teacher_and_student(
     return findings
 
 
-def diagnose(
-    address: str | None, student: Path | None, tls: ClientTls | None = None, token_file: Path | None = None
-) -> list[Finding]:
+def diagnose(address: str | None, student: Path | None, access: ClientAccess | None = None) -> list[Finding]:
     """Everything that the doctor looks at, in order."""
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
@@ -156,31 +149,21 @@ def diagnose(
         Finding("tutelage", "ok", f"{__version__}; {machine}"),
         *installed_packages(),
         *free_ports(),
-        *teacher_and_student(address, student, tls, token_file),
+        *teacher_and_student(address, student, access),
     ]
-
-
-def _tls(options: argparse.Namespace) -> ClientTls | None:
-    from tutelage.config import validate
-    from tutelage.rpc.tls import ClientTls
-
-    if options.ca is None:
-        return None
-    return validate(ClientTls, {"ca": options.ca, "certificate": options.certificate, "key": options.key})
 
 
 def main(arguments: list[str]) -> int:
     """Say what is installed, which ports are free, whether a teacher answers and a student fits it."""
+    from tutelage.rpc.tls import add_client_flags, client_access
+
     parser = argparse.ArgumentParser(prog="tutelage doctor", description=main.__doc__)
     parser.add_argument("--teacher", metavar="HOST:PORT", help="ask this teacher who it is")
     parser.add_argument("--student", type=Path, metavar="DIR", help="compare this checkpoint's tokenizer with it")
-    parser.add_argument("--ca", type=Path, help="PEM file that the teacher's certificate must come from: use TLS")
-    parser.add_argument("--certificate", type=Path, help="PEM file: our own certificate, if the teacher asks for one")
-    parser.add_argument("--key", type=Path, help="PEM file: its private key")
-    parser.add_argument("--token-file", type=Path, help="file with a bearer token of scope info")
+    add_client_flags(parser, "info")
     parser.add_argument("--json", action="store_true", help="one JSON list instead of lines")
     options = parser.parse_args(arguments)
-    findings = diagnose(options.teacher, options.student, _tls(options), options.token_file)
+    findings = diagnose(options.teacher, options.student, client_access(options))
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

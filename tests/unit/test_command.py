@@ -18,7 +18,18 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "vllm", "ray", "transformers", "polars", "altair", "datasets", "scipy")
 
 
-COMMANDS = ["teacher", "teacher serve", "train", "evaluate", "report", "doctor", ""]
+COMMANDS = [
+    "teacher",
+    "teacher serve",
+    "teacher info",
+    "train",
+    "students",
+    "evaluate",
+    "report",
+    "study",
+    "doctor",
+    "",
+]
 # Prints the exit code of `tutelage … --help` and which heavy modules it loaded.
 ASK_FOR_HELP = f"""
 import sys
@@ -78,3 +89,53 @@ def test_the_doctor_does_not_find_a_teacher_where_there_is_none(capsys, monkeypa
     monkeypatch.setattr(doctor, "ANSWER_SECONDS", 0.5)
     assert doctor.main(["--teacher", f"127.0.0.1:{unused_tcp_port}"]) == 3
     assert "is it started" in capsys.readouterr().out
+
+
+def test_a_command_lists_its_subcommands_and_says_which_one_was_meant(capsys):
+    ran = []
+    commands = {
+        name: command.Command(f"do {name}", lambda rest, name=name: ran.append((name, rest)) or 7)
+        for name in ("plan", "run")
+    }
+    assert command.dispatch("tutelage x", commands, ["plan", "--a", "1"]) == 7
+    assert ran == [("plan", ["--a", "1"])]
+    assert command.dispatch("tutelage x", commands, ["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert "usage: tutelage x COMMAND [OPTIONS]" in listed
+    assert "  plan  do plan\n  run   do run" in listed
+    assert command.dispatch("tutelage x", commands, ["paln"]) == 2
+    assert "tutelage x: 'paln' is not a command; did you mean plan?" in capsys.readouterr().err
+    assert command.dispatch("tutelage x", commands, []) == 2
+
+
+def test_flags_without_a_subcommand_go_to_the_default(capsys):
+    given = []
+    commands = {"serve": command.Command("serve", lambda rest: 1)}
+    default = lambda rest: given.append(rest) or 0  # noqa: E731
+    for arguments in (["--checkpoint", "x"], [], ["--help"]):
+        assert command.dispatch("tutelage x", commands, arguments, default) == 0
+        assert given.pop() == arguments
+    assert "  serve  serve" in capsys.readouterr().out
+    assert command.dispatch("tutelage x", commands, ["exprt"], default) == 2
+    assert given == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--certificate", "c.pem", "--key", "k.pem"], "give the server's --ca too"),
+        (["--ca", "ca.pem", "--key", "k.pem"], "a certificate and its key come together"),
+    ],
+)
+def test_tls_flags_that_do_not_go_together_are_refused(flags, says):
+    import argparse
+
+    from tutelage.errors import ConfigurationError
+    from tutelage.rpc.tls import add_client_flags, client_access
+
+    parser = argparse.ArgumentParser()
+    add_client_flags(parser, "info")
+    with pytest.raises(ConfigurationError, match=says):
+        client_access(parser.parse_args(flags))
+    assert client_access(parser.parse_args([])).tls is None
+    assert str(client_access(parser.parse_args(["--ca", "ca.pem"])).tls.ca) == "ca.pem"

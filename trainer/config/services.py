@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from tutelage.config import Config
-from tutelage.rpc.tls import ClientTls
+from tutelage.rpc.tls import ClientAccess
 from tutelage.trainer.config.objective import NotNegative, Positive
 
 
-class TeacherConfig(Config):
+class TeacherConfig(ClientAccess):
     """Where the teacher is."""
 
     address: str = "127.0.0.1:50051"
@@ -21,10 +20,6 @@ class TeacherConfig(Config):
     """Name of the LoRA adapter to learn from; none means the base model."""
     wait_seconds: Annotated[float, Field(gt=0)] = 600.0
     """How long to wait for a teacher that does not answer before giving up."""
-    tls: ClientTls | None = None
-    """How to know the teacher; none means an unencrypted connection."""
-    token_file: Path | None = None
-    """File with the bearer token that the teacher asks for."""
 
 
 class TaskConfig(Config):
@@ -38,15 +33,11 @@ class TaskConfig(Config):
     """Items to score, the first ones; 0 means all."""
 
 
-class EvaluatorConfig(Config):
+class EvaluatorConfig(ClientAccess):
     """Where the evaluator is and what it is asked for."""
 
     address: str = "127.0.0.1:50052"
     """host:port of the evaluator."""
-    tls: ClientTls | None = None
-    """How to know the evaluator; none means an unencrypted connection."""
-    token_file: Path | None = None
-    """File with the bearer token that the evaluator asks for."""
     tasks: tuple[TaskConfig, ...]
     """Tasks for each evaluated checkpoint."""
     every_steps: NotNegative = 0

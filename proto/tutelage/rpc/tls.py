@@ -1,12 +1,14 @@
-"""The files by which the two sides of an encrypted connection know each other; importable without gRPC."""
+"""The files by which the two sides of a connection know each other, as settings and as flags; needs no gRPC."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from pydantic import model_validator
 
-from tutelage.config import Config
+from tutelage.config import Config, validate
+from tutelage.errors import ConfigurationError
 
 
 class ServerTls(Config):
@@ -39,3 +41,41 @@ class ClientTls(Config):
         if (self.certificate is None) != (self.key is None):
             raise ValueError("a certificate and its key come together; give both or neither")
         return self
+
+
+class ClientAccess(Config):
+    """How a client knows the server that it asks, and shows who it is."""
+
+    tls: ClientTls | None = None
+    """How to know the server; none means an unencrypted connection."""
+
+    token_file: Path | None = None
+    """File with the bearer token that the server asks for."""
+
+
+def add_client_flags(parser: argparse.ArgumentParser, scope: str) -> None:
+    """Adds the flags of a command that asks a server; `client_access` reads them.
+
+    Args:
+        parser: of the command.
+        scope: that the command needs a token for, if the server asks for tokens.
+
+    """
+    parser.add_argument("--ca", type=Path, help="PEM file that the server's certificate must come from: use TLS")
+    parser.add_argument("--certificate", type=Path, help="PEM file: our own certificate, if the server asks for one")
+    parser.add_argument("--key", type=Path, help="PEM file: its private key")
+    parser.add_argument("--token-file", type=Path, help=f"file with a bearer token of scope {scope}")
+
+
+def client_access(options: argparse.Namespace) -> ClientAccess:
+    """What the flags of `add_client_flags` say.
+
+    Raises:
+        ConfigurationError: a certificate without its key or the reverse, or either without --ca.
+
+    """
+    files = {"ca": options.ca, "certificate": options.certificate, "key": options.key}
+    tls = files if any(files.values()) else None
+    if tls and options.ca is None:
+        raise ConfigurationError("a certificate of our own is shown over TLS only; give the server's --ca too", "ca")
+    return validate(ClientAccess, {"tls": tls, "token_file": options.token_file})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tutelage.errors import (
     Unreachable,
     error_of_status,
 )
-from tutelage.rpc.tls import ClientTls, ServerTls
+from tutelage.rpc.tls import ClientAccess, ClientTls, ServerTls
 from tutelage.rpc.v1 import teacher_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,50 @@ def token_metadata(token_file: Path | None) -> tuple[tuple[str, str], ...]:
     if token_file is None:
         return ()
     return ((TOKEN_METADATA_KEY, f"{BEARER}{_pem(token_file, 'token_file').decode().strip()}"),)
+
+
+def ask(
+    stub: Callable[[grpc.Channel], Any],
+    method: str,
+    request: Any,
+    address: str,
+    *,
+    server: str,
+    timeout_seconds: float,
+    access: ClientAccess | None = None,
+    metadata: tuple[tuple[str, str], ...] = (),
+    wait: bool = False,
+) -> Any:
+    """The answer of a server to one question, over a connection of its own.
+
+    Args:
+        stub: the generated class of the service's client.
+        method: of the service; one request, one answer.
+        request: its message.
+        address: host:port.
+        server: what the server is, for people: "teacher", "evaluator".
+        timeout_seconds: how long to wait for the answer.
+        access: TLS and token; none means neither.
+        metadata: besides the token's.
+        wait: whether a server that is not there yet is waited for; never over TLS, where a handshake that has failed
+            would be waited for, too.
+
+    Raises:
+        TutelageError: no answer, or a refusal; as `error_of_rpc`.
+        ConfigurationError: a file of `access` cannot be read.
+
+    """
+    access = access or ClientAccess()
+    with open_channel(address, access.tls) as channel:
+        try:
+            return getattr(stub(channel), method)(
+                request,
+                timeout=timeout_seconds,
+                wait_for_ready=wait and access.tls is None,
+                metadata=(*token_metadata(access.token_file), *metadata),
+            )
+        except grpc.RpcError as error:
+            raise error_of_rpc(error, address, server) from error
 
 
 def _pem(path: Path, field: str) -> bytes:
