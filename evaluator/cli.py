@@ -207,7 +207,7 @@ def report(arguments: list[str]) -> int:
     if config.from_paper:
         from tutelage.evaluator.paper_audit.audit import from_paper
 
-        print(from_paper(config.from_paper, config.out.parent).markdown())
+        print(from_paper(config.from_paper, config.out.parent).page.markdown())
         return EXIT_DONE
     from tutelage.evaluator.report import write_report, write_study_report
 

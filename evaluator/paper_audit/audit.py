@@ -8,8 +8,10 @@ reads the ten CSV files (`math_results_main.csv`, …, `BLEU2.csv`). Where the t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,7 +20,8 @@ from tutelage.evaluator.paper_audit import correlations, single_scores, temperat
 from tutelage.evaluator.paper_audit.conclusions import claims, methods_by_pair
 from tutelage.evaluator.paper_audit.published_tests import ALL_METHODS, published_tests
 from tutelage.evaluator.paper_audit.released_tables import read_scores, read_similarities
-from tutelage.evaluator.paper_audit.sections import Section, render_html, render_markdown
+from tutelage.evaluator.report.formats import NONE
+from tutelage.evaluator.report.page import Column, Page, Section, Table, column
 from tutelage.evaluator.statistics.scores import improvements
 
 TITLE = "The generalization-fidelity study: its statistics again, and what they carry"
@@ -27,18 +30,10 @@ _SEED = 0  # of the bootstrap, so that the report is the same every time
 
 @dataclass(frozen=True)
 class PaperReport:
-    """Every table by name, as long frames, and the sections that show them."""
+    """Every table by name, as long frames, and the page that shows them."""
 
     tables: dict[str, pl.DataFrame]
-    sections: tuple[Section, ...]
-
-    def markdown(self) -> str:
-        """The report as Markdown."""
-        return render_markdown(TITLE, self.sections)
-
-    def html(self) -> str:
-        """The report as one HTML file."""
-        return render_html(TITLE, self.sections)
+    page: Page
 
 
 def from_paper(folder: Path, out: Path | None = None) -> PaperReport:
@@ -53,20 +48,24 @@ def from_paper(folder: Path, out: Path | None = None) -> PaperReport:
 
     """
     scores, similarities = read_scores(folder), read_similarities(folder)
-    tables = _tables(scores, similarities, np.random.default_rng(_SEED))
+    tables = audit_tables(scores, similarities, np.random.default_rng(_SEED))
     tasks = folder.resolve().parent / "tasks"
     if tasks.is_dir():
         tables["boolq_majority"] = single_scores.boolq_majority(scores, tasks)
         tables["shared_questions"] = single_scores.shared_questions(tasks)
-    report = PaperReport(tables, tuple(_sections(tables)))
+    origin = "Every number is derived from the authors' released tables."
+    report = PaperReport(tables, Page("Audit", TITLE, sections(tables), origin=origin, contents=True))
     if out is not None:
-        _write(report, out)
+        report.page.write(out / "report.html")
+        for name, table in report.tables.items():
+            table.write_csv(out / "tables" / f"{name}.csv")
     return report
 
 
-def _tables(
+def audit_tables(
     scores: pl.DataFrame, similarities: pl.DataFrame, generator: np.random.Generator
 ) -> dict[str, pl.DataFrame]:
+    """Everything that the released tables alone give, by name; the claims are read from the others."""
     tables = {
         "published": published_tests(improvements(scores, "maximum_over_temperatures"), similarities),
         "means_by_student": temperature_selection.means_by_student(scores, generator),
@@ -87,15 +86,37 @@ def _tables(
     return tables | {"claims": claims(tables)}
 
 
-def wide_tests(published: pl.DataFrame, track: str, method: str) -> pl.DataFrame:
-    """The published tests of one track as a table: a row a task, a column a test, "statistic (p)" in each."""
-    rows = published.filter(track=track, method=method)
-    text = rows.with_columns(
-        text=pl.struct("statistic", "p_value").map_elements(
-            lambda cell: f"{cell['statistic']:.4f} ({cell['p_value']:.3g})", return_dtype=pl.String
-        )
-    )
-    return text.pivot("test", index="task", values="text")
+def shown_as(name: str, frame: pl.DataFrame) -> Table:
+    """A frame as it is, a column a column; its CSV file holds the long form, which the audit writes itself."""
+
+    def form(name: str) -> Callable[[Any], str]:
+        places = "{:.3g}" if name.startswith("p_") else "{:g}" if name == "temperature" else "{:.2f}"
+        written = "{:.4f}" if "rho" in name and not name.startswith("p_") else places
+        return lambda value: written.format(value) if isinstance(value, float) else str(value)
+
+    columns = [column(name, name, form(name), numeric=kind.is_numeric()) for name, kind in frame.schema.items()]
+    return Table(name, columns, frame.to_dicts(), None)
+
+
+def published_table(published: pl.DataFrame, track: str, method: str) -> Table:
+    """The published tests of one track: a row a task, a column a test, "statistic (p)" in each."""
+    rows: dict[str, dict[str, Any]] = {}
+    own = published.filter(track=track, method=method)
+    for row in own.to_dicts():
+        rows.setdefault(row["task"], {"task": row["task"]})[row["test"]] = row
+
+    def result(test: str) -> Column:
+        def text(row: Mapping[str, Any]) -> str:
+            found = row.get(test)
+            if found is None or found["statistic"] is None:
+                return NONE
+            return f"{found['statistic']:.4f} ({found['p_value']:.3g})"
+
+        return Column(test, text)
+
+    tests = own["test"].unique(maintain_order=True).to_list()
+    columns = [column("task", "task"), *(result(test) for test in tests)]
+    return Table(f"published_{track}_{method.lower()}", columns, list(rows.values()), None)
 
 
 # Name of the table, heading, caption. The tests as published come before these, method by method.
@@ -188,38 +209,30 @@ _AUDIT = (
 )
 
 
-def _sections(tables: dict[str, pl.DataFrame]) -> list[Section]:
-    sections = [
+def sections(tables: dict[str, pl.DataFrame]) -> list[Section]:
+    """The conclusions first, then the tests as published, then what the audit found."""
+    first = Section(
+        "Conclusions, and whether they survive",
+        "Verdicts follow fixed rules from the tables below: the same answer with the maximum over temperatures and "
+        "at T = 1, on n = 11 pairs. Even that is generous: the pairs share six students and their fine-tuned "
+        "scores. Brackets are 95 % intervals.",
+        tables=[shown_as("claims", tables["claims"])],
+    )
+    published = [
         Section(
-            "claims",
-            "Conclusions, and whether they survive",
-            "Verdicts follow fixed rules from the tables below: the same answer with the maximum over temperatures and "
-            "at T = 1, on n = 11 pairs. Even that is generous: the pairs share six students and their fine-tuned "
-            "scores. Brackets are 95 % intervals.",
-            tables["claims"],
+            f"As published: {track}, {'all methods' if method == ALL_METHODS else method}",
+            f"statistic (p), n = {33 if method == ALL_METHODS else 11}, maximum over temperatures. t: one-sided; ANOVA "
+            "and Kruskal-Wallis over methods; Spearman of improvement with size, teacher's score, own fine-tuned "
+            "score, agreement, BLEU.csv (similarity) and BLEU2.csv (bleu). No correction for multiple tests.",
+            tables=[published_table(tables["published"], track, method)],
         )
+        for track in ("math", "commonsense")
+        for method in (ALL_METHODS, "Seq-KD", "Rev-KD", "GKD")
     ]
-    for track in ("math", "commonsense"):
-        for method in (ALL_METHODS, "Seq-KD", "Rev-KD", "GKD"):
-            count = 33 if method == ALL_METHODS else 11
-            sections.append(
-                Section(
-                    f"published_{track}_{method.lower()}",
-                    f"As published: {track}, {'all methods' if method == ALL_METHODS else method}",
-                    f"statistic (p), n = {count}, maximum over temperatures. t: one-sided; ANOVA and Kruskal-Wallis "
-                    "over methods; Spearman of improvement with size, teacher's score, own fine-tuned score, "
-                    "agreement, BLEU.csv (similarity) and BLEU2.csv (bleu). No correction for multiple tests.",
-                    wide_tests(tables["published"], track, method),
-                )
-            )
     shown = tables | {"published_by_selection": tables["published_by_selection"].filter("changes").drop("changes")}
-    sections += [Section(name, title, caption, shown[name]) for name, title, caption in _AUDIT if name in shown]
-    return sections
-
-
-def _write(report: PaperReport, out: Path) -> None:
-    (out / "tables").mkdir(parents=True, exist_ok=True)
-    for name, table in report.tables.items():
-        table.write_csv(out / "tables" / f"{name}.csv")
-    (out / "report.md").write_text(report.markdown(), encoding="utf-8")
-    (out / "report.html").write_text(report.html(), encoding="utf-8")
+    found = [
+        Section(title, caption, tables=[shown_as(name, shown[name])])
+        for name, title, caption in _AUDIT
+        if name in shown
+    ]
+    return [first, *published, *found]

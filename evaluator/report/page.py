@@ -1,21 +1,64 @@
-"""A page of sections: as one HTML file, as Markdown, and its figures and tables as files beside both."""
+"""The page that every report is: sections of text, figures and tables, as HTML and Markdown, with files beside both.
+
+A table keeps its numbers; each column says how one is written, and that happens where the page is written.
+"""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tutelage.evaluator.report import run_figures as figures
-from tutelage.evaluator.report.run_tables import Table
+from tutelage.evaluator.report.chart_style import Chart
+from tutelage.evaluator.report.formats import NONE
 
 _PNG_SCALE = 2
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its head, how a row's value is written, and whether it is a number (set to the right)."""
+
+    head: str
+    text: Callable[[Mapping[str, Any]], str]
+    numeric: bool = True
+
+
+def column(head: str, key: str, form: Callable[[Any], str] = str, *, numeric: bool = True) -> Column:
+    """A column that writes one value of the row, and a dash where that is None or absent."""
+    return Column(head, lambda row: NONE if row.get(key) is None else form(row[key]), numeric)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Values and how they are shown. The first column names the row.
+
+    Attributes:
+        name: of its CSV file.
+        columns: what is shown.
+        rows: the values, a mapping a row.
+        frame: what the CSV file holds; None for no file.
+        caption: n, test, and what to read.
+
+    """
+
+    name: str
+    columns: Sequence[Column]
+    rows: Sequence[Mapping[str, Any]]
+    frame: pl.DataFrame | None
+    caption: str = ""
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The rows as they are written."""
+        return [[column.text(row) for column in self.columns] for row in self.rows]
 
 
 @dataclass(frozen=True)
@@ -24,7 +67,7 @@ class Figure:
 
     name: str
     alt: str
-    chart: figures.Chart
+    chart: Chart
     caption: str
 
     @property
@@ -35,57 +78,133 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What one model wrote for an item, and whether its answer is right."""
+
+    label: str
+    output: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An item as several models answered it; the question is empty where it is not known."""
+
+    title: str
+    question: str
+    answers: Sequence[Answer]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A headline of the page: of which student, the figure, what it is."""
+
+    student: str
+    value: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading, what to see there, figures, tables with their captions."""
+    """A heading, what to see there, figures, tables, samples of outputs."""
 
     title: str
     text: str = ""
     figures: Sequence[Figure] = ()
-    tables: Sequence[tuple[Table, str]] = ()
-    samples: Sequence[dict[str, Any]] = field(default_factory=list)
+    tables: Sequence[Table] = ()
+    samples: Sequence[Sample] = ()
+
+    @property
+    def anchor(self) -> str:
+        """What a link to the section ends in."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
-def html_page(
-    title: str, facts: Sequence[tuple[str, str]], tiles: Sequence[dict[str, str]], sections: Sequence[Section]
-) -> str:
-    """The page as one file without scripts or references; every text is escaped."""
-    environment = Environment(
-        loader=PackageLoader("tutelage.evaluator.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    template = environment.get_template("report.html.jinja")
-    return template.render(run=title, facts=facts, tiles=tiles, sections=sections)
+@dataclass(frozen=True)
+class Page:
+    """A whole report.
 
+    Attributes:
+        kind: which report it is; stands over the title.
+        title: of what.
+        sections: in their order.
+        facts: names and values for the head of the page.
+        tiles: its headlines.
+        origin: where every number comes from, for the foot of the page.
+        contents: whether a list of the sections comes first.
 
-def markdown_page(title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
-    """The page as GitHub-flavoured Markdown; figures are references to the files of `write_besides`."""
-    parts = [f"# {title}", "\n".join(f"- {name}: {value}" for name, value in facts)]
-    for section in sections:
-        parts += [f"## {section.title}", *([section.text] if section.text else [])]
-        for figure in section.figures:
-            parts += [f"![{figure.alt}](figures/{figure.name}.png)", figure.caption]
-        for table, caption in section.tables:
-            parts += [_markdown_table(table), caption]
-    return "\n\n".join(parts) + "\n"
+    """
+
+    kind: str
+    title: str
+    sections: Sequence[Section]
+    facts: Sequence[tuple[str, str]] = ()
+    tiles: Sequence[Tile] = ()
+    origin: str = "Every number is derived from one row an item."
+    contents: bool = False
+
+    def html(self) -> str:
+        """One file without scripts or references; every text is escaped."""
+        environment = Environment(
+            loader=PackageLoader("tutelage.evaluator.report"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+        )
+        return environment.get_template("report.html.jinja").render(page=self)
+
+    def markdown(self) -> str:
+        """GitHub-flavoured Markdown; figures are references to the files that `write` puts beside it."""
+        parts = [
+            f"# {self.title}",
+            *(["\n".join(f"- {name}: {value}" for name, value in self.facts)] * bool(self.facts)),
+        ]
+        for section in self.sections:
+            parts += [f"## {section.title}", section.text]
+            for figure in section.figures:
+                parts += [f"![{figure.alt}](figures/{figure.name}.png)", figure.caption]
+            for table in section.tables:
+                parts += [_markdown_table(table), table.caption]
+            for sample in section.samples:
+                parts += [f"### {sample.title}", _quoted(sample.question)]
+                for answer in sample.answers:
+                    parts += [f"{answer.label}, {'right' if answer.right else 'wrong'}:", _quoted(answer.output)]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def write(self, out: Path) -> Path:
+        """Writes `out` and, beside it, `report.md`, `figures/*.svg`, `figures/*.png` and `tables/*.csv`."""
+        folder = out.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        charts = [figure for section in self.sections for figure in section.figures]
+        frames = {table.name: table.frame for section in self.sections for table in section.tables}
+        if charts:
+            (folder / "figures").mkdir(exist_ok=True)
+        for figure in charts:
+            for form in ("svg", "png"):
+                (folder / "figures" / f"{figure.name}.{form}").write_bytes(_rendered(figure.chart, form))
+        (folder / "tables").mkdir(exist_ok=True)
+        for name, frame in frames.items():
+            if frame is not None:
+                frame.write_csv(folder / "tables" / f"{name}.csv")
+        out.write_text(self.html(), encoding="utf-8")
+        out.with_name("report.md").write_text(self.markdown(), encoding="utf-8")
+        return out
 
 
 def _markdown_table(table: Table) -> str:
-    rows = [table.columns, ["---"] + ["---:"] * (len(table.columns) - 1), *table.rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    if not table.rows:
+        return "None."
+    marks = ["---:" if index and column.numeric else "---" for index, column in enumerate(table.columns)]
+    lines = [[column.head for column in table.columns], marks, *table.cells]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def write_besides(sections: Sequence[Section], folder: Path) -> None:
-    """Writes `figures/*.svg`, `figures/*.png` and `tables/*.csv` into a folder."""
-    (folder / "figures").mkdir(exist_ok=True)
-    (folder / "tables").mkdir(exist_ok=True)
-    for section in sections:
-        for figure in section.figures:
-            for form in ("svg", "png"):
-                (folder / "figures" / f"{figure.name}.{form}").write_bytes(_rendered(figure.chart, form))
-        for table, _ in section.tables:
-            table.frame.write_csv(folder / "tables" / f"{table.name}.csv")
+def _quoted(text: str) -> str:
+    """A block of code by indentation, which no text can end, whatever a model wrote."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
-def _rendered(chart: figures.Chart, form: str) -> bytes:
+def _rendered(chart: Chart, form: str) -> bytes:
     target = io.BytesIO() if form == "png" else io.StringIO()
     chart.save(target, format=form, **({"scale_factor": _PNG_SCALE} if form == "png" else {}))
     content = target.getvalue()

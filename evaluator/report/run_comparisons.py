@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import polars as pl
 
@@ -58,33 +56,33 @@ def changes(data: RunData) -> pl.DataFrame:
     cluster), the p-value McNemar's exact test, two-sided.
     """
     rows = []
-    for student, task, protocol, cells in _cells(data.summary):
+    for (student, task, protocol), cells in data.summary.group_by(["student", *CELL], maintain_order=True):
         before, after = (_only(cells.filter(role=role)) for role in ("before", "after"))
         if before is None or after is None:
             continue
         both = pair(_rows_of(data, before), _rows_of(data, after))
         if len(both) < 2:
             continue
-        rows.append({"student": student, "task": task, "protocol": protocol, **_change(both)})
+        was, is_now = both["score"].to_numpy(), both["score_student"].to_numpy()
+        # A generator a cell: what one student's interval is does not hang on which others are in the frames.
+        interval = cluster_bootstrap_interval(
+            is_now - was, both["item_hash"].to_list(), np.random.default_rng(0), resamples=_RESAMPLES
+        )
+        test = mcnemar_exact(is_now == 1.0, was == 1.0)
+        rows.append(
+            {
+                **{"student": student, "task": task, "protocol": protocol, "items": len(both)},
+                "before": float(was.mean()),
+                "after": float(is_now.mean()),
+                "change": interval.estimate,
+                "low": interval.low,
+                "high": interval.high,
+                "gained": test.only_first,
+                "lost": test.only_second,
+                "p_value": test.p_value,
+            }
+        )
     return pl.DataFrame(rows, schema=CHANGES)
-
-
-def _change(both: pl.DataFrame) -> dict[str, float | int]:
-    before, after = both["score"].to_numpy(), both["score_student"].to_numpy()
-    generator = np.random.default_rng(0)
-    interval = cluster_bootstrap_interval(after - before, both["item_hash"].to_list(), generator, resamples=_RESAMPLES)
-    test = mcnemar_exact(after == 1.0, before == 1.0)
-    return {
-        "items": len(both),
-        "before": float(before.mean()),
-        "after": float(after.mean()),
-        "change": interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
-        "gained": test.only_first,
-        "lost": test.only_second,
-        "p_value": test.p_value,
-    }
 
 
 def likeness(data: RunData) -> pl.DataFrame:
@@ -104,12 +102,6 @@ def likeness(data: RunData) -> pl.DataFrame:
         measured = {**vars(agreed), **(vars(texts) if texts else {})}
         rows.append({name: measured.get(name, cell.get(name)) for name in LIKENESS})
     return pl.DataFrame(rows, schema=LIKENESS)
-
-
-def _cells(summary: pl.DataFrame) -> Iterator[tuple[str, str, str, pl.DataFrame]]:
-    groups = summary.group_by(["student", *CELL], maintain_order=True)
-    for (student, task, protocol), cells in groups:
-        yield str(student), str(task), str(protocol), cells
 
 
 def _only(cells: pl.DataFrame) -> dict[str, str] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from google.protobuf import json_format
 
 from tutelage.errors import DataError
 from tutelage.evaluator.results.frames import read, summarize
+from tutelage.evaluator.tasks import TASKS
+from tutelage.evaluator.tasks.base import default_data_dir
 from tutelage.rpc.v1 import teacher_pb2
 
 CELL = ["task", "protocol"]
@@ -42,10 +43,6 @@ class RunData:
         names = {*self.rows["student"], *(self.metrics["student"] if len(self.metrics) else [])}
         return sorted(names - set(evaluated))
 
-    def evaluation(self, **filters: object) -> pl.DataFrame:
-        """The rows of one task under one protocol of one model; empty if there are none."""
-        return self.rows.filter(**filters)
-
 
 def read_run(frames: Path, run_dir: Path | None, run: str | None) -> RunData:
     """Reads all of it.
@@ -61,16 +58,22 @@ def read_run(frames: Path, run_dir: Path | None, run: str | None) -> RunData:
     if not runs or (run is not None and run not in runs):
         raise DataError(f"{frames} has no rows{' of run ' + run if run else ''}; evaluate something first", "frames")
     rows = lazy.filter(run=run or runs[0]).collect()
+    usage, path = None, run_dir and run_dir / "teacher_usage.json"
+    if path and path.exists():
+        try:
+            usage = json_format.Parse(path.read_text(encoding="utf-8"), teacher_pb2.GetTeacherUsageResponse())
+        except json_format.ParseError as error:
+            raise DataError(f"{path} is not a GetTeacherUsageResponse ({error})", "run_dir") from error
     return RunData(
         run=run or runs[0],
         rows=rows,
-        summary=_with_roles(summarize(rows.lazy()).collect()),
+        summary=with_roles(summarize(rows.lazy()).collect()),
         metrics=read_metrics(run_dir) if run_dir else pl.DataFrame(),
-        usage=_read_usage(run_dir / "teacher_usage.json") if run_dir else None,
+        usage=usage,
     )
 
 
-def _with_roles(summary: pl.DataFrame) -> pl.DataFrame:
+def with_roles(summary: pl.DataFrame) -> pl.DataFrame:
     """Adds `role` (teacher; before, between or after training) and `label`, which names a row for people.
 
     A teacher's rows name no teacher. A student's first step in the frames is "before" if it is 0, its last
@@ -103,25 +106,18 @@ def read_metrics(run_dir: Path) -> pl.DataFrame:
     """
     rows = []
     for path in sorted(run_dir.glob("students/*/metrics.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                rows.append({**_parsed(line, path), "student": path.parent.name})
+        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path} has a line that is not JSON ({error})", "run_dir") from error
+            rows.append({**row, "student": path.parent.name})
     return pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame()
 
 
-def _parsed(line: str, path: Path) -> Mapping[str, float | int | str]:
-    try:
-        row: Mapping[str, float | int | str] = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{path} has a line that is not JSON ({error})", "run_dir") from error
-    return row
-
-
-def _read_usage(path: Path) -> teacher_pb2.GetTeacherUsageResponse | None:
-    """The answer of `GetTeacherUsage` as JSON, if the file is there."""
-    if not path.exists():
-        return None
-    try:
-        return json_format.Parse(path.read_text(encoding="utf-8"), teacher_pb2.GetTeacherUsageResponse())
-    except json_format.ParseError as error:
-        raise DataError(f"{path} is not a GetTeacherUsageResponse ({error})", "run_dir") from error
+def questions(task: str) -> dict[str, str]:
+    """Questions of a task by the items' hashes; empty if its data is not here, since rows hold only the hashes."""
+    known, data_dir = TASKS.get(task), default_data_dir()
+    if known is None or known.missing(data_dir):
+        return {}
+    return {item.item_hash: item.instruction for item in known.items(data_dir)}

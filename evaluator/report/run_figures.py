@@ -1,52 +1,19 @@
-"""The figures, each a function from a table to an Altair chart that is legible 360 pixels wide."""
+"""The figures of a run, each a function from a table to an Altair chart that is legible 360 pixels wide."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import altair as alt
 import polars as pl
 
-# Okabe & Ito (2008), "Color Universal Design": distinguishable under every common colour blindness.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-TEACHER_COLOUR = "#3a3f47"
-MUTED = "#57606a"
-_INK, _GRID = "#24292f", "#e7eaee"
-_FONT = "Helvetica, Arial, sans-serif"
+from tutelage.evaluator.report.chart_style import MUTED, TEACHER_COLOUR, Chart, colour_by, colours, styled
+
 _WIDTH, _HEIGHT = 300, 200
 _MARKED_POINTS = 30  # a line with more points than that shows the line only
 _TEACHER = "teacher"
 _PERCENT_AXIS = alt.Axis(format=".0%", tickCount=4)
 _PHASES = {"sampling": "#56B4E9", "scoring": "#E69F00", "stepping": "#009E73", "waiting": "#999999"}
-Chart: TypeAlias = alt.TopLevelMixin
-
-
-def _colours(names: Sequence[str]) -> list[str]:
-    return [PALETTE[index % len(PALETTE)] for index in range(len(names))]
-
-
-def _colour(names: Sequence[str], symbol: str = "circle") -> alt.Color:
-    scale = alt.Scale(domain=list(names), range=_colours(names))
-    legend = alt.Legend(title=None, symbolType=symbol, symbolStrokeWidth=3)
-    return alt.Color("student:N", scale=scale, legend=legend)
-
-
-def styled(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> Chart:
-    """The chart in the report's fonts and colours."""
-    axis = {
-        "labelColor": MUTED,
-        "titleColor": MUTED,
-        "titleFontWeight": "normal",
-        "titleFontSize": 12,
-        "labelFontSize": 12,
-        "gridColor": _GRID,
-        "domainColor": _GRID,
-        "tickColor": _GRID,
-    }
-    legend = {"orient": "bottom", "columns": 2, "labelFontSize": 12, "labelColor": _INK}
-    styled = chart.configure(font=_FONT, background="white", padding=6).configure_view(stroke=None)
-    return styled.configure_axis(**axis).configure_legend(**legend)
 
 
 def _dots(base: alt.Chart, x: alt.X) -> alt.LayerChart:
@@ -63,7 +30,7 @@ def curve(metrics: pl.DataFrame, column: str, students: Sequence[str], *, title:
     base = alt.Chart(data).encode(
         x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickMinStep=1, tickCount=6, format="d")),
         y=alt.Y("value:Q", title=title, axis=axis, scale=alt.Scale(zero=not percent, nice=True)),
-        color=_colour(students, symbol="stroke"),
+        color=colour_by("student", students, symbolType="stroke"),
     )
     lines = base.mark_line(strokeWidth=2)
     sparse = len(data) <= _MARKED_POINTS * max(len(students), 1)
@@ -79,10 +46,10 @@ def scores(summary: pl.DataFrame, order: Sequence[str], students: Sequence[str])
         series=pl.when(role="teacher").then(pl.lit(_TEACHER)).otherwise(pl.col("student")),
         filled=pl.col("role") != "before",
     )
-    colours = alt.Scale(domain=[*students, _TEACHER], range=[*_colours(students), TEACHER_COLOUR])
+    scale = alt.Scale(domain=[*students, _TEACHER], range=[*colours(students), TEACHER_COLOUR])
     base = alt.Chart(data).encode(
         y=alt.Y("label:N", sort=list(order), title=None, axis=alt.Axis(labelLimit=180, grid=True)),
-        color=alt.Color("series:N", scale=colours, legend=None),
+        color=alt.Color("series:N", scale=scale, legend=None),
     )
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
     x = alt.X("score:Q", title="score ± standard error", axis=_PERCENT_AXIS, scale=alt.Scale(domainMin=0))
@@ -94,7 +61,7 @@ def _by_cell(data: pl.DataFrame, students: Sequence[str]) -> alt.Chart:
     return alt.Chart(data.with_columns(cell=pl.format("{} · {}", "task", "protocol"))).encode(
         y=alt.Y("cell:N", title=None, axis=alt.Axis(labelLimit=180)),
         yOffset=alt.YOffset("student:N", scale=alt.Scale(domain=list(students))),
-        color=_colour(students),
+        color=colour_by("student", students, symbolType="circle"),
     )
 
 
@@ -127,7 +94,7 @@ def accuracy_against_fidelity(likeness: pl.DataFrame, students: Sequence[str]) -
     shapes = alt.Legend(title=None, symbolFillColor=MUTED)
     base = alt.Chart(data).encode(
         y=alt.Y("score:Q", title="accuracy", axis=_PERCENT_AXIS),
-        color=_colour(students),
+        color=colour_by("student", students, symbolType="circle"),
         shape=alt.Shape("task:N", legend=shapes if data["task"].n_unique() > 1 else None),
     )
     dots = _dots(base, alt.X("bleu:Q", title="BLEU against the teacher's text", scale=alt.Scale(zero=True, nice=True)))

@@ -1,40 +1,20 @@
-"""The tables: numbers for people (points, with errors) and, beside the page, the same numbers as CSV."""
+"""The tables of a run: each keeps its numbers, shows them in points with their errors, and says what to read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
 
 import polars as pl
 
+from tutelage.evaluator.report.formats import NONE, decimals, p_value, percent, signed_percent
+from tutelage.evaluator.report.page import Column, Table, column
 from tutelage.evaluator.report.run_data import CELL, RunData
 from tutelage.evaluator.tasks import TASKS
 
 _ROLES = ["teacher", "before", "between", "after"]
-
-
-@dataclass(frozen=True)
-class Table:
-    """What the page shows; `frame` is what the CSV holds. The first column names the row."""
-
-    name: str
-    columns: list[str]
-    rows: list[list[str]]
-    frame: pl.DataFrame = field(compare=False)
-
-
-def percent(value: float | None) -> str:
-    """A share as points with one decimal; a dash for none."""
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def signed_points(value: float) -> str:
-    """A difference of shares as points with its sign (a true minus)."""
-    return f"{100 * value:+.1f}".replace("-", "−")
-
-
-def p_value(value: float) -> str:
-    """Two significant digits, never zero."""
-    return "< 0.001" if value < 0.001 else f"{value:.2g}"
+HELD_OUT_KL, HELD_OUT_TOP1, LOSS = "heldout/forward_kl", "heldout/top1_agreement", "train/loss"
 
 
 def ordered(summary: pl.DataFrame) -> pl.DataFrame:
@@ -52,22 +32,33 @@ def model_order(summary: pl.DataFrame) -> list[str]:
 def scores(data: RunData) -> Table:
     """Models by tasks: mean score ± standard error in points; the number of items is in the head if one for all."""
     summary = ordered(data.summary)
-    heads, cells = ["model"], summary.select(CELL).unique().sort(CELL).rows()
-    columns: list[list[str]] = []
-    for task, protocol in cells:
+    columns = [column("model", "model")]
+    rows: dict[str, dict[Any, Any]] = {name: {"model": name} for name in [*model_order(summary), "chance"]}
+    for task, protocol in summary.select(CELL).unique().sort(CELL).rows():
         own = summary.filter(task=task, protocol=protocol)
         counts = own["n"].unique().to_list()
-        heads.append(f"{task} · {protocol}" + (f" (n = {counts[0]})" if len(counts) == 1 else ""))
-        by_label = {row["label"]: _score(row, with_count=len(counts) > 1) for row in own.to_dicts()}
-        chance = percent(TASKS[task].chance(protocol)) if task in TASKS else "–"
-        columns.append([*(by_label.get(label, "–") for label in model_order(summary)), chance])
-    rows = [list(row) for row in zip([*model_order(summary), "chance"], *columns, strict=True)]
-    return Table("scores", heads, rows, summary)
+        key = f"{task} · {protocol}"
+        head = key + (f" (n = {counts[0]})" if len(counts) == 1 else "")
+        columns.append(column(head, key, _score_with_count if len(counts) > 1 else _score))
+        for row in own.to_dicts():
+            rows[row["label"]][key] = row
+        if task in TASKS:
+            chance = TASKS[task].chance(protocol)
+            rows["chance"][key] = {"score": chance, "standard_error": None, "n": None, "failed": 0}
+    caption = (
+        "Mean score in points ± standard error over items; n is the number of items; chance is uniform guessing. "
+        "paper: zero-shot generation, LLM-Adapters' extraction, accuracy. loglik: lm-evaluation-harness' acc."
+    )
+    return Table("scores", columns, list(rows.values()), summary, caption)
 
 
-def _score(row: dict[str, float], *, with_count: bool) -> str:
+def _score_with_count(row: Mapping[str, Any]) -> str:
+    return _score(row, with_count=row["n"] is not None)
+
+
+def _score(row: Mapping[str, Any], *, with_count: bool = False) -> str:
     if row["score"] is None:
-        return f"– ({row['failed']} failed)"
+        return f"{NONE} ({row['failed']} failed)"
     error = "" if row["standard_error"] is None else f" ± {percent(row['standard_error'])}"
     notes = [f"n = {row['n']}"] * with_count + [f"{row['failed']} failed"] * bool(row["failed"])
     return percent(row["score"]) + error + (f" ({', '.join(notes)})" if notes else "")
@@ -76,107 +67,113 @@ def _score(row: dict[str, float], *, with_count: bool) -> str:
 def extraction(data: RunData) -> Table:
     """What the extraction alone is worth: LLM-Adapters' rule against the corrected one, under `paper`."""
     summary = ordered(data.summary.filter(protocol="paper"))
-    rows = [
-        [
-            f"{row['label']}, {row['task']}",
-            percent(row["score"]),
-            percent(row["score_corrected"]),
-            percent(row["unparsable"] / row["n"]) if row["n"] else "–",
-        ]
-        for row in summary.to_dicts()
+    columns = [
+        Column("evaluation", lambda row: f"{row['label']}, {row['task']}"),
+        column("LLM-Adapters' rule", "score", percent),
+        column("corrected rule", "score_corrected", percent),
+        Column("no answer", lambda row: percent(row["unparsable"] / row["n"]) if row["n"] else NONE),
     ]
-    return Table("extraction", ["evaluation", "LLM-Adapters' rule", "corrected rule", "no answer"], rows, summary)
+    caption = (
+        "Accuracy in points of the same outputs under LLM-Adapters' extraction and under a corrected one, and the "
+        "share of outputs in which LLM-Adapters' rule finds no answer."
+    )
+    return Table("extraction", columns, summary.to_dicts(), summary, caption)
 
 
 def normalized(data: RunData) -> Table:
     """`acc` against `acc_norm`, under `loglik`."""
     summary = ordered(data.summary.filter(protocol="loglik"))
-    rows = [
-        [f"{row['label']}, {row['task']}", percent(row["score"]), percent(row["score_normalized"])]
-        for row in summary.to_dicts()
+    columns = [
+        Column("evaluation", lambda row: f"{row['label']}, {row['task']}"),
+        column("acc", "score", percent),
+        column("acc_norm", "score_normalized", percent),
     ]
-    return Table("normalized", ["evaluation", "acc", "acc_norm"], rows, summary)
+    caption = "Accuracy in points by sum of log-probabilities (acc) and by sum per character (acc_norm)."
+    return Table("normalized", columns, summary.to_dicts(), summary, caption)
 
 
 def changes(frame: pl.DataFrame) -> Table:
-    """Before against after with the interval of the change."""
-    rows = [
-        [
-            f"{row['student']}, {row['task']} · {row['protocol']}",
-            percent(row["before"]),
-            percent(row["after"]),
-            signed_points(row["change"]),
-            f"{signed_points(row['low'])} to {signed_points(row['high'])}",
-            f"{row['gained']} / {row['lost']}",
-            p_value(row["p_value"]),
-            str(row["items"]),
-        ]
-        for row in frame.to_dicts()
+    """Before against after with the interval of the change, from `run_comparisons.changes`."""
+    columns = [
+        Column("student and task", lambda row: f"{row['student']}, {row['task']} · {row['protocol']}"),
+        column("before", "before", percent),
+        column("after", "after", percent),
+        column("change", "change", signed_percent),
+        Column("95 % interval", lambda row: f"{signed_percent(row['low'])} to {signed_percent(row['high'])}"),
+        Column("gained / lost", lambda row: f"{row['gained']} / {row['lost']}"),
+        column("McNemar p", "p_value", p_value),
+        column("n", "items"),
     ]
-    columns = ["student and task", "before", "after", "change", "95 % interval", "gained / lost", "McNemar p", "n"]
-    return Table("changes", columns, rows, frame)
+    caption = (
+        "Points. The interval is a bias-corrected accelerated bootstrap over items (2,000 resamples; items with the "
+        "same text are drawn together). Gained and lost count items right only after and only before; p is McNemar's "
+        "exact two-sided test, not adjusted for several comparisons. One training seed a student: the interval says "
+        "nothing about other seeds."
+    )
+    return Table("changes", columns, frame.to_dicts(), frame, caption)
 
 
 def likeness(frame: pl.DataFrame) -> Table:
-    """Agreement and fidelity, evaluation by evaluation."""
-    rows = [
-        [
-            f"{row['student']}, {'before' if row['role'] == 'before' else 'step ' + str(row['step'])}, "
-            f"{row['task']} · {row['protocol']}",
-            percent(row["agreement"]),
-            "–" if row["kappa"] is None else f"{row['kappa']:.2f}",
-            percent(row["when_teacher_right"]),
-            percent(row["when_teacher_wrong"]),
-            percent(row["student_unparsable"]),
-            "–" if row["bleu"] is None else f"{row['bleu']:.1f}",
-            "–" if row["chrf"] is None else f"{row['chrf']:.1f}",
-            str(row["items"]),
-        ]
-        for row in frame.to_dicts()
+    """Agreement and fidelity, evaluation by evaluation, from `run_comparisons.likeness`."""
+
+    def label(row: Mapping[str, Any]) -> str:
+        when = "before" if row["role"] == "before" else f"step {row['step']}"
+        return f"{row['student']}, {when}, {row['task']} · {row['protocol']}"
+
+    columns = [
+        Column("student and task", label),
+        column("agreement", "agreement", percent),
+        column("kappa", "kappa", decimals(2)),
+        column("teacher right", "when_teacher_right", percent),
+        column("teacher wrong", "when_teacher_wrong", percent),
+        column("no answer", "student_unparsable", percent),
+        column("BLEU", "bleu", decimals(1)),
+        column("chrF", "chrf", decimals(1)),
+        column("n", "items"),
     ]
-    columns = ["student and task", "agreement", "kappa", "teacher right", "teacher wrong"]
-    columns += ["no answer", "BLEU", "chrF", "n"]
-    return Table("agreement", columns, rows, frame)
+    texts = frame.drop_nulls("bleu")
+    signature = f" BLEU: sacreBLEU, {texts['signature'][0]}." if len(texts) else ""
+    caption = (
+        "Points. Teacher right and wrong: agreement among the items that the teacher gets right and the others. An "
+        "output without an answer agrees with nothing; the student's share of them is given. Kappa is Cohen's, among "
+        "items where both answered. BLEU and chrF compare the student's text with the teacher's, from 0 to 100."
+        + signature
+    )
+    return Table("agreement", columns, frame.to_dicts(), frame, caption)
 
 
 def training(data: RunData) -> Table:
     """First and last held-out measures of each student, and its mean seconds a step."""
-    rows, records = [], []
+    rows = []
     for (student,), steps in data.metrics.group_by(["student"], maintain_order=True):
-        record = {"student": student, "steps": steps["step"].max(), **_ends(steps)}
-        record["seconds_a_step"] = _seconds_a_step(steps)
-        records.append(record)
-        rows.append(
-            [
-                str(student),
-                str(record["steps"]),
-                _arrow(record.get("heldout/forward_kl"), "{:.3f}"),
-                _arrow(record.get("heldout/top1_agreement"), "{:.1%}").replace("%", " %"),
-                _arrow(record.get("train/loss"), "{:.3f}"),
-                "–" if record["seconds_a_step"] is None else f"{record['seconds_a_step']:.2f}",
-            ]
-        )
+        by_phase = seconds_by_phase(steps)
+        row = {"student": student, "steps": steps["step"].max()}
+        row["seconds_a_step"] = float(by_phase["seconds"].sum()) if len(by_phase) else None
+        for measure in (HELD_OUT_KL, HELD_OUT_TOP1, LOSS):
+            if measure in steps.columns and len(values := steps.sort("step")[measure].drop_nulls()):
+                row |= {f"{measure}/first": float(values[0]), f"{measure}/last": float(values[-1])}
+        rows.append(row)
+
+    def arrow(head: str, measure: str, form: str) -> Column:
+        def text(row: Mapping[str, Any]) -> str:
+            ends = [row.get(f"{measure}/{end}") for end in ("first", "last")]
+            return NONE if None in ends else f"{form.format(ends[0])} → {form.format(ends[1])}".replace("%", " %")
+
+        return Column(head, text)
+
     columns = [
-        "student",
-        "steps",
-        "held-out KL (nats a token)",
-        "held-out top-1 agreement",
-        "training loss",
-        "s a step",
+        column("student", "student"),
+        column("steps", "steps"),
+        arrow("held-out KL (nats a token)", HELD_OUT_KL, "{:.3f}"),
+        arrow("held-out top-1 agreement", HELD_OUT_TOP1, "{:.1%}"),
+        arrow("training loss", LOSS, "{:.3f}"),
+        column("s a step", "seconds_a_step", decimals(2)),
     ]
-    flat = [{key: str(value) if isinstance(value, tuple) else value for key, value in one.items()} for one in records]
-    return Table("training", columns, rows, pl.DataFrame(flat, infer_schema_length=None))
-
-
-def _ends(steps: pl.DataFrame) -> dict[str, tuple[float, float]]:
-    """First and last value of the measures that the trainer wrote."""
-    names = [name for name in ("heldout/forward_kl", "heldout/top1_agreement", "train/loss") if name in steps.columns]
-    values = {name: steps.sort("step")[name].drop_nulls() for name in names}
-    return {name: (float(one[0]), float(one[-1])) for name, one in values.items() if len(one)}
-
-
-def _arrow(ends: tuple[float, float] | None, form: str) -> str:
-    return "–" if ends is None else f"{form.format(ends[0])} → {form.format(ends[1])}"
+    caption = (
+        "First → last value of each measure. Held-out sequences are never trained on; the divergence is exact, at "
+        "temperature 1, averaged over their scored tokens. Losses of different objectives are not comparable."
+    )
+    return Table("training", columns, rows, pl.DataFrame(rows, infer_schema_length=None), caption)
 
 
 def seconds_by_phase(metrics: pl.DataFrame) -> pl.DataFrame:
@@ -190,46 +187,45 @@ def seconds_by_phase(metrics: pl.DataFrame) -> pl.DataFrame:
     ).drop_nulls()
 
 
-def _seconds_a_step(steps: pl.DataFrame) -> float | None:
-    by_phase = seconds_by_phase(steps)
-    return float(by_phase["seconds"].sum()) if len(by_phase) else None
-
-
 def evaluation_speed(data: RunData) -> Table:
     """How fast items were evaluated."""
     frame = ordered(data.summary).with_columns(
         items_per_second=(pl.col("n") + pl.col("failed")) / pl.col("seconds"),
         tokens_per_second=pl.col("output_tokens") / pl.col("seconds"),
     )
-    rows = [
-        [
-            f"{row['label']}, {row['task']} · {row['protocol']}",
-            f"{row['seconds']:.1f}",
-            f"{row['items_per_second']:.2f}",
-            f"{row['tokens_per_second']:.0f}" if row["protocol"] == "paper" else "–",
-        ]
-        for row in frame.to_dicts()
+    columns = [
+        Column("evaluation", lambda row: f"{row['label']}, {row['task']} · {row['protocol']}"),
+        column("seconds", "seconds", decimals(1)),
+        column("items a second", "items_per_second", decimals(2)),
+        Column(
+            "written tokens a second",
+            lambda row: NONE if row["protocol"] == "loglik" else f"{row['tokens_per_second']:.0f}",
+        ),
     ]
-    return Table(
-        "evaluation_speed", ["evaluation", "seconds", "items a second", "written tokens a second"], rows, frame
-    )
+    caption = "Wall-clock seconds of the evaluator, its model's loading not counted."
+    return Table("evaluation_speed", columns, frame.to_dicts(), frame, caption)
 
 
 def usage(data: RunData) -> Table:
-    """What the teacher itself counted for each student."""
+    """What the teacher itself counted for each student; `data.usage` must be there."""
     assert data.usage is not None
     students = data.usage.students
-    rows = [
-        [one.student_id, f"{one.sequences:,}", f"{one.tokens:,}", f"{one.rows:,}", f"{one.bytes / 2**20:,.1f}"]
-        for one in students
-    ]
+    counters = ("sequences", "tokens", "rows", "bytes")
     frame = pl.DataFrame(
-        {
-            "student": [one.student_id for one in students],
-            "sequences": [one.sequences for one in students],
-            "tokens": [one.tokens for one in students],
-            "rows": [one.rows for one in students],
-            "bytes": [one.bytes for one in students],
-        }
+        {"student": [one.student_id for one in students]}
+        | {name: [getattr(one, name) for one in students] for name in counters}
     )
-    return Table("teacher_usage", ["student", "sequences", "tokens", "scored positions", "MiB sent"], rows, frame)
+    whole = decimals(0, thousands=True)
+    columns = [
+        column("student", "student"),
+        column("sequences", "sequences", whole),
+        column("tokens", "tokens", whole),
+        column("scored positions", "rows", whole),
+        Column("MiB sent", lambda row: f"{row['bytes'] / 2**20:,.1f}"),
+    ]
+    started = datetime.fromtimestamp(data.usage.started_at_seconds, UTC)
+    caption = (
+        f"The teacher's own counters: {len(students)} students attached to one process (instance "
+        f"{data.usage.instance_id}), started {started:%Y-%m-%d %H:%M:%S} UTC."
+    )
+    return Table("teacher_usage", columns, frame.to_dicts(), frame, caption)

@@ -6,7 +6,7 @@ Only cells that are scored are in it; the report says how many of how many.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import polars as pl
 from tutelage.errors import DataError
 from tutelage.evaluator.report.run_data import read_metrics
 from tutelage.evaluator.results.frames import read
-from tutelage.evaluator.statistics.planned_comparisons import ITEMS, Comparison
+from tutelage.evaluator.statistics.planned_comparisons import ITEMS, Comparison, rows_with
 
 _CELL = ["cell", "role", "method", "parameters"]
 _COLUMNS = {"method": "objective", "teacher": "teacher", "temperature": "temperature", "noise": "noise"}
@@ -121,47 +121,34 @@ def read_study(folder: Path, frames: Path) -> StudyData:
     if len(failed):
         raise DataError(f"{len(failed)} items failed, the first with {failed['error'][0]}; score them again", "frames")
     scored = rows["evaluation_id"].unique().to_list()
+
+    def side(declared: dict[str, Any], name: str) -> dict[str, Any]:
+        columns: dict[str, Any] = {_COLUMNS[key]: value for key, value in declared[name].items()}
+        return columns | ({"student": declared["students"]} if declared["students"] else {})
+
+    metrics = read_metrics(folder)
+    if len(metrics):
+        metrics = metrics.rename({"student": "cell"}).join(cells, on="cell")
     return StudyData(
         name=declared["name"],
         cells=cells.with_columns(scored=pl.col("evaluation_id").is_in(scored)),
         rows=rows.join(cells.select("evaluation_id", *_CELL), on="evaluation_id"),
-        comparisons=tuple(_comparison(one) for one in declared["comparisons"]),
+        comparisons=tuple(
+            Comparison(one["name"], one["family"], side(one, "first"), side(one, "second"), one["margin"])
+            for one in declared["comparisons"]
+        ),
         claims=tuple(declared["claims"]),
         teachers=declared["teachers"],
-        metrics=_metrics(folder, cells),
+        metrics=metrics,
         usage=tuple(json.loads(path.read_text()) for path in sorted((folder / "usage").glob("*.json"))),
     )
-
-
-def _comparison(declared: dict[str, Any]) -> Comparison:
-    def side(chosen: dict[str, Any]) -> dict[str, Any]:
-        columns: dict[str, Any] = {_COLUMNS[key]: value for key, value in chosen.items()}
-        return columns | ({"student": declared["students"]} if declared["students"] else {})
-
-    return Comparison(
-        declared["name"], declared["family"], side(declared["first"]), side(declared["second"]), declared["margin"]
-    )
-
-
-def _metrics(folder: Path, cells: pl.DataFrame) -> pl.DataFrame:
-    known = [folder / "students" / cell / "metrics.jsonl" for cell in cells["cell"]]
-    if not any(path.exists() for path in known):
-        return pl.DataFrame()
-    return read_metrics(folder).rename({"student": "cell"}).join(cells, on="cell")
 
 
 def complete(data: StudyData, comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Comparisons of which both sides are scored; the others have to wait."""
     items = data.items()
-    ready = []
-    for comparison in comparisons:
-        sides = [_runs(items, dict(side)) for side in (comparison.first, comparison.second)]
-        if sides[0] and sides[0] == sides[1]:
-            ready.append(comparison)
-    return ready
 
+    def runs(chosen: Mapping[str, Any]) -> set[tuple[Any, ...]]:
+        return set(rows_with(items, chosen).select("seed", "task").unique().rows())
 
-def _runs(items: pl.DataFrame, chosen: dict[str, Any]) -> set[tuple[Any, ...]]:
-    for column, value in chosen.items():
-        items = items.filter(pl.col(column).is_in(value) if isinstance(value, list) else pl.col(column) == value)
-    return set(items.select("seed", "task").unique().rows())
+    return [one for one in comparisons if (first := runs(one.first)) and first == runs(one.second)]

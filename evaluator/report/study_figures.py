@@ -8,14 +8,9 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from tutelage.evaluator.report.run_figures import MUTED, PALETTE, Chart, styled
+from tutelage.evaluator.report.chart_style import MUTED, Chart, colour_by, styled
 
 _WIDTH, _HEIGHT = 290, 210
-
-
-def _colour(names: Sequence[str], column: str = "method") -> alt.Color:
-    scale = alt.Scale(domain=list(names), range=[PALETTE[index % len(PALETTE)] for index in range(len(names))])
-    return alt.Color(f"{column}:N", scale=scale, legend=alt.Legend(title=None, symbolStrokeWidth=3))
 
 
 def _zero() -> alt.Chart:
@@ -27,7 +22,7 @@ def improvement_by_size(measures: pl.DataFrame, methods: Sequence[str]) -> Chart
     x = alt.X("size:Q", title="parameters of the student", scale=alt.Scale(type="log", nice=False, padding=16))
     x.axis = alt.Axis(values=measures["size"].unique().sort().to_list(), format=".2~s", grid=False)
     y = alt.Y("improvement:Q", title="points over fine-tuning")
-    base = alt.Chart(measures).encode(x=x, color=_colour(methods))
+    base = alt.Chart(measures).encode(x=x, color=colour_by("method", methods))
     dots = base.mark_point(filled=True, size=22, opacity=0.45).encode(y=y)
     lines = base.mark_line(strokeWidth=2).encode(y=alt.Y("mean(improvement):Q", title="points over fine-tuning"))
     return styled((_zero().encode(y="zero:Q") + lines + dots).properties(width=_WIDTH, height=_HEIGHT))
@@ -37,7 +32,7 @@ def forest(averages: pl.DataFrame) -> Chart:
     """Paired differences with their 95 % intervals: thick over items, thin over items and training runs."""
     base = alt.Chart(averages).encode(
         y=alt.Y("comparison:N", sort=averages["comparison"].to_list(), title=None, axis=alt.Axis(labelLimit=280)),
-        color=_colour(averages["family"].unique(maintain_order=True).to_list(), "family"),
+        color=colour_by("family", averages["family"].unique(maintain_order=True).to_list()),
     )
     x = alt.X("difference:Q", title="points, first minus second")
     thin = base.mark_rule(strokeWidth=1).encode(x=alt.X("seeds_low:Q"), x2="seeds_high:Q")
@@ -50,7 +45,7 @@ def forest(averages: pl.DataFrame) -> Chart:
 def response(scores: pl.DataFrame, column: str, title: str, series: Sequence[str]) -> Chart:
     """Mean accuracy over the values of one setting, a line a series, dots the single trainings."""
     x = alt.X(f"{column}:O", title=title, axis=alt.Axis(labelAngle=0))
-    base = alt.Chart(scores).encode(x=x, color=_colour(series, "series"))
+    base = alt.Chart(scores).encode(x=x, color=colour_by("series", series))
     lines = base.mark_line(strokeWidth=2).encode(y=alt.Y("mean(score):Q", title="accuracy, %"))
     dots = base.mark_point(filled=True, size=26, opacity=0.5).encode(
         y=alt.Y("score:Q", title="accuracy, %", scale=alt.Scale(zero=True))
@@ -79,7 +74,7 @@ def accuracy_against(measures: pl.DataFrame, methods: Sequence[str], students: S
         .encode(
             x=alt.X("fidelity:Q", title="BLEU with the teacher's text", scale=alt.Scale(zero=False, nice=True)),
             y=alt.Y("score:Q", title="accuracy, %", scale=alt.Scale(zero=False, nice=True)),
-            color=_colour(methods),
+            color=colour_by("method", methods),
             shape=alt.Shape("student:N", sort=list(students), legend=alt.Legend(title=None, symbolFillColor=MUTED)),
         )
     )
@@ -94,7 +89,7 @@ def learning(metrics: pl.DataFrame, methods: Sequence[str]) -> Chart:
         .encode(
             x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickMinStep=1, tickCount=6, format="d")),
             y=alt.Y("value:Q", title="held-out KL, nats a token", scale=alt.Scale(zero=True, nice=True)),
-            color=_colour(methods),
+            color=colour_by("method", methods),
         )
     )
     return styled(chart.properties(width=_WIDTH, height=_HEIGHT))
@@ -108,7 +103,7 @@ def rates(speeds: pl.DataFrame, methods: Sequence[str], students: Sequence[str])
         .encode(
             x=alt.X("tokens_per_second:Q", title="trained tokens a second", axis=alt.Axis(format="~s")),
             y=alt.Y("method:N", sort=list(methods), title=None),
-            color=_colour(students, "student"),
+            color=colour_by("student", students),
         )
     )
     return styled(chart.properties(width=210, height=alt.Step(30)))

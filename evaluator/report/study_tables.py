@@ -2,124 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
-from tutelage.evaluator.report.run_tables import Table, p_value
+from tutelage.evaluator.report.formats import decimals, p_value, points, signed
+from tutelage.evaluator.report.page import Column, Table, column
 from tutelage.evaluator.report.study_data import StudyData
 from tutelage.evaluator.scoring.agreement import agreement, fidelity, pair
 from tutelage.evaluator.statistics.planned_comparisons import compare_methods, method_model
+from tutelage.evaluator.statistics.rank_correlation import Correlation
 from tutelage.evaluator.statistics.scores import AVERAGE
 
 _LIKENESS_KEYS = ["cell", "student", "method", "training_seed"]
 
 
-def points(value: float | None) -> str:
-    """Points with one decimal; a dash for none."""
-    return "–" if value is None else f"{value:.1f}"
-
-
-def signed(value: float | None) -> str:
-    """Points with their sign (a true minus); a dash for none."""
-    return "–" if value is None else f"{value:+.1f}".replace("-", "−")
-
-
-def labels(scores: pl.DataFrame) -> pl.DataFrame:
-    """The rows with `setting`: the method, and where it departs from T = 1, no noise, the default teacher."""
-    temperature = pl.when(pl.col("temperature") != 1.0).then(pl.format(", T = {}", "temperature")).otherwise(pl.lit(""))
-    noise = pl.when(pl.col("noise") != 0.0).then(pl.format(", σ = {}", "noise")).otherwise(pl.lit(""))
-    return scores.with_columns(setting=(pl.col("method") + temperature + noise).str.replace_all(r"\.0\b", ""))
-
-
 def by_method(data: StudyData) -> Table:
-    """Accuracy of every model and setting, mean ± standard deviation over seeds, by task."""
+    """Accuracy of every model and setting, mean ± standard deviation over seeds, by task.
+
+    A setting is the method, and where it departs from T = 1, no noise, and the study's default teacher.
+    """
     tasks = [*data.rows["task"].unique().sort(), AVERAGE]
     default = next(iter(data.teachers), "")
-    scores = labels(data.scores()).with_columns(
+    temperature = pl.when(pl.col("temperature") != 1.0).then(pl.format(", T = {}", "temperature")).otherwise(pl.lit(""))
+    noise = pl.when(pl.col("noise") != 0.0).then(pl.format(", σ = {}", "noise")).otherwise(pl.lit(""))
+    setting = (pl.col("method") + temperature + noise).str.replace_all(r"\.0\b", "")
+    scores = data.scores().with_columns(
         setting=pl.when(pl.col("role") != "student")
         .then(pl.col("role").replace_strict({"base": "base model", "tuned": "fine-tuned teacher"}, default="student"))
         .when(~pl.col("teacher").is_in(["", default]))
-        .then(pl.format("{}, teacher {}", "setting", "teacher"))
-        .otherwise("setting")
+        .then(pl.format("{}, teacher {}", setting, "teacher"))
+        .otherwise(setting)
     )
     keys = ["student", "parameters", "setting"]
     frame = scores.group_by(*keys, "task", maintain_order=True).agg(
         pl.col("score").mean(), sd=pl.col("score").std(), seeds=pl.len()
     )
-    rows = []
-    for (student, _, setting), own in frame.sort("parameters", descending=True, maintain_order=True).group_by(
-        keys, maintain_order=True
-    ):
-        cells = {row["task"]: row for row in own.to_dicts()}
-        rows.append([f"{student}, {setting}", str(own["seeds"].max()), *(_spread(cells.get(task)) for task in tasks)])
-    return Table("scores", ["model", "seeds", *tasks], rows, frame)
+    by_model = frame.sort("parameters", descending=True, maintain_order=True).group_by(keys, maintain_order=True)
+    rows = [
+        {"model": f"{student}, {named}", "seeds": own["seeds"].max()} | {row["task"]: row for row in own.to_dicts()}
+        for (student, _, named), own in by_model
+    ]
 
+    def spread(row: Mapping[str, Any]) -> str:
+        return points(row["score"]) + ("" if row["sd"] is None else f" ± {row['sd']:.1f}")
 
-def _spread(cell: dict[str, float] | None) -> str:
-    if cell is None:
-        return "–"
-    return points(cell["score"]) + ("" if cell["sd"] is None else f" ± {cell['sd']:.1f}")
+    columns = [column("model", "model"), column("seeds", "seeds"), *(column(task, task, spread) for task in tasks)]
+    caption = (
+        "Accuracy in percent, mean ± standard deviation over training seeds (none for one seed). Average: unweighted "
+        "mean of the tasks. Items answered without a number count as wrong."
+    )
+    return Table("scores", columns, rows, frame, caption)
 
 
 def comparisons(averages: pl.DataFrame, compared: pl.DataFrame) -> Table:
     """Every declared comparison on the average of the tasks; the CSV has the single tasks too."""
-    rows = [
-        [
-            row["comparison"],
-            row["family"],
-            f"{points(row['first'])} / {points(row['second'])}",
-            signed(row["difference"]),
-            f"{signed(row['low'])} to {signed(row['high'])}",
-            f"{signed(row['seeds_low'])} to {signed(row['seeds_high'])}",
-            p_value(row["p_holm"]),
-            points(row["detectable"]),
-            row["holds"],
-        ]
-        for row in averages.to_dicts()
+    columns = [
+        column("comparison", "comparison"),
+        column("family", "family"),
+        Column("first / second", lambda row: f"{points(row['first'])} / {points(row['second'])}"),
+        column("difference", "difference", signed),
+        Column("95 %, items", lambda row: f"{signed(row['low'])} to {signed(row['high'])}"),
+        Column("95 %, items and runs", lambda row: f"{signed(row['seeds_low'])} to {signed(row['seeds_high'])}"),
+        column("p (Holm)", "p_holm", p_value),
+        column("detectable", "detectable", points),
+        column("reads", "holds"),
     ]
-    heads = ["comparison", "family", "first / second", "difference", "95 %, items", "95 %, items and runs"]
-    return Table("comparisons", [*heads, "p (Holm)", "detectable", "reads"], rows, compared)
+    caption = (
+        "Points. Paired on the same items, seeds and students; items are clustered over runs. p: cluster-robust t, "
+        "Holm within the family. Detectable: smallest true difference found with 80 % power. The single tasks, with "
+        "bootstrap and permutation tests, are in the CSV."
+    )
+    return Table("comparisons", columns, averages.to_dicts(), compared, caption)
 
 
-def methods_alike(cells: pl.DataFrame) -> tuple[Table, str]:
-    """Friedman and Kruskal-Wallis over the distillation methods, by task and over all; with its caption."""
+def methods_alike(cells: pl.DataFrame) -> Table:
+    """Friedman and Kruskal-Wallis over the distillation methods, by task and over all."""
     frame = compare_methods(cells)
-    tests = frame.unique(["task", "test"], maintain_order=True)
-    rows = [
-        [one["task"], one["test"], str(one["blocks"]), f"{one['statistic']:.2f}", p_value(one["p_value"]),
-         f"{one['effect']:.2f}"]
-        for one in tests.to_dicts()
-    ]  # fmt: skip
+    columns = [
+        column("task", "task"),
+        column("test", "test"),
+        column("blocks", "blocks"),
+        column("statistic", "statistic", decimals(2)),
+        column("p", "p_value", p_value),
+        column("effect", "effect", decimals(2)),
+    ]
     caption = (
         "Do the distillation methods differ at all? Friedman's test over blocks of student, seed and task (effect: "
         "Kendall's W), Kruskal-Wallis over unpaired cells (effect: epsilon squared). A large p is no proof of likeness."
     )
-    return Table("methods", ["task", "test", "blocks", "statistic", "p", "effect"], rows, frame), caption
+    return Table("methods", columns, frame.unique(["task", "test"], maintain_order=True).to_dicts(), frame, caption)
 
 
-def methods_apart(cells: pl.DataFrame) -> tuple[Table, str]:
-    """Which pairs of methods differ, over all tasks; with its caption."""
+def methods_apart(cells: pl.DataFrame) -> Table:
+    """Which pairs of methods differ, over all tasks."""
     frame = compare_methods(cells).filter(task=AVERAGE)
-    rows = [
-        [f"{one['first']} and {one['second']}", one["test"], p_value(one["p_pairwise"])] for one in frame.to_dicts()
+    columns = [
+        Column("methods", lambda row: f"{row['first']} and {row['second']}"),
+        column("after", "test"),
+        column("p", "p_pairwise", p_value),
     ]
     caption = "After Friedman's test Nemenyi's, after Kruskal-Wallis Dunn's with Holm's adjustment; all tasks."
-    return Table("methods_apart", ["methods", "after", "p"], rows, frame), caption
+    return Table("methods_apart", columns, frame.to_dicts(), frame, caption)
 
 
-def added_by_methods(cells: pl.DataFrame, reference: str) -> tuple[Table, str]:
-    """What each method adds to the reference by the mixed-effects model; with its caption."""
+def added_by_methods(cells: pl.DataFrame, reference: str) -> Table:
+    """What each method adds to the reference by the mixed-effects model."""
     model = method_model(cells, reference)
     frame = pl.DataFrame([vars(effect) for effect in model.effects])
-    rows = [
-        [
-            reference if one["name"] == "Intercept" else one["name"],
-            points(one["estimate"]) if one["name"] == "Intercept" else signed(one["estimate"]),
-            f"{signed(one['low'])} to {signed(one['high'])}",
-            p_value(one["p_value"]),
-        ]
-        for one in frame.to_dicts()
+    columns = [
+        Column("method", lambda row: reference if row["name"] == "Intercept" else str(row["name"])),
+        Column("estimate", lambda row: (points if row["name"] == "Intercept" else signed)(row["estimate"])),
+        Column("95 %", lambda row: f"{signed(row['low'])} to {signed(row['high'])}"),
+        column("p", "p_value", p_value),
     ]
     spread = ", ".join(f"{name} {variance**0.5:.1f}" for name, variance in model.variances.items())
     remarks = [*([] if model.converged else ["the fit did not converge"]), *model.remarks]
@@ -129,32 +125,25 @@ def added_by_methods(cells: pl.DataFrame, reference: str) -> tuple[Table, str]:
         f"first line; Wald intervals. Standard deviations of the random intercepts: {spread}; residual "
         f"{model.residual_variance**0.5:.1f}. Few levels make intervals too narrow.{doubts}"
     )
-    return Table("methods_model", ["method", "estimate", "95 %", "p"], rows, frame), caption
+    return Table("methods_model", columns, frame.to_dicts(), frame, caption)
 
 
 def likeness(data: StudyData) -> pl.DataFrame:
     """Agreement and BLEU of each distilled cell with its own teacher, in percent, mean of the tasks."""
-    cells = data.main.filter(pl.col("teacher") != "")
-    rows = [
-        {"cell": cell, "agreement": 100 * agreed, "fidelity": bleu}
-        for cell, teacher in cells.select("cell", "teacher").rows()
-        for agreed, bleu in _task_likeness(data, cell, data.teachers[teacher]["cell"])
-    ]
-    frame = pl.DataFrame(rows, schema={"cell": pl.String, "agreement": pl.Float64, "fidelity": pl.Float64})
-    return frame.group_by("cell", maintain_order=True).agg(pl.col("agreement", "fidelity").mean())
-
-
-def _task_likeness(data: StudyData, cell: str, teacher: str) -> list[tuple[float, float]]:
+    by_cell = {str(cell): rows for (cell,), rows in data.rows.group_by("cell")}
+    nothing = data.rows.clear()
     found = []
-    for task in data.rows["task"].unique().sort():
-        sides = [data.rows.filter(pl.col("cell") == one, pl.col("task") == task) for one in (teacher, cell)]
-        if any(side.is_empty() for side in sides):
-            continue
-        both = pair(*sides)
-        agreed, text = agreement(both).agreement, fidelity(both).bleu
-        if agreed is not None and text is not None:
-            found.append((agreed, text))
-    return found
+    for cell, teacher in data.main.filter(pl.col("teacher") != "").select("cell", "teacher").rows():
+        for task in data.rows["task"].unique().sort():
+            sides = [by_cell.get(one, nothing).filter(task=task) for one in (data.teachers[teacher]["cell"], cell)]
+            if any(side.is_empty() for side in sides):
+                continue
+            both = pair(*sides)
+            agreed, text = agreement(both).agreement, fidelity(both).bleu
+            if agreed is not None and text is not None:
+                found.append({"cell": cell, "agreement": 100 * agreed, "fidelity": text})
+    frame = pl.DataFrame(found, schema={"cell": pl.String, "agreement": pl.Float64, "fidelity": pl.Float64})
+    return frame.group_by("cell", maintain_order=True).agg(pl.col("agreement", "fidelity").mean())
 
 
 def measures(data: StudyData, alike: pl.DataFrame) -> pl.DataFrame:
@@ -185,25 +174,50 @@ def by_size(rows: pl.DataFrame, students: Sequence[str], methods: Sequence[str])
         pl.col("improvement").mean(), sd=pl.col("improvement").std(), seeds=pl.len()
     )
     cells = {(row["student"], row["method"]): row for row in frame.to_dicts()}
-    listed = [[student, *(_gain(cells.get((student, method))) for method in methods)] for student in students]
-    return Table("improvement", ["student", *methods], listed, rows)
+
+    def gain(row: Mapping[str, Any]) -> str:
+        return signed(row["improvement"]) + ("" if row["sd"] is None else f" ± {row['sd']:.1f}")
+
+    listed = [{"student": one} | {method: cells.get((one, method)) for method in methods} for one in students]
+    columns = [column("student", "student"), *(column(method, method, gain) for method in methods)]
+    caption = "Points over fine-tuning at T = 1 without noise, mean ± standard deviation over seeds."
+    return Table("improvement", columns, listed, rows, caption)
 
 
-def _gain(cell: dict[str, float] | None) -> str:
-    if cell is None:
-        return "–"
-    return signed(cell["improvement"]) + ("" if cell["sd"] is None else f" ± {cell['sd']:.1f}")
+def trends(found: Mapping[str, Correlation], rows: pl.DataFrame) -> Table:
+    """With what the improvement goes: size, agreement, fidelity; the CSV has every training's values."""
+    listed = [
+        {"name": name, **vars(trend)}
+        for name in ("size", "agreement", "fidelity")
+        if (trend := found.get(name)) and trend.rho is not None
+    ]
+    columns = [
+        column("improvement with", "name"),
+        column("rho", "rho", "{:+.2f}".format),
+        Column("95 %", lambda row: f"{row['low']:+.2f} to {row['high']:+.2f}"),
+        column("p", "p_value", p_value),
+        column("runs", "n"),
+    ]
+    caption = (
+        "Spearman of the improvement over fine-tuning, methods averaged within a run; intervals by bootstrap over "
+        "runs. The CSV has every training's score, improvement, agreement and BLEU."
+    )
+    return Table("trends", columns, listed, rows, caption)
 
 
 def usage(data: StudyData) -> Table:
     """What each teacher counted: sequences asked for, and engine passes that they cost."""
-    off_policy = set(data.cells.filter(~pl.col("on_policy"))["cell"].to_list())
+    kinds = {
+        "off-policy cells": set(data.cells.filter(~pl.col("on_policy"))["cell"].to_list()),
+        "on-policy cells": set(data.cells.filter("on_policy")["cell"].to_list()),
+    }
     records = []
     for start in data.usage:
-        for kind, ids in (("off-policy cells", off_policy), ("on-policy cells", None)):
-            students = [one for one in start["students"] if _of_kind(one["student_id"], ids, off_policy, data)]
+        for kind, cells in kinds.items():
+            students = [one for one in start["students"] if one["student_id"] in cells]
+            if not students:
+                continue
             asked = sum(int(one["sequences"]) for one in students)
-            hits = sum(int(one["store_hits"]) for one in students)
             records.append(
                 {
                     "teacher": start["teacher"],
@@ -211,29 +225,23 @@ def usage(data: StudyData) -> Table:
                     "kind": kind,
                     "cells": len(students),
                     "sequences": asked,
-                    "engine_passes": asked - hits,
+                    "engine_passes": asked - sum(int(one["store_hits"]) for one in students),
                     "mebibytes": sum(int(one["bytes"]) for one in students) / 2**20,
                 }
             )
-    records = [record for record in records if record["cells"]]
-    rows = [
-        [
-            f"{one['teacher']}, {one['kind']}",
-            f"{one['cells']}",
-            f"{one['sequences']:,}",
-            f"{one['engine_passes']:,}",
-            f"{one['mebibytes']:,.1f}",
-        ]
-        for one in records
+    whole = decimals(0, thousands=True)
+    columns = [
+        Column("teacher", lambda row: f"{row['teacher']}, {row['kind']}"),
+        column("cells", "cells"),
+        column("sequences asked", "sequences", whole),
+        column("engine passes", "engine_passes", whole),
+        column("MiB sent", "mebibytes", decimals(1, thousands=True)),
     ]
-    frame = pl.DataFrame(records)
-    return Table("teacher_usage", ["teacher", "cells", "sequences asked", "engine passes", "MiB sent"], rows, frame)
-
-
-def _of_kind(student: str, ids: set[str] | None, off_policy: set[str], data: StudyData) -> bool:
-    if ids is not None:
-        return student in ids
-    return student not in off_policy and student in set(data.cells["cell"].to_list())
+    caption = (
+        "The teachers' own counters, one line a start and kind. Off-policy cells ask for the same sequences again and "
+        "again; each costs one engine pass, whatever the objective, temperature and noise."
+    )
+    return Table("teacher_usage", columns, records, pl.DataFrame(records), caption)
 
 
 def speeds(data: StudyData) -> pl.DataFrame:
@@ -254,16 +262,32 @@ def speeds(data: StudyData) -> pl.DataFrame:
 
 
 def cost(frame: pl.DataFrame) -> Table:
-    """Seconds a cell and tokens a second."""
-    rows = [
-        [
-            f"{row['student']}, {row['method']}",
-            str(row["cells"]),
-            f"{row['seconds']:.1f}",
-            f"{row['tokens_per_second']:,.0f}",
-        ]
-        for row in frame.to_dicts()
+    """Seconds a cell and tokens a second, from `speeds`."""
+    columns = [
+        Column("student and method", lambda row: f"{row['student']}, {row['method']}"),
+        column("cells", "cells"),
+        column("seconds of steps a cell", "seconds", decimals(1)),
+        column("trained tokens a second", "tokens_per_second", decimals(0, thousands=True)),
     ]
-    return Table(
-        "cost", ["student and method", "cells", "seconds of steps a cell", "trained tokens a second"], rows, frame
+    caption = "Mean of the seeds and settings; the start of a process is not in it."
+    return Table("cost", columns, frame.to_dicts(), frame, caption)
+
+
+def claims(data: StudyData, frame: pl.DataFrame) -> Table:
+    """What was declared, and the verdicts of `statistics.verdicts`."""
+    students = data.rows.filter(role="student")
+    items, runs = students.select("task", "item_id").n_unique(), students.select("student", "training_seed").n_unique()
+    columns = [
+        column("claim", "claim", numeric=False),
+        column("at this size", "verdict", numeric=False),
+        column("what was found", "found", numeric=False),
+        column("test", "test", numeric=False),
+    ]
+    caption = (
+        "Rules fixed before the run. A family shows if every member, on the average of the tasks, falls on the "
+        "expected side with p ≤ 0.05 after Holm (items clustered over students and seeds) and an interval over items "
+        "and training runs without zero; “these runs only” passes the first test and not the second. A trend shows if "
+        "the 95 % interval of rho, bootstrapped over runs, lies on the expected side. "
+        f"n: {items} items, {runs} runs (student and seed)."
     )
+    return Table("claims", columns, frame.to_dicts(), frame, caption)

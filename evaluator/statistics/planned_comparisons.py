@@ -125,6 +125,14 @@ _CONCLUSION = (
 )
 
 
+def rows_with(items: pl.DataFrame, chosen: Mapping[str, Any]) -> pl.DataFrame:
+    """Rows that have in each column the chosen value, or one of a list of values; null is a value."""
+    return items.filter(
+        pl.col(column).is_in(value) if isinstance(value, list) else pl.col(column).eq_missing(value)
+        for column, value in chosen.items()
+    )
+
+
 def pair_items(items: pl.DataFrame, comparison: Comparison) -> pl.DataFrame:
     """The two sides of a comparison, joined on task, item and seed.
 
@@ -136,13 +144,18 @@ def pair_items(items: pl.DataFrame, comparison: Comparison) -> pl.DataFrame:
 
     """
     sides = {
-        side: items.filter(*(_is(column, value) for column, value in chosen.items())).select(
-            *_PAIR, pl.col("score").alias(side)
-        )
+        side: rows_with(items, chosen).select(*_PAIR, pl.col("score").alias(side))
         for side, chosen in (("first", comparison.first), ("second", comparison.second))
     }
     for side, rows in sides.items():
-        _check_side(comparison, side, rows)
+        chosen = dict(getattr(comparison, side))
+        if rows.is_empty():
+            raise DataError(f"no row has {chosen}; evaluate it or change {side}", f"comparison {comparison.name}")
+        if rows.select(_PAIR).is_duplicated().any():
+            raise DataError(
+                f"{side} {chosen} has an item more than once at one seed; name the columns that tell its runs apart",
+                f"comparison {comparison.name}",
+            )
     pairs = sides["first"].join(sides["second"], on=_PAIR, how="full", coalesce=True, nulls_equal=True)
     lonely = pairs.filter(pl.col("first").is_null() | pl.col("second").is_null())
     if lonely.height:
@@ -153,23 +166,6 @@ def pair_items(items: pl.DataFrame, comparison: Comparison) -> pl.DataFrame:
             f"comparison {comparison.name}",
         )
     return pairs.sort(_PAIR)
-
-
-def _is(column: str, value: Any) -> pl.Expr:
-    """Rows with this value, or with one of several."""
-    return pl.col(column).is_in(value) if isinstance(value, list) else pl.col(column).eq_missing(value)
-
-
-def _check_side(comparison: Comparison, side: str, rows: pl.DataFrame) -> None:
-    if rows.is_empty():
-        chosen = getattr(comparison, side)
-        raise DataError(f"no row has {dict(chosen)}; evaluate it or change {side}", f"comparison {comparison.name}")
-    if rows.select(_PAIR).is_duplicated().any():
-        raise DataError(
-            f"{side} {dict(getattr(comparison, side))} has an item more than once at one seed; name the columns "
-            "that tell its runs apart",
-            f"comparison {comparison.name}",
-        )
 
 
 def _task_row(

@@ -15,9 +15,9 @@ import pytest
 
 from tutelage.errors import DataError
 from tutelage.evaluator.report import write_report
+from tutelage.evaluator.report.chart_style import PALETTE
 from tutelage.evaluator.report.run_comparisons import changes, likeness
 from tutelage.evaluator.report.run_data import read_run
-from tutelage.evaluator.report.run_figures import PALETTE
 from tutelage.evaluator.results import frames as fr
 from tutelage.evaluator.tasks.arithmetic_generator import generate
 

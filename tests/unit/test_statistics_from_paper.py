@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 from tutelage.errors import DataError
-from tutelage.evaluator.paper_audit.audit import PaperReport, from_paper
-from tutelage.evaluator.paper_audit.sections import Section, render_html, render_markdown
+from tutelage.evaluator.paper_audit.audit import PaperReport, from_paper, shown_as
 from tutelage.evaluator.paper_audit.single_scores import impossible_cells, repeated_cells
+from tutelage.evaluator.report.page import Page, Section
 from tutelage.evaluator.statistics.scores import SCORES
 
 
@@ -125,7 +125,7 @@ def test_the_report_is_written_and_the_same_every_time(
     assert "-0.5393 (0.0012)" in markdown
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
-    assert page.count("<section") == len(first.sections)
+    assert page.count("<section") == len(first.page.sections)
     for name, table in first.tables.items():
         assert pl.read_csv(out / "tables" / f"{name}.csv").height == table.height
 
@@ -157,8 +157,9 @@ def test_repeats_are_weighed_against_chance() -> None:
 
 
 def test_rendering_escapes_what_the_tables_hold() -> None:
-    sections = [Section("s", "<b>", "a & b", pl.DataFrame({"text": ["<img|x>"], "p_value": [0.00001234], "n": [None]}))]
-    page, markdown = render_html("<t>", sections), render_markdown("t", sections)
+    table = shown_as("s", pl.DataFrame({"text": ["<img|x>"], "p_value": [0.00001234], "n": [None]}))
+    shown = Page("Audit", "<t>", [Section("<b>", "a & b", tables=[table])], contents=True)
+    page, markdown = shown.html(), shown.markdown()
     assert "<img" not in page
     assert "&lt;img|x&gt;" in page
     assert "<b>" not in page
