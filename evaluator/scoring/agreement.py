@@ -7,14 +7,14 @@ counted apart. Fidelity is BLEU and chrF of one evaluation's outputs against the
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
 from tutelage.errors import DataError
-from tutelage.evaluator.scoring.extraction import same_number
+from tutelage.evaluator.scoring.extraction import NUMBER_TOLERANCE, same_number
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def pair(teacher: pl.DataFrame, student: pl.DataFrame) -> pl.DataFrame:
 def agreement(both: pl.DataFrame) -> Agreement:
     """Agreement of the paired rows of `pair`."""
     answers = list(zip(both["extracted"], both["extracted_student"], strict=True))
-    equal = pl.Series([_equal(teacher, student) for teacher, student in answers], dtype=pl.Boolean)
+    equal = pl.Series([same_answer(teacher, student) for teacher, student in answers], dtype=pl.Boolean)
     right = both["score"] == 1.0
     return Agreement(
         items=len(both),
@@ -92,14 +92,13 @@ def agreement(both: pl.DataFrame) -> Agreement:
     )
 
 
-def _equal(teacher: str, student: str) -> bool:
-    if not teacher or not student:
+def same_answer(one: str, other: str) -> bool:
+    """Whether two answers are the same: equal texts, or numbers at most 0.001 apart; no answer is like nothing."""
+    if not one or not other:
         return False
-    if teacher == student:
-        return True
     try:
-        return same_number(student, teacher)
-    except ValueError:  # Labels and letters are no numbers.
+        return one == other or same_number(one, other)
+    except ValueError:  # labels and letters are no numbers
         return False
 
 
@@ -108,19 +107,40 @@ def _share(values: pl.Series) -> float | None:
 
 
 def cohens_kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
-    """(observed - expected) / (1 - expected) agreement (Cohen 1960); None if empty or if chance alone is certain."""
+    """(observed - expected) / (1 - expected) agreement (Cohen 1960), by statsmodels.
+
+    Answers are the same by the rule of `same_answer`. That rule is no equivalence (3.333 and 3.3333333 are the same, a
+    chain of such steps need not end where it began), so labels cannot be merged first; Cohen's weighted kappa (1968)
+    with a weight of one where two labels differ says the same without merging.
+
+    Args:
+        pairs: the two raters' answers to each item, none of them empty.
+
+    Returns:
+        In [-1, 1]; None without pairs, or if chance alone is certain to agree.
+
+    """
+    from statsmodels.stats.inter_rater import cohens_kappa as weighted_kappa
+
     if not pairs:
         return None
-    count = len(pairs)
-    first, second = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
-    observed = sum(a == b for a, b in pairs) / count
-    expected = sum(first[label] * second[label] for label in first) / count**2
-    return (observed - expected) / (1 - expected) if expected < 1 else None
+    labels = {label: index for index, label in enumerate(dict.fromkeys(label for both in pairs for label in both))}
+    table = np.zeros((len(labels), len(labels)))
+    for one, other in pairs:
+        table[labels[one], labels[other]] += 1
+    values = np.array([_number(label) for label in labels])
+    differ = ~(np.abs(values[:, None] - values) <= NUMBER_TOLERANCE)  # also where a label is no number
+    np.fill_diagonal(differ, False)
+    if not (differ * np.outer(table.sum(1), table.sum(0))).any():
+        return None
+    return float(weighted_kappa(table, weights=differ, return_results=False))
 
 
-def fidelity_when_both_right(both: pl.DataFrame) -> Fidelity:
-    """Fidelity among the items that both have right: whether the same answer is reached in the same words."""
-    return fidelity(both.filter((pl.col("score") == 1.0) & (pl.col("score_student") == 1.0)))
+def _number(label: str) -> float:
+    try:
+        return float(label)
+    except ValueError:
+        return float("nan")
 
 
 def fidelity(both: pl.DataFrame) -> Fidelity:

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import permutations
-from typing import Literal
+from itertools import islice, permutations
+from typing import Literal, get_args
 
 import polars as pl
 
@@ -31,6 +31,8 @@ from tutelage.evaluator.scoring.extraction import NUMBER_TOLERANCE, corrected_nu
 Kind = Literal[
     "right", "no_answer", "extraction_failure", "arithmetic_slip", "wrong_operation", "wrong_operand", "other"
 ]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ONE_OPERATION_TASKS = ("SVAMP",)  # the others' problems take several steps, of which these rules know nothing
 _READ = 10_000  # characters
 _EQUATIONS = 200
 _QUESTION_NUMBERS = 12
@@ -57,18 +59,18 @@ def kind_of(question: str, output: str, extracted: str, target: str) -> Kind:
     if not extracted:
         return "no_answer"
     corrected = corrected_number(output)
-    if (corrected and _same(float(corrected), wanted)) or _states(text, wanted):
+    states = any(_same(_float(found.group(1)), wanted) for found in islice(_RESULT.finditer(text), _EQUATIONS))
+    if states or (corrected and _same(float(corrected), wanted)):
         return "extraction_failure"
-    if any(_same(true, wanted) and not _same(stated, true) for true, stated in _equations(text)):
-        return "arithmetic_slip"
-    return _kind_of_number(question, float(extracted), wanted)
-
-
-def _kind_of_number(question: str, answer: float, wanted: float) -> Kind:
-    found = _QUESTION_NUMBER.findall(question.replace(",", ""))
-    numbers = [float(text) for text in dict.fromkeys(found)][:_QUESTION_NUMBERS]
-    ways = list(_ways(numbers, answer))
-    right_ways = list(_ways(numbers, wanted))
+    for found in islice(_EQUATION.finditer(text), _EQUATIONS):
+        left, sign, right, stated = found.groups()
+        true = _apply(_SIGNS.get(sign, sign), _float(left), _float(right))
+        if true is not None and _same(true, wanted) and not _same(_float(stated), true):
+            return "arithmetic_slip"
+    # What no rationale states is read off the numbers of the question.
+    found_numbers = _QUESTION_NUMBER.findall(question.replace(",", ""))
+    numbers, answer = [float(one) for one in dict.fromkeys(found_numbers)][:_QUESTION_NUMBERS], float(extracted)
+    ways, right_ways = list(_ways(numbers, answer)), list(_ways(numbers, wanted))
     if any({a, b} == {c, d} and sign != other for sign, a, b in ways for other, c, d in right_ways):
         return "wrong_operation"
     if any(sign == other for sign, _, _ in ways for other, _, _ in right_ways):
@@ -82,20 +84,6 @@ def _same(one: float, other: float) -> bool:
 
 def _float(text: str) -> float:
     return float(text.replace("$", ""))
-
-
-def _states(text: str, wanted: float) -> bool:
-    results = [found.group(1) for found, _ in zip(_RESULT.finditer(text), range(_EQUATIONS), strict=False)]
-    return any(_same(_float(result), wanted) for result in results)
-
-
-def _equations(text: str) -> Iterator[tuple[float, float]]:
-    """True and stated result of the equations of two operands."""
-    for found, _ in zip(_EQUATION.finditer(text), range(_EQUATIONS), strict=False):
-        left, sign, right, stated = found.groups()
-        true = _apply(_SIGNS.get(sign, sign), _float(left), _float(right))
-        if true is not None:
-            yield true, _float(stated)
 
 
 def _apply(sign: str, left: float, right: float) -> float | None:
@@ -118,17 +106,17 @@ def count_kinds(rows: pl.DataFrame, questions: dict[str, str]) -> pl.DataFrame:
 
     Args:
         rows: of a task with numbers as answers, under `paper`; failed items are left out.
-        questions: question of each item id.
+        questions: by item hash; items whose question is not among them are left out.
 
     Returns:
         evaluation_id, student, task, kind, items, share; the share is of the items of that evaluation and task.
 
     """
     keys = ["evaluation_id", "student", "task"]
-    kept = rows.filter(pl.col("error") == "")
+    kept = rows.filter(pl.col("error") == "", pl.col("item_hash").is_in(list(questions)))
     kinds = [
-        kind_of(questions[row["item_id"]], row["output"], row["extracted"], row["target"])
-        for row in kept.select("item_id", "output", "extracted", "target").to_dicts()
+        kind_of(questions[row["item_hash"]], row["output"], row["extracted"], row["target"])
+        for row in kept.select("item_hash", "output", "extracted", "target").to_dicts()
     ]
     counted = kept.select(keys).with_columns(pl.Series("kind", kinds, pl.String)).group_by(*keys, "kind").len("items")
     return counted.with_columns(share=pl.col("items") / pl.col("items").sum().over(keys)).sort(*keys, "kind")

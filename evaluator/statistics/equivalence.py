@@ -24,6 +24,9 @@ class Equivalence:
 def equivalence_test(interval: Interval, *, margin: float, alpha: float = 0.05) -> Equivalence:
     """Two one-sided t-tests that an estimate lies within ±margin (Schuirmann 1987).
 
+    Ours, not statsmodels' `ttost_paired`: that one starts from two columns of independent observations, and takes
+    neither a cluster-robust error nor Satterthwaite's degrees of freedom. Where it applies, both give the same p-value.
+
     Args:
         interval: the estimated difference with its error, from `paired`.
         margin: the largest difference that counts as none, positive, in the interval's unit; fixed before

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
 
 Floats = NDArray[np.float64]
 
@@ -233,13 +234,13 @@ def mcnemar_exact(first_correct_N: ArrayLike, second_correct_N: ArrayLike) -> Mc
     """Exact McNemar test of two binary scores on the same independent items.
 
     Binomial test of the discordant items at one half (McNemar 1947, Psychometrika 12; the exact form of
-    Mosteller 1952). Conservative, since the counts are discrete. It knows no clusters.
+    Mosteller 1952), by statsmodels. Conservative, since the counts are discrete. It knows no clusters.
     """
     first_N, second_N = np.asarray(first_correct_N, dtype=bool), np.asarray(second_correct_N, dtype=bool)
     only_first, only_second = int(np.sum(first_N & ~second_N)), int(np.sum(~first_N & second_N))
-    discordant = only_first + only_second
-    p_value = float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
-    return McNemar(only_first, only_second, p_value)
+    # The concordant cells do not enter the exact test. Without a discordant item the p-value is 1.
+    result = mcnemar([[0, only_first], [only_second, 0]], exact=True)
+    return McNemar(only_first, only_second, float(result.pvalue))
 
 
 def effect_size(first_N: ArrayLike, second_N: ArrayLike) -> EffectSize:

@@ -102,30 +102,3 @@ def improvements(scores: pl.DataFrame, selection: Selection) -> pl.DataFrame:
             "against the fine-tuned model, so evaluate it too"
         )
     return joined.with_columns(improvement=pl.col("score") - pl.col("sft_score"))
-
-
-def scores_of_items(items: pl.DataFrame, sizes: dict[str, float], track: str) -> pl.DataFrame:
-    """`SCORES` from rows of `planned_comparisons.ITEMS`: the mean over items and seeds, and the mean of the tasks.
-
-    Args:
-        items: rows of `ITEMS`; objective is `base` or `sft` and teacher null for models without one.
-            Rows with noise, or of a task-unaware teacher, are the caller's to leave out.
-        sizes: parameters by student, any one unit.
-        track: name of the track that these tasks make up.
-
-    """
-    keys = ["teacher", "student", "objective", "temperature"]
-    by_task = items.group_by(*keys, "task", maintain_order=True).agg(score=100 * pl.col("score").mean())
-    average = by_task.group_by(keys, maintain_order=True).agg(task=pl.lit(AVERAGE), score=pl.col("score").mean())
-    rows = pl.concat([by_task, average.select(by_task.columns)])
-    return rows.select(
-        pl.lit(track).alias("track"),
-        "teacher",
-        "student",
-        pl.col("student").replace_strict(sizes, return_dtype=pl.Float64).alias("student_size"),
-        pl.col("objective").alias("method"),
-        "temperature",
-        pl.when(pl.col("teacher").is_not_null()).then(True).alias("teacher_tuned"),
-        "task",
-        "score",
-    ).match_to_schema(SCORES)

@@ -68,6 +68,15 @@ def test_kappa_is_cohens() -> None:
     assert cohens_kappa([]) is None
 
 
+def test_kappa_and_agreement_call_the_same_answers_the_same() -> None:
+    answers = [("3.333", "3.3333333"), ("5", "5"), ("7", "8")]
+    sides = [rows(name, [(side[k], 0.0) for side in answers], ["", "", ""]) for k, name in enumerate(("t", "s"))]
+    measured = agreement(pair(*sides))
+    assert measured.agreement == pytest.approx(2 / 3)
+    # By chance a teacher's and a student's answer are the same in 2 of 9 pairings: 3.333 with 3.3333333, 5 with 5.
+    assert measured.kappa == pytest.approx((2 / 3 - 2 / 9) / (1 - 2 / 9))
+
+
 def test_bleu_and_chrf_are_sacrebleus(both: pl.DataFrame) -> None:
     import sacrebleu
 

@@ -53,13 +53,14 @@ def test_kinds_are_counted_per_evaluation() -> None:
             "evaluation_id": ["a"] * 4,
             "student": ["s"] * 4,
             "task": ["SVAMP"] * 4,
-            "item_id": ["0"] * 4,
+            "item_hash": ["h", "h", "h", "h"],
             "output": outputs,
             "extracted": [paper_number(output) for output in outputs],
             "target": ["18.0"] * 4,
             "error": ["", "", "", "broken"],
         }
     )
-    counted = {row["kind"]: row for row in count_kinds(rows, {"0": QUESTION}).to_dicts()}
+    counted = {row["kind"]: row for row in count_kinds(rows, {"h": QUESTION}).to_dicts()}
     assert {kind: row["items"] for kind, row in counted.items()} == {"right": 1, "wrong_operation": 1, "no_answer": 1}
     assert counted["right"]["share"] == pytest.approx(1 / 3)
+    assert count_kinds(rows, {"another": QUESTION}).is_empty()

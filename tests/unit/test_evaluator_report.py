@@ -19,6 +19,8 @@ from tutelage.evaluator.report.chart_style import PALETTE
 from tutelage.evaluator.report.run_comparisons import changes, likeness
 from tutelage.evaluator.report.run_data import read_run
 from tutelage.evaluator.results import frames as fr
+from tutelage.evaluator.scoring.extraction import paper_number
+from tutelage.evaluator.tasks import TASKS
 from tutelage.evaluator.tasks.arithmetic_generator import generate
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)"> & </pre>'
@@ -175,6 +177,50 @@ def test_agreement_is_with_its_own_teacher(run: Path) -> None:
     assert [row["agreement"] for row in rows] == [1 / 20, 11 / 20]
     assert [row["student_unparsable"] for row in rows] == [0.9, 0.4]
     assert rows[1]["bleu"] > rows[0]["bleu"]
+
+
+def test_kinds_of_errors_are_shown_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = [f"Ann has {30 + n} pears and {n} apples. How many more pears than apples?" for n in (2, 3, 4, 5)]
+    records = [{"instruction": question, "input": "", "output": "", "answer": "30.0"} for question in questions]
+    (tmp_path / "tasks" / "SVAMP").mkdir(parents=True)
+    (tmp_path / "tasks" / "SVAMP" / "test.json").write_text(json.dumps(records))
+    monkeypatch.setenv("TUTELAGE_DATA_DIR", str(tmp_path))
+    items = TASKS["SVAMP"].items(tmp_path)
+    said = {0: ["", "36", "38", "40"], 9: ["30", "30", "36 - 4 = 30", "40"]}  # wrong operation: the sum
+    for step, outputs in said.items():
+        rows = [
+            {
+                **dict.fromkeys(fr.SCHEMA),
+                **{"run": "r1", "student": "s", "teacher": "big", "objective": "gkd", "temperature": 1.0, "noise": 0.0},
+                **{
+                    "step": step,
+                    "training_seed": 0,
+                    "evaluation_id": f"s-{step}",
+                    "task": "SVAMP",
+                    "protocol": "paper",
+                },
+                **{"template": "chat", "item_id": item.item_id, "item_hash": item.item_hash, "error": "", "seed": 0},
+                **{"output": output, "extracted": paper_number(output), "extracted_corrected": paper_number(output)},
+                **{"target": "30", "score": float(paper_number(output) == "30"), "metric": "accuracy"},
+                **{"output_tokens": 3, "seconds": 0.1, "finish_reason": "stop"},
+            }
+            for item, output in zip(items, outputs, strict=True)
+        ]
+        path = fr.frame_path(tmp_path / "frames", "r1", "SVAMP", f"s-{step}", "paper")
+        fr.write_frame(fr.frame_of_rows(rows), path)
+    out = write_report(frames=tmp_path / "frames", run_dir=None, run=None, out=tmp_path / "out" / "report.html")
+    assert "<h2>Kinds of errors</h2>" in out.read_text()
+    counted = pl.read_csv(out.parent / "tables" / "error_kinds.csv")
+    found = {(row["evaluation_id"], row["kind"]): row["items"] for row in counted.to_dicts()}
+    assert found == {
+        ("s-0", "no_answer"): 1,
+        ("s-0", "wrong_operation"): 3,
+        ("s-9", "right"): 3,
+        ("s-9", "wrong_operation"): 1,
+    }
+    monkeypatch.delenv("TUTELAGE_DATA_DIR")
+    write_report(frames=tmp_path / "frames", run_dir=None, run=None, out=out)
+    assert "The questions of SVAMP are not here" in out.read_text()
 
 
 def test_without_a_run_folder_it_is_scores_alone(run: Path, tmp_path: Path) -> None:

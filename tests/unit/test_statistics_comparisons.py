@@ -18,7 +18,7 @@ from tutelage.evaluator.statistics.planned_comparisons import (
     method_model,
     pair_items,
 )
-from tutelage.evaluator.statistics.scores import AVERAGE, SCORES, SIMILARITIES, improvements, scores_of_items
+from tutelage.evaluator.statistics.scores import AVERAGE, SCORES, SIMILARITIES, improvements
 
 CHANCE = {"sft": 0.50, "gkd": 0.65, "reverse_kl": 0.66, "seq_kd": 0.50}
 
@@ -150,11 +150,23 @@ def test_a_student_that_is_bad_under_every_objective_says_nothing_about_objectiv
     assert errors[1] < 3 * errors[0]
 
 
+def scores_of(items: pl.DataFrame, sizes: dict[str, float]) -> pl.DataFrame:
+    """`SCORES` from items: the mean over items and seeds, and the mean of the tasks."""
+    keys = ["teacher", "student", "objective", "temperature"]
+    by_task = items.group_by(*keys, "task", maintain_order=True).agg(score=100 * pl.col("score").mean())
+    average = by_task.group_by(keys, maintain_order=True).agg(task=pl.lit(AVERAGE), score=pl.col("score").mean())
+    rows = pl.concat([by_task, average.select(by_task.columns)]).rename({"objective": "method"})
+    return rows.with_columns(
+        track=pl.lit("ours"),
+        student_size=pl.col("student").replace_strict(sizes, return_dtype=pl.Float64),
+        teacher_tuned=pl.when(pl.col("teacher").is_not_null()).then(True),
+    ).match_to_schema(SCORES)
+
+
 def test_published_tests_run_on_our_own_frames() -> None:
     teachers = study(seeds=1, chance={"sft": 0.8}).filter(student="large").with_columns(student=pl.lit("big"))
     items = pl.concat([study(seeds=1), teachers])
-    scores = scores_of_items(items, {"small": 1.0, "large": 2.0, "big": 8.0}, "ours")
-    assert scores.schema == SCORES
+    scores = scores_of(items, {"small": 1.0, "large": 2.0, "big": 8.0})
     gains = improvements(scores, "maximum_over_temperatures")
     tests = published_tests(gains, pl.DataFrame(schema=SIMILARITIES))
     t_test = row(tests, task=AVERAGE, method="all", test="t_test")
@@ -167,6 +179,6 @@ def test_published_tests_run_on_our_own_frames() -> None:
 
 
 def test_a_student_without_fine_tuning_is_refused_by_name() -> None:
-    scores = scores_of_items(study(seeds=1, items=5), {"small": 1.0, "large": 2.0}, "ours")
+    scores = scores_of(study(seeds=1, items=5), {"small": 1.0, "large": 2.0})
     with pytest.raises(DataError, match="teacher 'big' has no 'sft' score"):
         improvements(scores, "temperature_1")
