@@ -238,6 +238,43 @@ def test_a_teacher_that_dies_and_comes_back_costs_only_waiting(servicer, in_proc
     assert address in waits[0]
 
 
+class AnsweringOne(FaultyServicer):
+    """Full again after each request that it has answered."""
+
+    def ScoreSequences(self, request_iterator, context):  # noqa: N802
+        requests = list(request_iterator)
+        self.refusals = []
+        yield from self._answer(requests[0])
+        self.refusals = [pb.Refusal(code=8, message="full", retry_after_milliseconds=400)] * len(requests)
+        for request in requests[1:]:
+            yield from self._answer(request)
+
+
+class Clock:
+    """Seconds that pass by sleeping only."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_a_slow_teacher_is_not_one_that_is_away(in_process, tiny_model, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("tutelage.trainer.teacher.grpc_client.time", clock)
+    with (
+        serving(AnsweringOne(in_process, tiny_model)) as address,
+        connect(address, tiny_model, wait_seconds=1.0) as client,
+    ):
+        assert_same(client.score(requests(6), HIDDEN), in_process.score(requests(6), HIDDEN))
+    assert client.waited_seconds == pytest.approx(clock.now)
+    assert clock.now >= 5 * 0.4
+
+
 def test_waiting_ends_with_advice_and_can_be_stopped(tiny_model):
     begin = time.monotonic()
     with pytest.raises(Unreachable, match="is it started"):

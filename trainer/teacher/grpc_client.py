@@ -10,7 +10,7 @@ Make the client in the process that uses it: gRPC does not survive a fork.
 from __future__ import annotations
 
 import hashlib
-import secrets
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import grpc
 import numpy as np
 import numpy.typing as npt
+from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, wait_random_exponential
 
 from tutelage.errors import CorruptFrame, IdentityMismatch, NotServed, Overloaded, TutelageError, Unreachable
 from tutelage.identity import require_same_tokenizer
@@ -92,7 +93,7 @@ class TeacherClient:
         self._unembedding: UnembeddingArrays | None = None
         self.waited_seconds = 0.0
         try:
-            self._info = self._patiently(self._get_info)
+            self._info = self._with_retry(self._get_info)
             require_same_tokenizer(self._info.tokenizer_digests, tokenizer_digests)
             self._require_same_teacher(weights_digest or self._info.weights_digest, self._info)
             if pb.TEACHER_ROLE_SCORE not in self._info.roles:
@@ -123,14 +124,14 @@ class TeacherClient:
 
         Raises:
             CorruptFrame: the teacher answered what it must not; nothing of it is used.
-            Unreachable: the teacher was away for longer than `wait_seconds`.
+            Unreachable: for longer than `wait_seconds` the teacher completed no answer.
             IdentityMismatch: another teacher answered.
             TutelageError: the teacher refused a request; the message says why.
 
         """
         size = (self._info.vocabulary_size, self._info.hidden_size)
         answers = {str(index): Answer(sequence, spec, *size) for index, sequence in enumerate(sequences)}
-        self._patiently(lambda: self._stream(answers))
+        self._with_retry(lambda: self._stream(answers), lambda: sum(each.complete for each in answers.values()))
         return [answer.arrays() for answer in answers.values()]
 
     def unembedding(self) -> UnembeddingArrays:
@@ -143,7 +144,7 @@ class TeacherClient:
         """
         if self._unembedding is None:
             download = _UnembeddingDownload(self._info.unembedding)
-            self._patiently(lambda: self._fetch_unembedding(download))
+            self._with_retry(lambda: self._fetch_unembedding(download), lambda: download.rows)
             self._unembedding = download.arrays()
         return self._unembedding
 
@@ -187,34 +188,82 @@ class TeacherClient:
                 "teacher",
             )
 
-    def _patiently(self, attempt: Callable[[], ResultT]) -> ResultT:
-        """Repeats an attempt while the teacher is away or full, up to `wait_seconds` after the first failure."""
-        away_since: float | None = None
-        failures = 0
-        while True:
+    def _with_retry(self, attempt: Callable[[], ResultT], progress: Callable[[], int] = lambda: 0) -> ResultT:
+        """What the attempt returns; it is repeated while the teacher is away or full.
+
+        Args:
+            attempt: asks the teacher; may be called many times.
+            progress: counts what has been received; as long as it grows, the teacher is slow, not away.
+
+        Raises:
+            Unreachable: `wait_seconds` have passed since the first failure, or since the first one after progress.
+            TutelageError: the teacher refused for another reason.
+
+        """
+        outage = _Outage(self._wait_seconds, progress)
+
+        def once() -> ResultT:
             try:
                 return attempt()
             except grpc.RpcError as error:
-                problem = error_of_rpc(error, self._address, "teacher")
-            except Overloaded as error:
-                problem = error
-            if not isinstance(problem, Unreachable | Overloaded):
-                raise problem
-            away_since = away_since or time.monotonic()
-            waited = time.monotonic() - away_since
-            if waited >= self._wait_seconds:
-                raise Unreachable(f"waited {waited:.0f} s: {problem.message}", "teacher.address") from problem
-            self._waiting(waited, problem.message)
-            at_least = problem.retry_after_milliseconds / 1000 if isinstance(problem, Overloaded) else 0.0
-            self._sleep(failures, at_least, self._wait_seconds - waited)
-            failures += 1
+                raise error_of_rpc(error, self._address, "teacher") from error
 
-    def _sleep(self, failures: int, at_least_seconds: float, at_most_seconds: float) -> None:
-        """What the teacher asks for, and full jitter, so that many students do not return at one moment."""
-        jitter = min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**failures)
-        seconds = min(at_least_seconds + secrets.SystemRandom().uniform(0, jitter), at_most_seconds)
-        time.sleep(seconds)
-        self.waited_seconds += seconds
+        def report(_: RetryCallState) -> None:
+            self._waiting(outage.seconds, outage.reason)
+
+        def sleep(seconds: float) -> None:
+            time.sleep(seconds)
+            self.waited_seconds += seconds
+
+        retrying = Retrying(
+            retry=retry_if_exception_type((Unreachable, Overloaded)),
+            after=outage.note,
+            wait=outage.pause,
+            stop=outage.is_too_long,
+            before_sleep=report,
+            sleep=sleep,
+        )
+        try:
+            return retrying(once)
+        except RetryError as error:
+            problem = f"waited {outage.seconds:.0f} s: {outage.reason}"
+            raise Unreachable(problem, "teacher.address") from error.last_attempt.exception()
+
+
+class _Outage:
+    """How long a teacher has given nothing, and how long to pause before the next attempt."""
+
+    def __init__(self, longest_seconds: float, progress: Callable[[], int]) -> None:
+        self._longest_seconds, self._progress = longest_seconds, progress
+        self._since, self._made = math.inf, progress()
+        # Full jitter, so that many students do not return at one moment.
+        self._jitter = wait_random_exponential(multiplier=_FIRST_BACKOFF_SECONDS, max=_LONGEST_BACKOFF_SECONDS)
+        self.seconds, self.reason = 0.0, ""
+
+    def note(self, state: RetryCallState) -> None:
+        """Takes a failed attempt into account."""
+        now, made = time.monotonic(), self._progress()
+        # tenacity's own delays count from the first attempt, however much has been received since.
+        if made > self._made or self._since == math.inf:
+            self._since, self._made = now, made
+        self.seconds, self.reason = now - self._since, _problem(state).message
+
+    def pause(self, state: RetryCallState) -> float:
+        """Seconds until the next attempt: what a full teacher asks for and the jitter, within what is left."""
+        problem = _problem(state)
+        at_least = problem.retry_after_milliseconds / 1000 if isinstance(problem, Overloaded) else 0.0
+        return min(at_least + self._jitter(state), self._longest_seconds - self.seconds)
+
+    def is_too_long(self, _: RetryCallState) -> bool:
+        """Whether to give up."""
+        return self.seconds >= self._longest_seconds
+
+
+def _problem(state: RetryCallState) -> TutelageError:
+    assert state.outcome is not None
+    problem = state.outcome.exception()
+    assert isinstance(problem, TutelageError)
+    return problem
 
 
 def _collect(call: Iterable[pb.ScoreSequencesResponse], answers: Mapping[str, Answer]) -> None:
