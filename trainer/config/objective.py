@@ -11,7 +11,6 @@ from tutelage.config import Config
 from tutelage.errors import ConfigurationError
 from tutelage.trainer.losses.registry import (
     OBJECTIVES,
-    Objective,
     Setting,
     SignalKind,
     check_signal,
@@ -92,7 +91,17 @@ class ObjectiveConfig(Config):
                 truncates=self.teacher_top_k > 0 or self.teacher_top_p < 1,
                 approximate=self.approximate,
             )
-        _check_fraction(entry, self.on_policy_fraction)
+        fraction = self.on_policy_fraction
+        if fraction > 0 and not entry.needs_teacher:
+            raise ConfigurationError(
+                f"{entry.name} learns from the targets of its data, so it must be 0 (given {fraction})",
+                "objective.on_policy_fraction",
+            )
+        if fraction < 1 and entry.sampled_token:
+            raise ConfigurationError(
+                f"{entry.name} is defined on the student's own tokens, so it must be 1 (given {fraction})",
+                "objective.on_policy_fraction",
+            )
         if self.min_mass > 0 and self.signal != "topk":
             raise ConfigurationError(f"only topk keeps ids by mass, not {self.signal}", "objective.min_mass")
         return self
@@ -102,16 +111,3 @@ class ObjectiveConfig(Config):
         """The objective's parameters that were given."""
         given = {name: getattr(self, name) for name in PARAMETERS}
         return {name: value for name, value in given.items() if value is not None}
-
-
-def _check_fraction(entry: Objective, fraction: float) -> None:
-    if fraction > 0 and not entry.needs_teacher:
-        raise ConfigurationError(
-            f"{entry.name} learns from the targets of its data, so it must be 0 (given {fraction})",
-            "objective.on_policy_fraction",
-        )
-    if fraction < 1 and entry.sampled_token:
-        raise ConfigurationError(
-            f"{entry.name} is defined on the student's own tokens, so it must be 1 (given {fraction})",
-            "objective.on_policy_fraction",
-        )

@@ -59,6 +59,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "sampling.temperature": 1.0,
             "sampling.top_p": 1.0,
             "reduction": "micro_batch_token_mean",
+            # The released code compares distributions without shifting them, so the row after the last token counts.
             "loss_on_prompt": True,
             "loss_on_last_token": True,
         },
@@ -85,6 +86,7 @@ _RECIPE: Preset = {
     "optimizer.warmup_steps": 100,
     "optimizer.lr_scheduler_type": "linear",
     "optimizer.weight_decay": 0.0,
+    # transformers' defaults, where ours are 0.9 and 0.95.
     "optimizer.betas": (0.9, 0.999),
     "optimizer.max_grad_norm": 1.0,
     "batch.sequences": 16,

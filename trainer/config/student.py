@@ -271,6 +271,7 @@ class StudentConfig(StudentSettings):
 
     def _check_vllm(self) -> None:
         if self.lora is not None:
+            # Merged, an update below 2⁻⁸ of its weight would be gone in bfloat16.
             raise ConfigurationError(
                 "vllm takes full weights, in which adapters that are still small would be rounded away; use "
                 "transformers, or leave lora out",

@@ -9,7 +9,6 @@ batch = [first.examples[index] for index in order.take(drawn=0, count=8)]
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,18 +82,15 @@ def read_dataset(path: Path, tokenizer: Any, *, template: Template, max_tokens: 
 
     """
     kept = truncate(read_examples(path, tokenizer, template=template), max_tokens, path)
+    total = hashlib.sha256()
+    for example in kept.examples:
+        for ids in (example.prompt_ids, example.completion_ids):
+            # With its length before it, so that no other split of the same ids has the same fingerprint.
+            total.update(len(ids).to_bytes(4, "little") + ids.tobytes())
     return Dataset(
         kept.examples,
-        _fingerprint(kept.examples),
+        total.hexdigest(),
         kept.dropped_prompts,
         kept.truncated_completions,
         kept.tokens_cut,
     )
-
-
-def _fingerprint(examples: Sequence[TokenizedExample]) -> str:
-    total = hashlib.sha256()
-    for example in examples:
-        for ids in (example.prompt_ids, example.completion_ids):
-            total.update(len(ids).to_bytes(4, "little") + ids.tobytes())
-    return total.hexdigest()

@@ -6,7 +6,7 @@ logits nor their gradients exist. The forward pass goes on to the gradients at t
 unembedding, as if every row weighed the same in the loss, so a mean over tokens never sees the logits twice. If the
 backward pass finds other weights, it computes the logits again for the gradient at the unembedding.
 
-Legend: N rows, n rows of a chunk or block, V vocabulary, D hidden width.
+Shapes: the legend in docs/architecture.md; R rows of a chunk, and of a block within it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from torch.autograd.function import once_differentiable
 
 from tutelage.trainer.teacher.rows import Unembedding, accurate_dtype
 
-# 16 rows of 49,152 float32 logits are 3 MiB; with 64 rows the passes over them took twice as long.
+# 16 rows of 49,152 float32 logits are 3 MiB, which stay in a core's cache from one elementwise pass to the next; with
+# 64 rows the passes over them took twice as long.
 BLOCK_ROWS = 16
 
 
 class BlockFunction(Protocol):
     """One value per row of a block, and its derivative."""
 
-    def __call__(self, logits_nV: Tensor, block: slice, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
-        """Values [n] (or [n, M] if no gradient is wanted) and, if wanted, their gradients [n, V] at the logits.
+    def __call__(self, logits_RV: Tensor, block: slice, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        """Values [R] (or [R, measures] if no gradient is wanted) and, if wanted, their gradients [R, V] at the logits.
 
         The logits may be overwritten. `block` says which rows of the chunk these are.
         """
@@ -42,7 +43,7 @@ class RowFunction(Protocol):
 
 
 def evaluate_rows(hidden_ND: Tensor, head: Unembedding, function: RowFunction, *, chunk_rows: int) -> Tensor:
-    """The function's values for each row, [N] or [N, M], with gradients to hidden states, matrix and bias."""
+    """The function's values for each row, [N] or [N, measures], with gradients to hidden states, matrix and bias."""
     plan = _Plan(head, function, chunk_rows, torch.is_grad_enabled())
     values_N: Tensor = _EvaluateRows.apply(hidden_ND, head.matrix_VD, head.bias_V, plan)
     return values_N
@@ -65,17 +66,19 @@ class _EvaluateRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, matrix_VD: Tensor, bias_V: Tensor | None, plan: _Plan) -> Tensor:
         ctx.plan = plan
+        # With LoRA the head is frozen: the product that gives its gradient, as large as the logits', is not computed.
         trained = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         with_gradient = plan.grad_enabled and (ctx.needs_input_grad[0] or trained)
         values, of_hidden = [], []
         of_head = _HeadGradient(ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         for rows in plan.chunks(len(hidden_ND)):
-            product_nV = plan.head.product(hidden_ND[rows])
-            values.append(_fill_with_gradient(plan, product_nV, rows, with_gradient))
+            product_RV = plan.head.product(hidden_ND[rows])
+            values.append(_fill_with_gradient(plan, product_RV, rows, with_gradient))
             if with_gradient:
-                of_hidden.append((product_nV @ matrix_VD).to(hidden_ND.dtype))
-                of_head.add(product_nV, hidden_ND[rows])
+                of_hidden.append((product_RV @ matrix_VD).to(hidden_ND.dtype))
+                of_head.add(product_RV, hidden_ND[rows])
         if with_gradient:
+            # What is kept is [N, D] and [V, D] however many rows there are; logits of all rows would be [N, V].
             kept = hidden_ND if trained else None
             ctx.save_for_backward(torch.cat(of_hidden), of_head.of_matrix_VD, of_head.of_bias_V, kept)
         return torch.cat(values)
@@ -88,14 +91,16 @@ class _EvaluateRows(torch.autograd.Function):
         weighted_ND = (of_hidden_ND.to(upstream_N.dtype) * upstream_N[:, None]).to(of_hidden_ND.dtype)
         if hidden_ND is None:
             return weighted_ND, None, None, None
+        # A mean over tokens weighs every row the same, so what the forward pass summed up needs one factor; a mean over
+        # sequences does not, and pays for a second pass over the logits.
         if (upstream_N == upstream_N[:1]).all():
             weight = upstream_N[:1].sum().item()
             return weighted_ND, _times(of_matrix_VD, weight), _times(of_bias_V, weight), None
         of_head = _HeadGradient(ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         for rows in ctx.plan.chunks(len(hidden_ND)):
-            product_nV = ctx.plan.head.product(hidden_ND[rows])
-            _fill_with_gradient(ctx.plan, product_nV, rows, True, upstream_N[rows])
-            of_head.add(product_nV, hidden_ND[rows])
+            product_RV = ctx.plan.head.product(hidden_ND[rows])
+            _fill_with_gradient(ctx.plan, product_RV, rows, True, upstream_N[rows])
+            of_head.add(product_RV, hidden_ND[rows])
         return weighted_ND, of_head.of_matrix_VD, of_head.of_bias_V, None
 
 
@@ -108,11 +113,11 @@ class _HeadGradient:
         self.of_matrix_VD: Tensor | None = None
         self.of_bias_V: Tensor | None = None
 
-    def add(self, gradient_nV: Tensor, hidden_nD: Tensor) -> None:
+    def add(self, gradient_RV: Tensor, hidden_RD: Tensor) -> None:
         if self.matrix:
-            self.of_matrix_VD = _sum(self.of_matrix_VD, gradient_nV.T @ hidden_nD.to(gradient_nV.dtype))
+            self.of_matrix_VD = _sum(self.of_matrix_VD, gradient_RV.T @ hidden_RD.to(gradient_RV.dtype))
         if self.bias:
-            self.of_bias_V = _sum(self.of_bias_V, gradient_nV.sum(0))
+            self.of_bias_V = _sum(self.of_bias_V, gradient_RV.sum(0))
 
 
 def _pieces(rows: int, size: int) -> Iterator[slice]:
@@ -129,18 +134,19 @@ def _times(gradient: Tensor | None, weight: float) -> Tensor | None:
 
 
 def _fill_with_gradient(
-    plan: _Plan, product_nV: Tensor, rows: slice, with_gradient: bool, upstream_n: Tensor | None = None
+    plan: _Plan, product_RV: Tensor, rows: slice, with_gradient: bool, upstream_R: Tensor | None = None
 ) -> Tensor:
     """Values of a chunk; its product is overwritten with the (weighted) gradient at the product if wanted."""
     function = plan.function.of_chunk(rows)
     values = []
-    for block in _pieces(len(product_nV), BLOCK_ROWS):
-        logits_nV = plan.head.finish(product_nV[block])
-        before_nV = logits_nV.clone() if plan.head.softcap > 0.0 else logits_nV
-        value_n, gradient_nV = function(logits_nV, block, with_gradient)
-        values.append(value_n)
-        if gradient_nV is not None:
-            if upstream_n is not None:
-                gradient_nV = gradient_nV.mul_(upstream_n[block, None])
-            product_nV[block] = plan.head.finish_backward(gradient_nV, before_nV)
+    for block in _pieces(len(product_RV), BLOCK_ROWS):
+        logits_RV = plan.head.finish(product_RV[block])
+        # The function may overwrite the logits, and the derivative of tanh is taken from them.
+        before_RV = logits_RV.clone() if plan.head.softcap > 0.0 else logits_RV
+        value_R, gradient_RV = function(logits_RV, block, with_gradient)
+        values.append(value_R)
+        if gradient_RV is not None:
+            if upstream_R is not None:
+                gradient_RV = gradient_RV.mul_(upstream_R[block, None])
+            product_RV[block] = plan.head.finish_backward(gradient_RV, before_RV)
     return torch.cat(values)

@@ -1,6 +1,6 @@
 """What tells a person how near a student is to its teacher, one number per row, without gradients.
 
-Legend: N rows, n rows of a block, V vocabulary, A atoms (kept ids and the tail).
+Shapes: the legend in docs/architecture.md; R rows of a block, A atoms (kept ids and the tail).
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def diagnostics(
     names: list[str] = []
     function = _Stacked(measure.of_chunk, names)
     with torch.no_grad():
-        values_NM = evaluate_rows(student_hidden_ND, student_head, function, chunk_rows=chunk_rows)
-    return {name: values_NM[:, column] for column, name in enumerate(names)}
+        columns = evaluate_rows(student_hidden_ND, student_head, function, chunk_rows=chunk_rows)
+    return {name: columns[:, column] for column, name in enumerate(names)}
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class _Stacked:
     def of_chunk(self, rows: slice) -> BlockFunction:
         measure = self.measures_of_chunk(rows)
 
-        def evaluate(logits_nV: Tensor, block: slice, with_gradient: bool) -> tuple[Tensor, None]:
-            measures = measure(logits_nV, block)
+        def evaluate(logits_RV: Tensor, block: slice, with_gradient: bool) -> tuple[Tensor, None]:
+            measures = measure(logits_RV, block)
             self.names[:] = list(measures)
-            return torch.stack([value_n.float() for value_n in measures.values()], dim=-1), None
+            return torch.stack([value_R.float() for value_R in measures.values()], dim=-1), None
 
         return evaluate
 
@@ -81,21 +81,21 @@ class _OfFullVocabulary:
 
     def of_chunk(self, rows: slice) -> Callable[[Tensor, slice], _Measures]:
         head = self.teacher.unembedding
-        product_nV = head.product(self.teacher.hidden_ND[rows])
-        digest_n, position_n = self.teacher.sequence_digest_N[rows], self.teacher.position_N[rows]
+        product_RV = head.product(self.teacher.hidden_ND[rows])
+        digest_R, position_R = self.teacher.sequence_digest_N[rows], self.teacher.position_N[rows]
 
-        def measure(logits_nV: Tensor, block: slice) -> _Measures:
-            raw_nV = head.finish(product_nV[block])
-            teacher_nV = teacher_distribution_logits(
-                raw_nV, digest_n[block], position_n[block], self.distribution
+        def measure(logits_RV: Tensor, block: slice) -> _Measures:
+            raw_RV = head.finish(product_RV[block])
+            teacher_RV = teacher_distribution_logits(
+                raw_RV, digest_R[block], position_R[block], self.distribution
             ).log_softmax(-1)
-            student_nV = (logits_nV / self.distribution.temperature_of_student).log_softmax(-1)
-            support = student_nV.topk(min(SUPPORT_IDS, student_nV.shape[1]), dim=-1)
+            student_RV = (logits_RV / self.distribution.temperature_of_student).log_softmax(-1)
+            support = student_RV.topk(min(SUPPORT_IDS, student_RV.shape[1]), dim=-1)
             compare = _with_zeros if self.distribution.truncates else _without_zeros
             return {
-                **compare(teacher_nV, student_nV),
-                "top1_agreement": teacher_nV.argmax(-1) == support.indices[:, 0],
-                "tail_mass": 1.0 - teacher_nV.gather(-1, support.indices).exp().sum(-1),
+                **compare(teacher_RV, student_RV),
+                "top1_agreement": teacher_RV.argmax(-1) == support.indices[:, 0],
+                "tail_mass": 1.0 - teacher_RV.gather(-1, support.indices).exp().sum(-1),
                 "student_tail_mass": 1.0 - support.values.exp().sum(-1),
             }
 
@@ -110,44 +110,44 @@ class _OfBuckets:
     def of_chunk(self, rows: slice) -> Callable[[Tensor, slice], _Measures]:
         teacher = self.teacher.at(rows)
 
-        def measure(logits_nV: Tensor, block: slice) -> _Measures:
+        def measure(logits_RV: Tensor, block: slice) -> _Measures:
             rows = teacher.at(block)
-            student_nV = (logits_nV / self.distribution.temperature_of_student).log_softmax(-1)
-            teacher_nA, student_nA = bucketed_logps(rows, logits_nV, self.distribution)
-            best_n = rows.kept_logits.masked_fill(rows.kept_ids < 0, -math.inf).argmax(-1, keepdim=True)
+            student_RV = (logits_RV / self.distribution.temperature_of_student).log_softmax(-1)
+            teacher_RA, student_RA = bucketed_logps(rows, logits_RV, self.distribution)
+            best_R = rows.kept_logits.masked_fill(rows.kept_ids < 0, -math.inf).argmax(-1, keepdim=True)
             return {
-                **_with_zeros(teacher_nA, student_nA),
-                "student_entropy": entropy(student_nV),
-                "top1_agreement": rows.kept_ids.gather(-1, best_n)[:, 0] == student_nV.argmax(-1),
-                "tail_mass": teacher_nA[:, -1].exp(),
-                "student_tail_mass": student_nA[:, -1].exp(),
+                **_with_zeros(teacher_RA, student_RA),
+                "student_entropy": entropy(student_RV),
+                "top1_agreement": rows.kept_ids.gather(-1, best_R)[:, 0] == student_RV.argmax(-1),
+                "tail_mass": teacher_RA[:, -1].exp(),
+                "student_tail_mass": student_RA[:, -1].exp(),
             }
 
         return measure
 
 
-def _with_zeros(teacher_logp_nA: Tensor, student_logp_nA: Tensor) -> _Measures:
+def _with_zeros(teacher_logp_RA: Tensor, student_logp_RA: Tensor) -> _Measures:
     return {
-        "forward_kl": forward_kl(teacher_logp_nA, student_logp_nA),
-        "reverse_kl": reverse_kl(teacher_logp_nA, student_logp_nA),
-        "jsd": generalized_jsd(teacher_logp_nA, student_logp_nA, beta=0.5),
-        "teacher_entropy": entropy(teacher_logp_nA),
-        "student_entropy": entropy(student_logp_nA),
+        "forward_kl": forward_kl(teacher_logp_RA, student_logp_RA),
+        "reverse_kl": reverse_kl(teacher_logp_RA, student_logp_RA),
+        "jsd": generalized_jsd(teacher_logp_RA, student_logp_RA, beta=0.5),
+        "teacher_entropy": entropy(teacher_logp_RA),
+        "student_entropy": entropy(student_logp_RA),
     }
 
 
-def _without_zeros(teacher_logp_nV: Tensor, student_logp_nV: Tensor) -> _Measures:
+def _without_zeros(teacher_logp_RV: Tensor, student_logp_RV: Tensor) -> _Measures:
     """The same where no probability is 0, in a third of the time for want of masks."""
-    teacher_nV, student_nV = teacher_logp_nV.exp(), student_logp_nV.exp()
-    log_ratio_nV = teacher_logp_nV - student_logp_nV
-    forward_n, reverse_n = row_dot(teacher_nV, log_ratio_nV), -row_dot(student_nV, log_ratio_nV)
+    teacher_RV, student_RV = teacher_logp_RV.exp(), student_logp_RV.exp()
+    log_ratio_RV = teacher_logp_RV - student_logp_RV
+    forward_R, reverse_R = row_dot(teacher_RV, log_ratio_RV), -row_dot(student_RV, log_ratio_RV)
     # ln m/q = softplus(ln p/q) − ln 2.
-    mixture_nV = softplus(log_ratio_nV)
-    mixtures_n = row_dot(teacher_nV, mixture_nV) + row_dot(student_nV, mixture_nV)
+    mixture_RV = softplus(log_ratio_RV)
+    mixtures_R = row_dot(teacher_RV, mixture_RV) + row_dot(student_RV, mixture_RV)
     return {
-        "forward_kl": forward_n,
-        "reverse_kl": reverse_n,
-        "jsd": 0.5 * (forward_n - mixtures_n) + math.log(2.0),
-        "teacher_entropy": -row_dot(teacher_nV, teacher_logp_nV),
-        "student_entropy": -row_dot(student_nV, student_logp_nV),
+        "forward_kl": forward_R,
+        "reverse_kl": reverse_R,
+        "jsd": 0.5 * (forward_R - mixtures_R) + math.log(2.0),
+        "teacher_entropy": -row_dot(teacher_RV, teacher_logp_RV),
+        "student_entropy": -row_dot(student_RV, student_logp_RV),
     }

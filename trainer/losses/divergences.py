@@ -5,7 +5,7 @@ Inputs are normalised log-probabilities [N, A] over A atoms: the vocabulary, or 
 take atoms of probability zero (-inf) by their limits: 0 · ln 0 = 0. A value is infinite only where the
 definition is. They are written for reading; `loss` evaluates the same definitions on large vocabularies.
 
-Legend: p teacher, q student, N rows, A atoms.
+p teacher, q student; shapes: the legend in docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def generalized_jsd(
 ) -> Tensor:
     """β·KL(p‖m) + (1−β)·KL(q‖m) with m = β·p + (1−β)·q, [N], in [0, ln 2].
 
-    Agarwal et al., "On-policy distillation of language models", ICLR 2024, arXiv 2306.13649. Its
+    Agarwal et al., "On-policy distillation of language models", ICLR 2024, arXiv 2306.13649, eq. 1. Its
     value goes to 0 with β → 0 and β → 1, in proportion to KL(p‖q) and KL(q‖p); β = 0 and β = 1 mean those
     divergences themselves, a jump in scale by 1/β near 0. With `normalize_beta` it is divided by β(1−β), which
     makes it continuous in β; the bound is then ln 2 / (β(1−β)).
@@ -49,6 +49,8 @@ def generalized_jsd(
     if beta == 1.0:
         return reverse_kl(teacher_logp_NA, student_logp_NA)
     mixture_logp_NA = log_mixture(teacher_logp_NA, student_logp_NA, beta)
+    # TRL (`GKDTrainer.generalized_jsd_loss`) and the paper name the mixture's weight the same way; the released code of
+    # the study turns it round (`released_code`).
     jsd_N = beta * _mean_log_ratio(teacher_logp_NA, mixture_logp_NA)
     jsd_N = jsd_N + (1.0 - beta) * _mean_log_ratio(student_logp_NA, mixture_logp_NA)
     return jsd_N / (beta * (1.0 - beta)) if normalize_beta else jsd_N
@@ -58,7 +60,7 @@ def skew_kl(teacher_logp_NA: Tensor, student_logp_NA: Tensor, *, alpha: float) -
     """KL(p ‖ α·p + (1−α)·q), [N], in [0, −ln α].
 
     Ko, Kim, Chen, Yun, "DistiLLM: towards streamlined distillation for large language models", ICML 2024,
-    arXiv 2402.03898. α = 0 is the forward KL.
+    arXiv 2402.03898, section 3.1. α = 0 is the forward KL.
     """
     return _mean_log_ratio(teacher_logp_NA, log_mixture(teacher_logp_NA, student_logp_NA, alpha))
 
@@ -74,6 +76,7 @@ def total_variation(teacher_logp_NA: Tensor, student_logp_NA: Tensor) -> Tensor:
     Wen, Li, Du, Mou, "f-divergence minimization for sequence-level knowledge distillation", ACL 2023, arXiv
     2307.15190.
     """
+    # |p − q| has no derivative where p = q; torch takes 0 there, a subgradient.
     return 0.5 * (teacher_logp_NA.exp() - student_logp_NA.exp()).abs().sum(-1)
 
 
@@ -99,7 +102,7 @@ def log_mixture(first_logp_NA: Tensor, second_logp_NA: Tensor, first_weight: flo
     """ln(w·exp(first) + (1−w)·exp(second)), [N, A], for w in [0, 1)."""
     if first_weight == 0.0:
         return second_logp_NA
-    # Where both are -inf, logaddexp's backward would be NaN.
+    # Where both are -inf, the backward pass of logaddexp divides 0 by 0: NaN, which no later mask takes away.
     empty_NA = (first_logp_NA == -math.inf) & (second_logp_NA == -math.inf)
     first_NA = first_logp_NA.masked_fill(empty_NA, 0.0) + math.log(first_weight)
     second_NA = second_logp_NA.masked_fill(empty_NA, 0.0) + math.log1p(-first_weight)
@@ -119,6 +122,7 @@ def _head_share_of_gap(teacher_logp_NA: Tensor, student_logp_NA: Tensor, head_ma
     teacher_NA = sorted_logp_NA.exp()
     gap_NA = (teacher_NA - student_logp_NA.exp().gather(-1, order_NA)).abs()
     in_head_NA = teacher_NA.cumsum(-1) <= head_mass
+    # A sure teacher's likeliest id alone may be above `head_mass`, and the head would be empty.
     in_head_NA[:, 0] = True
     total_N = gap_NA.sum(-1)
     share_N = (gap_NA * in_head_NA).sum(-1) / total_N

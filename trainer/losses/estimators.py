@@ -2,7 +2,7 @@
 
 For tokens that the student sampled (with its present weights, at its distillation temperature), r = ln q − ln p
 at the token. Schulman's k1 = r estimates KL(q‖p) without bias, but as a loss its expected gradient is 0: it is
-not offered. Legend: N rows, p teacher, q student.
+not offered. p teacher, q student; shapes: the legend in docs/architecture.md.
 
 Schulman, "Approximating KL divergence", 2020; Tang and Munos, "On a few pitfalls in KL divergence gradient
 estimation for RL", 2025, arXiv 2506.09477.
@@ -22,6 +22,7 @@ def policy_gradient(student_logp_N: Tensor, teacher_logp_N: Tensor, sampler_logp
     if sampler_logp_N is None:
         sampler_logp_N = student_logp_N.detach()
     reward_N = teacher_logp_N - student_logp_N.detach()
+    # exp(ln q − ln q) is 1 in value and q's log-derivative in gradient: REINFORCE without a separate code path.
     return -(student_logp_N - sampler_logp_N).exp() * reward_N
 
 
@@ -33,4 +34,5 @@ def k2_reverse_kl(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
 def k3_forward_kl(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
     """exp(−r) − 1 + r: the gradient of KL(p‖q), [N], in [0, ∞]; its value estimates KL(q‖p) without bias."""
     ratio_N = teacher_logp_N - student_logp_N
+    # expm1: near p = q both terms are about −r, and exp(−r) − 1 would leave rounding alone.
     return ratio_N.expm1() - ratio_N

@@ -3,7 +3,7 @@
 Rows are the scored positions, chosen before: no function takes a mask. Logits exist for one chunk of rows at a time
 (`chunked`), and never the gradient of a chunk beside the next.
 
-Legend: N rows, V vocabulary, D hidden width.
+Shapes: the legend in docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
 from tutelage.trainer.teacher.rows import HiddenRows, TeacherRows, Unembedding
 
 DEFAULT_CHUNK_ROWS = 512
+"""Rows of logits that exist at once: 512 of 49,152 float32 logits are 96 MiB."""
 
 
 def token_divergence(
@@ -70,6 +71,7 @@ def token_divergence(
     function: RowFunction
     if isinstance(teacher, HiddenRows):
         check_same_vocabulary(student_head, teacher)
+        # A truncated teacher has atoms of probability 0, which the closed forms do not treat.
         fast = _closed_form(objective, given) if not distribution.truncates else None
         function = FullVocabulary(teacher, distribution, fast or closed_forms.by_autograd(divergence))
     else:

@@ -248,14 +248,9 @@ def check_signal(
             "use hidden, or say approximate: true",
             "noise",
         )
-    if truncates:
-        _check_truncation(row, kind)
-
-
-def _check_truncation(row: Objective, kind: SignalKind) -> None:
-    if kind != "hidden":
+    if truncates and kind != "hidden":
         raise ConfigurationError(f"a truncated teacher needs hidden, not {kind}", "signal.kind")
-    if not row.zero_teacher:
+    if truncates and not row.zero_teacher:
         raise ConfigurationError(f"{row.name} is infinite where a truncated teacher has probability 0", "top_p")
 
 

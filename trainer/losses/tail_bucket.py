@@ -4,7 +4,7 @@ The tail bucket is one atom with all the mass outside the kept ids. Merging atom
 processing), so a divergence with a tail bucket is a lower bound of the full one, and it is 0 only if the kept
 ids and the tail agree. Without the bucket it would be no divergence at all.
 
-Legend: N rows, V vocabulary, K kept ids of a row; the tail is the last of K+1 atoms.
+Shapes: the legend in docs/architecture.md; the tail is the last of A = K+1 atoms.
 """
 
 from __future__ import annotations
@@ -61,12 +61,21 @@ def teacher_bucketed_logp(teacher: BucketedRows, vocabulary_size: int, distribut
     padded_NK = teacher.kept_ids < 0
     scaled_NK = teacher.kept_logits / distribution.temperature
     kept_logp_NK = (scaled_NK - teacher.logsumexp_N[:, None]).masked_fill(padded_NK, -math.inf)
+    # A row that keeps the whole vocabulary has no tail; rounding would give it one of the resolution's size.
     everything_N = (~padded_NK).sum(-1) == vocabulary_size
     tail_logp_N = tail_logp(kept_logp_NK).masked_fill(everything_N, -math.inf)
     logp_NA = torch.cat([kept_logp_NK, tail_logp_N[:, None]], dim=-1)
     if distribution.noise == 0.0:
         return logp_NA
-    return (logp_NA + _noise_of_atoms(teacher, distribution)).log_softmax(-1)
+    assert teacher.sequence_digest_N is not None
+    assert teacher.position_N is not None
+    normal_NK = counter_normal_at(
+        distribution.noise_seed, teacher.sequence_digest_N, teacher.position_N, unpadded_ids(teacher.kept_ids)
+    )
+    sigma = distribution.noise / distribution.temperature
+    # E[exp(σε/T)] = exp(σ²/2T²): what noise does to the mass of many ids that are not known one by one.
+    noise_of_tail_N1 = torch.full_like(normal_NK[:, :1], sigma**2 / 2.0)
+    return (logp_NA + torch.cat([normal_NK * sigma, noise_of_tail_N1], dim=-1)).log_softmax(-1)
 
 
 def tail_logp(kept_logp_NK: Tensor) -> Tensor:
@@ -79,21 +88,14 @@ def tail_logp(kept_logp_NK: Tensor) -> Tensor:
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """ln(1 − exp(x)) for x < 0, accurate at both ends (Mächler, "Accurately computing log(1 − exp(−|a|))", 2012)."""
+    """ln(1 − exp(x)) for x < 0, accurate at both ends.
+
+    Mächler, "Accurately computing log(1 − exp(−|a|))", 2012, eq. 7.
+    """
+    # Each branch is clamped into its own range: `where` gives the other one's gradient 0, and 0 · inf is NaN.
     near_zero = x > -math.log(2.0)
     return torch.where(
         near_zero,
         (-torch.expm1(x.clamp(min=-1.0))).log(),
         torch.log1p(-x.clamp(max=-0.5).exp()),
     )
-
-
-def _noise_of_atoms(teacher: BucketedRows, distribution: TeacherDistribution) -> Tensor:
-    assert teacher.sequence_digest_N is not None
-    assert teacher.position_N is not None
-    normal_NK = counter_normal_at(
-        distribution.noise_seed, teacher.sequence_digest_N, teacher.position_N, unpadded_ids(teacher.kept_ids)
-    )
-    kept_NK = normal_NK * (distribution.noise / distribution.temperature)
-    tail_N1 = torch.full_like(kept_NK[:, :1], (distribution.noise / distribution.temperature) ** 2 / 2.0)
-    return torch.cat([kept_NK, tail_N1], dim=-1)

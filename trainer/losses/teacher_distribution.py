@@ -5,7 +5,7 @@ counter-based generator: Philox 4x32 with 10 rounds (Salmon, Moraes, Dror, Shaw,
 easy as 1, 2, 3", SC 2011), counter = (id // 4, position, digest), key = run seed. Nothing else enters, so a
 token's noise is the same in every batch, chunk, retry, rank and resume.
 
-Legend: N rows, V vocabulary, K ids of a row.
+Shapes: the legend in docs/architecture.md; G groups of four ids, which one call of the generator serves.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# The constants of Philox 4x32, the same as in the authors' Random123 and in cuRAND.
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -77,6 +78,7 @@ def keep_top_k(logits_NV: Tensor, k: int) -> Tensor:
     """Logits [N, V] with -inf at all but the k largest of each row; of equal ones the lower id stays."""
     if k >= logits_NV.shape[1]:
         return logits_NV
+    # `topk` leaves open which of equal logits it takes; bfloat16 logits are often equal.
     order_NV = logits_NV.argsort(dim=-1, descending=True, stable=True)
     return logits_NV.scatter(-1, order_NV[:, k:], -math.inf)
 
@@ -100,9 +102,9 @@ def counter_normal(seed: int, sequence_digest_N: Tensor, position_N: Tensor, voc
 
     """
     blocks = math.ceil(vocabulary_size / 4)
-    block_NB = torch.arange(blocks, device=position_N.device).expand(len(position_N), blocks)
-    normal_NB4 = torch.stack(_normals(seed, sequence_digest_N, position_N, block_NB), dim=-1)
-    return normal_NB4.flatten(1)[:, :vocabulary_size]
+    group_NG = torch.arange(blocks, device=position_N.device).expand(len(position_N), blocks)
+    normal_NG4 = torch.stack(_normals(seed, sequence_digest_N, position_N, group_NG), dim=-1)
+    return normal_NG4.flatten(1)[:, :vocabulary_size]
 
 
 def counter_normal_at(seed: int, sequence_digest_N: Tensor, position_N: Tensor, ids_NK: Tensor) -> Tensor:
@@ -111,11 +113,11 @@ def counter_normal_at(seed: int, sequence_digest_N: Tensor, position_N: Tensor, 
     return normal_NK4.gather(-1, (ids_NK % 4)[..., None])[..., 0]
 
 
-def _normals(seed: int, sequence_digest_N: Tensor, position_N: Tensor, block_NB: Tensor) -> list[Tensor]:
+def _normals(seed: int, sequence_digest_N: Tensor, position_N: Tensor, group_NG: Tensor) -> list[Tensor]:
     """The four normals of each block of ids, by Box and Muller from the four words of the counter."""
     digest_N1 = sequence_digest_N[:, None]
-    counter = (block_NB, position_N[:, None], digest_N1 & _WORD, (digest_N1 >> 32) & _WORD)
-    words = [word.expand(block_NB.shape) for word in philox(counter, (seed & _WORD, (seed >> 32) & _WORD))]
+    counter = (group_NG, position_N[:, None], digest_N1 & _WORD, (digest_N1 >> 32) & _WORD)
+    words = [word.expand(group_NG.shape) for word in philox(counter, (seed & _WORD, (seed >> 32) & _WORD))]
     normals = []
     for first, second in ((words[0], words[1]), (words[2], words[3])):
         # (x + ½) / 2³² is in (0, 1], so the logarithm is finite.
@@ -134,6 +136,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
+        # torch has no multiplication of uint32 with a high word; int64 products keep both.
         product0, product2 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0 = ((product2 >> 32) ^ c1).bitwise_xor_(k0).bitwise_and_(_WORD)
         c2 = ((product0 >> 32) ^ c3).bitwise_xor_(k1).bitwise_and_(_WORD)

@@ -35,13 +35,17 @@ def shard(model: Any, *, dtype: torch.dtype, device: torch.device, forward: str)
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    # Weights are shared out by layer, in transformers' unit of recomputation, so that one layer at a time is unsharded.
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    # FSDP2 keeps the shards in the dtype that they have (float32 where trained) and casts for the passes; sums of
+    # gradients in bfloat16 would lose what small ones add.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for module in [*layers, model]:
         _to_float32(module)
         fully_shard(module, mesh=mesh, mp_policy=policy)
-        # Sums, as between workers that have the full student; gloo knows no others.
+        # FSDP2 would divide by the number of workers. Sums, as between workers with the full student; gloo knows no
+        # others.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     # An expert that no token of a worker's share was sent to has no gradient there.
@@ -60,6 +64,8 @@ def _to_float32(module: nn.Module) -> None:
 def unsharded(model: Any) -> Iterator[None]:
     """All weights are here, in the forward pass's dtype, so that passes without gradients concern no other worker."""
     groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    # Without gradients FSDP2 would drop a layer's weights after each forward pass, and gather them again with a
+    # collective that the other workers, who generate other numbers of tokens, do not join.
     for group in groups:
         group.set_reshard_after_forward(False, recurse=False)
         group.unshard()

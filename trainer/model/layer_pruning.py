@@ -45,6 +45,7 @@ def prune_layers(teacher: Path, student: Path, *, layers: int) -> None:
     keep = kept_layers(len(blocks), layers)
     model.model.layers = torch.nn.ModuleList(blocks[index] for index in keep)
     for index, block in enumerate(model.model.layers):
+        # The key-value cache is a list of layers that is indexed with it.
         block.self_attn.layer_idx = index
     model.config.num_hidden_layers = layers
     if getattr(model.config, "layer_types", None):

@@ -28,7 +28,16 @@ def add_adapters(model: Any, settings: LoraConfig, *, seed: int) -> Any:
     """
     import peft
 
-    _check_targets(model, settings)
+    # peft passes over a target that it does not find as long as it finds another.
+    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    for target in settings.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            known = sorted({name.rsplit(".", 1)[-1] for name in layers})
+            raise ConfigurationError(
+                f"{target!r} is no linear layer of {type(model).__name__}; it has {', '.join(known)}",
+                "lora.target_modules",
+            )
+    # peft draws B = 0 and A from the global generator.
     torch.manual_seed(seed)
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
@@ -39,15 +48,3 @@ def add_adapters(model: Any, settings: LoraConfig, *, seed: int) -> Any:
     )
     # As with full fine-tuning the float32 copies are the optimizer's, not the model's.
     return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
-
-
-def _check_targets(model: Any, settings: LoraConfig) -> None:
-    """Peft passes over a target that it does not find as long as it finds another."""
-    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    for target in settings.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in layers):
-            known = sorted({name.rsplit(".", 1)[-1] for name in layers})
-            raise ConfigurationError(
-                f"{target!r} is no linear layer of {type(model).__name__}; it has {', '.join(known)}",
-                "lora.target_modules",
-            )

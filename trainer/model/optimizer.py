@@ -10,6 +10,7 @@ from tutelage.trainer.config.student import OptimizerConfig
 
 def adamw(masters: dict[str, Tensor], settings: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov, Hutter 2019, arXiv 1711.05101) over float32 weights by name; only matrices decay."""
+    # Norms and biases are not decayed, as is usual since GPT-2; `fused` steps all tensors in one kernel.
     groups = [
         {"params": [tensor for tensor in masters.values() if tensor.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [tensor for tensor in masters.values() if tensor.ndim < 2], "weight_decay": 0.0},

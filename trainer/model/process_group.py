@@ -51,6 +51,7 @@ class Workers:
         """Sums over the workers, one for each value; integers below 2⁵³ exactly."""
         if self.alone:
             return list(values)
+        # One collective for counts and losses alike: float64 has both exactly enough.
         sums = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(sums)
         return sums.tolist()
@@ -76,6 +77,7 @@ class Workers:
         if self.alone:
             return
         # An expert that no token of a share was sent to has no gradient there.
+        # All workers must issue the same collectives in the same order, or they wait for each other for ever.
         holders = self.total([weight.grad is not None for weight in weights])
         pending = []
         for weight, held in zip(weights, holders, strict=True):

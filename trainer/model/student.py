@@ -6,7 +6,7 @@ does not need). With LoRA the trained weights are those of the adapters; all oth
 neither gradients nor float32 copies. Shared out over several workers (`trainer.sharding`), a trained weight is
 float32 only, and each worker has, steps and clears a part of it.
 
-Shape suffixes: B sequences, T positions, N scored rows, V vocabulary, D hidden width.
+Shapes: the legend in docs/architecture.md; N scored rows.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class Student:
             folder.resolve(), dtype=getattr(torch, dtype), use_safetensors=True
         )
         self._adapters = None if lora is None else add_adapters(self.model, lora, seed=adapter_seed)
+        # Before FSDP2 changes the model: what a checkpoint is to hold, under the names that loaders expect.
         self._saved_names = list((self._adapters or self.model).state_dict())
         self.model.final_hidden = MethodType(_final_hidden, self.model)
         if sharded:
@@ -86,6 +87,7 @@ class Student:
         else:
             self.model.to(self.device)
         use_fast_attention(self.model)
+        # Reentrant checkpointing needs inputs with a gradient: behind frozen embeddings, LoRA would train nothing.
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()
@@ -134,7 +136,8 @@ class Student:
         return Unembedding(
             layer.weight[: self.vocabulary_size] if padded else layer.weight,
             bias[: self.vocabulary_size] if padded and bias is not None else bias,
-            _logit_scale(config),
+            # Cohere multiplies the logits by `logit_scale`, Granite divides them by `logits_scaling`.
+            float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0),
             float(getattr(config, "final_logit_softcapping", None) or 0.0),
         )
 
@@ -144,6 +147,7 @@ class Student:
         for row, sequence in enumerate(sequences):
             ids_BT[row, : len(sequence.ids)] = torch.from_numpy(sequence.ids)
         # Padding is on the right, where causal attention never looks, so no mask is needed.
+        # Not `model(...)`: its logits of all positions would be [B, T, V].
         hidden_BTD = self.model.final_hidden(ids_BT.to(self.device))
         return torch.cat([hidden_BTD[row, item.start : item.end] for row, item in enumerate(sequences)])
 
@@ -161,6 +165,7 @@ class Student:
         """Adds the model's gradients to the float32 ones and clears them; after each backward."""
         for name, parameter in self._parameters.items():
             master = self._masters[name]
+            # A bfloat16 sum over micro-batches would lose what later ones add once it is 256 times as large.
             if parameter.grad is None or master is parameter:
                 continue
             if master.grad is None:
@@ -178,6 +183,7 @@ class Student:
     def step(self, learning_rate: float) -> float:
         """Clips, steps, clears the gradients, and returns their norm before clipping."""
         largest = self._settings.max_grad_norm
+        # A norm that is not finite must end the training: the step would write NaN into every weight.
         norm = torch.nn.utils.clip_grad_norm_(self._masters.values(), largest, error_if_nonfinite=True)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
@@ -261,8 +267,3 @@ def _final_hidden(model: Any, ids_BT: Tensor) -> Tensor:
     """Final hidden states [B, T, D]; a method that the model is given."""
     hidden_BTD: Tensor = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
     return hidden_BTD
-
-
-def _logit_scale(config: Any) -> float:
-    """Factor on the logits: Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`."""
-    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)

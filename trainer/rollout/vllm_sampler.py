@@ -117,6 +117,7 @@ def request_settings(
         "top_p": config.sampling.top_p,
         "seed": derived_seed(config.seed, "sampling", config.id, step, batch_index),
         "stop_token_ids": sorted(student.end_ids),
+        # vLLM samples over all rows of the head, of which padding rows are no token.
         "allowed_token_ids": list(range(size)) if padded else None,
         "detokenize": False,
     }
@@ -134,6 +135,7 @@ def _probe(student: Student) -> tuple[torch.Tensor, int]:
 
 def _start(config: StudentConfig, cache_bytes_a_token: int) -> Any:
     """An engine in this process, with random weights, for the student's longest batch."""
+    # In this process, or `reload_weights` could not take the student's tensors by reference.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -151,7 +153,7 @@ def _start(config: StudentConfig, cache_bytes_a_token: int) -> Any:
         kv_cache_memory_bytes=cached_tokens * cache_bytes_a_token,
         gpu_memory_utilization=0.01,  # Only compared with what is free, since the size of the cache is given.
         enforce_eager=True,  # Compiling takes minutes at the first start.
-        enable_prefix_caching=False,
+        enable_prefix_caching=False,  # Keys and values of earlier weights.
         skip_tokenizer_init=True,
         generation_config="vllm",  # Its own, not the model's: `sampling` alone says how to write.
     )

@@ -3,7 +3,7 @@
 What a teacher server (or `tutelage teacher precompute`) has stored is enough for all objectives, temperatures and
 noises over the same sequences; sequences that nobody has stored need a teacher.
 
-Shape suffixes: R rows (scored positions), V vocabulary, K kept ids, D hidden width, M temperatures.
+Shapes: the legend in docs/architecture.md; R scored positions of a sequence.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tutelage.trainer.teacher.base import SignalArrays, SignalSpec, TeacherIdent
 from tutelage.trainer.teacher.frame_decoder import joined
 from tutelage.trainer.teacher.rows import Unembedding
 
+# Float32 logits of 128 rows over 49,152 ids; a sequence's at once would be hundreds of MiB.
 _CHUNK_LOGITS_BYTES = 24 * 2**20
 
 
@@ -97,7 +98,8 @@ class StoredTeacher:
                 ids_RK, logits_RK = _kept(ids_RK, logits_RK, logsumexp_RM[:, 0], spec)
             return {"ids_RK": ids_RK.to(torch.int32).numpy(), "logits_RK": logits_RK.numpy(), **both}
         ids_RC = torch.from_numpy(sequence.candidate_ids_RC[rows].astype(np.int64))
-        return {"logits_RK": _at(logits_RV, ids_RC).numpy(), **both}
+        logits_RC = logits_RV.gather(1, ids_RC.clamp(min=0))
+        return {"logits_RK": logits_RC.masked_fill(ids_RC < 0, -torch.inf).numpy(), **both}
 
     def _float_head(self) -> Unembedding:
         """The head in float32, so that logits are as exact as the server's; made when it is first needed."""
@@ -127,7 +129,3 @@ def _kept(ids_RK: Tensor, logits_RK: Tensor, logsumexp_R: Tensor, spec: SignalSp
     beyond_RK = torch.arange(int(lengths_R.max())) >= lengths_R[:, None]
     width = beyond_RK.shape[1]
     return ids_RK[:, :width].masked_fill(beyond_RK, -1), logits_RK[:, :width].masked_fill(beyond_RK, -torch.inf)
-
-
-def _at(logits_RV: Tensor, ids_RC: Tensor) -> Tensor:
-    return logits_RV.gather(1, ids_RC.clamp(min=0)).masked_fill(ids_RC < 0, -torch.inf)

@@ -3,7 +3,7 @@
 Nothing of an answer is used before all of it has been checked: order, positions, checksum, which
 sequence it is about, dtypes, shapes, and that the numbers can be a distribution's.
 
-Shape suffixes: R rows (scored positions), K kept ids, D hidden width, M temperatures.
+Shapes: the legend in docs/architecture.md; R scored positions of a sequence or frame.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _KINDS = {
     "candidates": pb.SIGNAL_KIND_CANDIDATES,
     "hidden": pb.SIGNAL_KIND_HIDDEN,
 }
+# All ones in a bfloat16's eight exponent bits mean infinity or NaN; numpy has no bfloat16 to ask.
 _BFLOAT16_EXPONENT = np.uint16(0x7F80)
 _PADDING = {"ids_RK": -1, "logits_RK": -np.inf}
 # The teacher sums 10⁵ float32 terms in another order than we check them in.
@@ -113,6 +114,7 @@ class Answer:
         if self.spec.kind == "hidden":
             return {"hidden_RD": _hidden(frame, (rows, self.hidden_size))}
         logsumexp_RM = _array(frame, "logsumexp", (rows, len(self.spec.temperatures)), np.float32)
+        # After the sequence's last token nothing follows whose logit there would be.
         has_last = frame.position_start + rows == len(self.sequence.ids)
         target_logits = _array(frame, "target_logits", (rows - has_last,), np.float32)
         _require_finite(target_logits, "target_logits")
@@ -191,6 +193,7 @@ def _check_topk(ids_RK: Array, logits_RK: Array, logsumexp_RM: Array, spec: Sign
         mass_R = np.exp((logits_RK - largest_R[:, None]) / np.float32(temperature)).sum(axis=1)
         mass_logp = np.log(mass_R) + largest_R / temperature - logsumexp_RM[:, column]
         _require(bool((mass_logp <= _LOGSUMEXP_SLACK).all()), "logsumexp", "the kept ids have more mass than there is")
+        # The teacher counts mass at the first temperature alone, so that one frame has one length of each row.
         if column == 0 and spec.min_mass > 0:
             enough_R = mass_logp >= np.log(spec.min_mass) - _LOGSUMEXP_SLACK
             full_R = (ids_RK >= 0).sum(axis=1) == spec.k

@@ -40,16 +40,13 @@ from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.teacher.base import SignalArrays, SignalSpec, TeacherIdentity, UnembeddingArrays
 from tutelage.trainer.teacher.frame_decoder import Answer, to_message
 
+# vLLM alone starts in tens of seconds, so who asks every five is back soon after a restart.
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.2, 5.0
 _INFO_TIMEOUT_SECONDS = 10.0
 
 ResultT = TypeVar("ResultT")
 Waiting = Callable[[float, str], None]
 """Called about once per attempt with the seconds waited so far and why; may raise to stop waiting."""
-
-
-def _ignore(_seconds: float, _reason: str) -> None:
-    pass
 
 
 class TeacherClient:
@@ -82,7 +79,7 @@ class TeacherClient:
         tokenizer_digests: Mapping[str, str],
         weights_digest: str = "",
         adapter: str | None = None,
-        waiting: Waiting = _ignore,
+        waiting: Waiting = lambda _seconds, _reason: None,
         tls: ClientTls | None = None,
         token_file: Path | None = None,
     ) -> None:
@@ -161,6 +158,7 @@ class TeacherClient:
         """Asks for what is not complete; returns when it is, and the teacher is known to be the same."""
         for key, answer in answers.items():
             if not answer.complete:
+                # A broken stream may have ended within a sequence; half of an answer is never continued.
                 answers[key] = Answer(answer.sequence, answer.spec, answer.vocabulary_size, answer.hidden_size)
         open_keys = [key for key, answer in answers.items() if not answer.complete]
         messages = [to_message(key, answers[key].sequence, answers[key].spec) for key in open_keys]
@@ -169,6 +167,7 @@ class TeacherClient:
             try:
                 _collect(call, answers)
             finally:
+                # Else the server would go on computing for a stream that nobody reads.
                 call.cancel()
         # The channel reconnects by itself: who answered is known only afterwards.
         info = self._get_info()

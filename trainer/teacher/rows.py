@@ -1,7 +1,7 @@
 """What a student receives of its teacher, one row per scored position.
 
-Legend: N scored positions (rows), V vocabulary (ids that the tokenizer can produce), K kept ids,
-C candidate ids, D hidden width. Rows that the loss must not see are left out before they get here.
+Rows that the loss must not see are left out before they get here. Shapes: the legend in docs/architecture.md; V is the
+tokenizer's vocabulary, without rows of the head that no token has.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Unembedding:
     distribution.
     """
 
+    # Cohere multiplies logits by a factor, Granite divides them, Gemma bounds them by a tanh, Phi's head has a bias.
     matrix_VD: Tensor
     """[V, D]; its dtype is the dtype of the product."""
     bias_V: Tensor | None = None

@@ -1,6 +1,6 @@
 """From the arrays of a teacher's answer to the rows that the objectives take.
 
-Shape suffixes: N rows, K kept ids, C candidates, D hidden size, V vocabulary.
+Shapes: the legend in docs/architecture.md.
 """
 
 from __future__ import annotations
