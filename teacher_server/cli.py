@@ -97,7 +97,7 @@ def write(arguments: list[str]) -> int:
     with progress(Console(stderr=True), "prompts") as watch:
         counts = generate_rationales(config, watch)
     print(
-        f"{counts.kept:,} of {counts.written:,} continuations of {counts.prompts - counts.no_room:,} prompts are in "
+        f"{counts.kept:,} of {counts.generated:,} continuations of {counts.prompts - counts.no_room:,} prompts are in "
         f"{config.out}; left out: {counts.cut_off:,} without an end, {counts.wrong:,} with another answer, "
         f"{counts.no_room:,} prompts too long"
     )

@@ -1,8 +1,8 @@
-"""Has a served teacher write for a file of prompts, and makes a data set of it.
+"""Has a served teacher generate for a file of prompts, and makes a data set of it.
 
-Everything written goes to `<out>.part` first, a line for each prompt, so that an interrupted run goes on where it
+All that is generated goes to `<out>.part` first, a line for each prompt, so that an interrupted run goes on where it
 was. At the end the continuations that came to an end by themselves, and whose answer is right if that is asked,
-become `<out>`, in the order of the prompts.
+become `<out>`, in the order of the prompts; `<out>.settings.json` says what it was made with and what became of all.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from tutelage.data.conversations import format_of, with_completion
 from tutelage.data.dataset_files import TokenIds, prompt_encoder, read_conversations
+from tutelage.data.hub import local_file
 from tutelage.errors import ConfigurationError, DataError, Overloaded
 from tutelage.files import write_durably
 from tutelage.identity import require_same_tokenizer, tokenizer_digests
@@ -37,17 +37,17 @@ from tutelage.rpc.transport import (
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
 from tutelage.teacher_server.config import GenerateConfig
+from tutelage.teacher_server.jobs.progress import Progressed
 
 _INFO_TIMEOUT_SECONDS = 10.0
 _SHORTEST_WAIT_SECONDS = 0.1
-
-Progress = Callable[[int, int], None]
-"""Called with the prompts done and their number."""
+_SAMPLING_SETTINGS = ("template", "samples", "max_new_tokens", "temperature", "top_p", "seed", "stop")
+_SELECTION_SETTINGS = ("answer_pattern", "answer_column")
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What the teacher wrote once."""
+    """What the teacher generated once."""
 
     text: str
     finish_reason: str
@@ -60,8 +60,8 @@ class Counts:
 
     prompts: int = 0
     no_room: int = 0
-    """Prompts that leave no room for `max_new_tokens`; nothing is written for them."""
-    written: int = 0
+    """Prompts that leave no room for `max_new_tokens`; nothing is generated for them."""
+    generated: int = 0
     """Continuations."""
     cut_off: int = 0
     """Of those, left out because they reached `max_new_tokens`, or are empty."""
@@ -70,53 +70,75 @@ class Counts:
     kept: int = 0
 
 
-def generate_rationales(config: GenerateConfig, watch: Progress) -> Counts:
-    """Writes for all prompts that have not been written for, then the data set.
+def generate_rationales(config: GenerateConfig, progressed: Progressed) -> Counts:
+    """Generates for all prompts that nothing has been generated for, then makes the data set.
+
+    A data set that is finished with the same settings is left as it is.
 
     Args:
         config: of the command.
-        watch: told after each prompt.
+        progressed: told after each prompt.
 
     Raises:
-        ConfigurationError: `<out>.part` was written with other settings, or `answer_pattern` is no pattern.
+        ConfigurationError: `<out>` or `<out>.part` was made with other settings, prompts or another teacher, or
+            `answer_pattern` is no pattern.
         DataError: the prompts are not as they must be, or a row has no answer.
         IdentityMismatch: `tokenizer` is not the teacher's.
         Unreachable: the teacher went away; the next run goes on.
         TutelageError: the teacher refused; the message says why.
 
     """
+    from transformers import AutoTokenizer
+
     rows = read_conversations(config.data)
-    accept = _judge(config)
-    expected = [_answer_of(row, number, config) for number, (row, _) in enumerate(rows, 1)]
-    prompts = _encoded(rows, config)
+    row_format = format_of(rows[0][0])  # of all rows, as `read_conversations` has it
+    has_right_answer = _answer_check(config, [row for row, _ in rows])
+    encode_prompt = prompt_encoder(AutoTokenizer.from_pretrained(config.tokenizer), config.template)
+    prompts = [encode_prompt(conversation) for _, conversation in rows]
     with open_channel(config.address, config.tls) as channel:
-        writer = _Writer(pb_grpc.TeacherServiceStub(channel), config)
-        writable = {row: ids for row, ids in enumerate(prompts) if len(ids) + config.max_new_tokens <= writer.longest}
-        with _Journal(Path(f"{config.out}.part"), _settings(config, writer.weights_digest)) as journal:
-            waiting = [row for row in writable if row not in journal.written]
-            watch(len(writable) - len(waiting), len(writable))
-            for row, continuations in writer.write({row: writable[row] for row in waiting}):
+        client = _GenerationClient(pb_grpc.TeacherServiceStub(channel), config)
+        room = client.longest - config.max_new_tokens
+        answerable = {row: prompt_ids for row, prompt_ids in enumerate(prompts) if len(prompt_ids) <= room}
+        settings = config.model_dump(mode="json", include=set(_SAMPLING_SETTINGS)) | {
+            "prompts": hashlib.sha256(local_file(config.data).read_bytes()).hexdigest(),
+            "teacher": client.weights_digest,
+        }
+        finished = _Finished(config.out, settings | config.model_dump(mode="json", include=set(_SELECTION_SETTINGS)))
+        if finished.counts is not None:
+            progressed(len(answerable), len(answerable))
+            return finished.counts
+        with _Journal(Path(f"{config.out}.part"), settings) as journal:
+            waiting = {row: prompt_ids for row, prompt_ids in answerable.items() if row not in journal.done}
+            progressed(len(answerable) - len(waiting), len(answerable))
+            for row, continuations in client.generate(waiting):
                 journal.add(row, continuations)
-                watch(len(journal.written), len(writable))
-    counts = Counts(prompts=len(rows), no_room=len(rows) - len(writable))
+                progressed(len(journal.done), len(answerable))
+    counts = Counts(prompts=len(rows), no_room=len(rows) - len(answerable))
     lines = []
-    for row, continuations in sorted(journal.written.items()):
-        right = partial(accept, expected[row])
-        lines += [json.dumps(made, ensure_ascii=False) for made in _kept(rows[row][0], continuations, right, counts)]
-    write_durably(config.out, "".join(f"{line}\n" for line in lines))
+    for row, continuations in sorted(journal.done.items()):
+        for sample, continuation in enumerate(continuations):
+            counts.generated += 1
+            if continuation.finish_reason != "stop" or not continuation.text.strip():
+                counts.cut_off += 1
+            elif not has_right_answer(row, continuation.text):
+                counts.wrong += 1
+            else:
+                counts.kept += 1
+                made = with_completion(rows[row][0], row_format, continuation.text) | {"sample": sample}
+                lines.append(json.dumps(made, ensure_ascii=False) + "\n")
+    finished.write(lines, counts)
     journal.remove()
     return counts
 
 
-def _encoded(rows: Iterable[tuple[dict[str, Any], Any]], config: GenerateConfig) -> list[TokenIds]:
-    from transformers import AutoTokenizer
+class _GenerationClient:
+    """A served teacher that generates.
 
-    encode_prompt = prompt_encoder(AutoTokenizer.from_pretrained(config.tokenizer), config.template)
-    return [encode_prompt(conversation) for _, conversation in rows]
+    Raises:
+        IdentityMismatch: the configuration's tokenizer is not the teacher's.
+        Unreachable: it does not answer.
 
-
-class _Writer:
-    """A served teacher that writes."""
+    """
 
     def __init__(self, stub: pb_grpc.TeacherServiceStub, config: GenerateConfig) -> None:
         self._stub, self._config = stub, config
@@ -128,10 +150,12 @@ class _Writer:
         require_same_tokenizer(info.tokenizer_digests, tokenizer_digests(config.tokenizer))
         self.longest, self.weights_digest = info.limits.max_sequence_tokens, info.weights_digest
 
-    def write(self, prompts: dict[int, TokenIds]) -> Iterator[tuple[int, list[Continuation]]]:
+    def generate(self, prompts: dict[int, TokenIds]) -> Iterator[tuple[int, list[Continuation]]]:
         """Continuations by row, as they are finished; several prompts are in flight at once."""
-        threads = ThreadPoolExecutor(self._config.prompts_at_once, thread_name_prefix="write")
-        rows = {threads.submit(self._write_patiently, row, ids): row for row, ids in prompts.items()}
+        threads = ThreadPoolExecutor(self._config.prompts_at_once, thread_name_prefix="generate")
+        # A full teacher says when to come back; none of the waits of tenacity reads that from the error.
+        with_retry = Retrying(retry=retry_if_exception_type(Overloaded), wait=_seconds_until_retry, reraise=True)
+        rows = {threads.submit(with_retry, self._generate_once, row, ids): row for row, ids in prompts.items()}
         try:
             for done in as_completed(rows):
                 yield rows[done], done.result()
@@ -144,17 +168,10 @@ class _Writer:
         adapter = () if config.adapter is None else ((ADAPTER_METADATA_KEY, config.adapter),)
         return ((STUDENT_METADATA_KEY, config.student_id), *adapter, *token_metadata(config.token_file))
 
-    def _write_patiently(self, row: int, prompt: TokenIds) -> list[Continuation]:
-        while True:
-            try:
-                return self._write(row, prompt)
-            except Overloaded as error:
-                time.sleep(max(_SHORTEST_WAIT_SECONDS, error.retry_after_milliseconds / 1000))
-            except grpc.RpcError as error:
-                raise error_of_rpc(error, self._config.address, "teacher") from error
-
-    def _write(self, row: int, prompt: TokenIds) -> list[Continuation]:
+    def _generate_once(self, row: int, prompt: TokenIds) -> list[Continuation]:
         config = self._config
+        # Of the row and not of the order of requests, so that a run that was interrupted samples the same.
+        seed = hashlib.sha256(f"{config.seed} {row}".encode()).digest()[:8]
         request = pb.WriteRationalesRequest(
             request_id=str(row),
             prompt_token_ids=encode(prompt),
@@ -162,33 +179,78 @@ class _Writer:
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             top_p=config.top_p,
-            seed=_seed(config.seed, row),
+            seed=int.from_bytes(seed, "little"),
             stop=config.stop,
         )
         texts, reasons = [""] * config.samples, [""] * config.samples
-        for response in self._stub.WriteRationales(request, metadata=self._metadata):
-            if response.HasField("refusal"):
-                raise error_of_refusal(response.refusal)
-            texts[response.sample_index] += response.generated.text
-            reasons[response.sample_index] = response.generated.finish_reason
+        try:
+            for response in self._stub.WriteRationales(request, metadata=self._metadata):
+                if response.HasField("refusal"):
+                    raise error_of_refusal(response.refusal)
+                texts[response.sample_index] += response.generated.text
+                reasons[response.sample_index] = response.generated.finish_reason
+        except grpc.RpcError as error:
+            raise error_of_rpc(error, config.address, "teacher") from error
         return [Continuation(text, reason) for text, reason in zip(texts, reasons, strict=True)]
 
 
+def _seconds_until_retry(state: RetryCallState) -> float:
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    assert isinstance(error, Overloaded)
+    return max(_SHORTEST_WAIT_SECONDS, error.retry_after_milliseconds / 1000)
+
+
+class _Finished:
+    """The data set and, beside it, what it was made with.
+
+    Args:
+        path: of the data set.
+        settings: all that its rows depend on.
+
+    Raises:
+        ConfigurationError: it is there and was made otherwise.
+
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self._path, self._settings_path, self._settings = path, Path(f"{path}.settings.json"), settings
+        self.counts: Counts | None = None
+        """What became of the prompts, if the data set is there."""
+        if not path.exists():
+            return
+        if not self._settings_path.exists():
+            raise ConfigurationError(
+                f"{path} is there and nothing says how it was made; remove it, or choose another out", "out"
+            )
+        made = json.loads(self._settings_path.read_text(encoding="utf-8"))
+        _require_same_settings(f"{path} was made", made["settings"], settings)
+        self.counts = Counts(**made["counts"])
+
+    def write(self, lines: list[str], counts: Counts) -> None:
+        """Makes the data set; a kill between the two files leaves the journal, from which the next run makes both."""
+        made = {"settings": self._settings, "counts": asdict(counts)}
+        write_durably(self._settings_path, json.dumps(made, indent=1) + "\n")
+        write_durably(self._path, "".join(lines))
+
+
 class _Journal:
-    """What was written so far, one line a prompt; the first line is what it was written with."""
+    """What was generated so far, one line a prompt; the first line is what it was generated with.
+
+    Raises:
+        ConfigurationError: it is there and was begun otherwise.
+
+    """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self._path = path
-        self.written: dict[int, list[Continuation]] = {}
+        self.done: dict[int, list[Continuation]] = {}
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # a last line without its end was cut off
-        if lines and json.loads(lines[0]) != settings:
-            raise ConfigurationError(
-                f"{path} was begun with other prompts, settings or another teacher; remove it, or choose another out",
-                "out",
-            )
+        if lines:
+            _require_same_settings(f"{path} was begun", json.loads(lines[0]), settings)
         for line in lines[1:]:
             row, continuations = json.loads(line)
-            self.written[row] = [Continuation(**each) for each in continuations]
+            self.done[row] = [Continuation(**each) for each in continuations]
         whole = b"".join(line + b"\n" for line in lines) or (json.dumps(settings) + "\n").encode()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, whole)
@@ -201,8 +263,8 @@ class _Journal:
         self._file.close()
 
     def add(self, row: int, continuations: list[Continuation]) -> None:
-        """Keeps what was written for a prompt."""
-        self.written[row] = continuations
+        """Keeps what was generated for a prompt."""
+        self.done[row] = continuations
         self._file.write(json.dumps([row, [asdict(each) for each in continuations]]) + "\n")
         self._file.flush()
 
@@ -211,66 +273,51 @@ class _Journal:
         self._path.unlink()
 
 
-def _settings(config: GenerateConfig, weights_digest: str) -> dict[str, Any]:
-    """All that what is written depends on."""
-    names = ("template", "samples", "max_new_tokens", "temperature", "top_p", "seed", "stop")
-    chosen = config.model_dump(mode="json", include=set(names))
-    return chosen | {"prompts": hashlib.sha256(config.data.read_bytes()).hexdigest(), "teacher": weights_digest}
+def _require_same_settings(what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    differing = [name for name in now if before.get(name) != now[name]]
+    if differing:
+        changes = ", ".join(f"{name} {before.get(name)!r:.40}, now {now[name]!r:.40}" for name in differing)
+        raise ConfigurationError(
+            f"{what} with other prompts, settings or another teacher ({changes}); remove it, or choose another out",
+            "out",
+        )
 
 
-def _seed(seed: int, row: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {row}".encode()).digest()[:8], "little")
+def _answer_check(config: GenerateConfig, rows: list[dict[str, Any]]) -> Callable[[int, str], bool]:
+    """Whether a text has the answer that the data has for a row, by `answer_pattern`.
 
+    Answers are equal as numbers (1,000 and 1000.0) where both are, else as text, whatever the case.
 
-def _kept(
-    row: dict[str, Any], continuations: Iterable[Continuation], accept: Callable[[str], bool], counts: Counts
-) -> Iterator[dict[str, Any]]:
-    for sample, continuation in enumerate(continuations):
-        counts.written += 1
-        if continuation.finish_reason != "stop" or not continuation.text.strip():
-            counts.cut_off += 1
-        elif not accept(continuation.text):
-            counts.wrong += 1
-        else:
-            counts.kept += 1
-            yield with_completion(row, format_of(row), continuation.text) | {"sample": sample}
+    Raises:
+        ConfigurationError: it is no pattern.
+        DataError: a row has no answer.
 
-
-def _judge(config: GenerateConfig) -> Callable[[str, str], bool]:
-    """Whether the answer that is expected (first) is that of a text (second)."""
+    """
     if config.answer_pattern is None:
-        return lambda _expected, _text: True
+        return lambda _row, _text: True
     try:
         pattern = re.compile(config.answer_pattern)
     except re.error as error:
         raise ConfigurationError(f"{config.answer_pattern!r} is no pattern: {error}", "answer_pattern") from error
-    return lambda expected, text: _same(_extracted(pattern, text), _extracted(pattern, expected) or expected)
+    for number, row in enumerate(rows, 1):
+        if row.get(config.answer_column) is None:
+            message = f"row {number} of {config.data} has no {config.answer_column!r} to compare with"
+            raise DataError(message, "answer_column")
 
+    def extracted(text: str) -> str | None:
+        """The last match: its first group if the pattern has one."""
+        matches = list(pattern.finditer(text))
+        return matches[-1].group(1 if pattern.groups else 0) if matches else None
 
-def _extracted(pattern: re.Pattern[str], text: str) -> str | None:
-    """The last match: its first group if the pattern has one."""
-    found = None
-    for match in pattern.finditer(text):
-        found = match.group(1 if pattern.groups else 0)
-    return found
+    def has_right_answer(row: int, text: str) -> bool:
+        expected = str(rows[row][config.answer_column])
+        given, wanted = extracted(text), extracted(expected) or expected
+        if given is None:
+            return False
+        one, other = (answer.replace(",", "").strip().casefold() for answer in (given, wanted))
+        try:
+            return float(one) == float(other)
+        except ValueError:
+            return one == other
 
-
-def _same(given: str | None, expected: str) -> bool:
-    """Whether two answers are equal as numbers (1,000 and 1000.0), or else as text, whatever the case."""
-    if given is None:
-        return False
-    one, other = (answer.replace(",", "").strip().casefold() for answer in (given, expected))
-    try:
-        return float(one) == float(other)
-    except ValueError:
-        return one == other
-
-
-def _answer_of(row: dict[str, Any], number: int, config: GenerateConfig) -> str:
-    if config.answer_pattern is None:
-        return ""
-    if row.get(config.answer_column) is None:
-        raise DataError(
-            f"row {number} of {config.data} has no {config.answer_column!r} to compare with", "answer_column"
-        )
-    return str(row[config.answer_column])
+    return has_right_answer

@@ -18,15 +18,13 @@ from tutelage.data.signal_cache import sequence_key
 from tutelage.errors import ConfigurationError, DataError, TutelageError
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.config import PrecomputeConfig
+from tutelage.teacher_server.jobs.progress import Progressed
 from tutelage.teacher_server.model.self_check import check
 from tutelage.teacher_server.model.teacher import Teacher
-from tutelage.teacher_server.signals.cache import SignalStore, file_bytes
+from tutelage.teacher_server.signals.cache import file_bytes
 from tutelage.teacher_server.signals.hidden_states import HiddenStates
 
 _NAME = "precompute"
-
-Progress = Callable[[int, int], None]
-"""Called with the sequences done and their number."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def read_sequences(config: PrecomputeConfig, checkpoint: Path) -> list[list[int]
     for example in truncate(examples, config.max_tokens, config.data).examples:
         if not len(example.completion_ids):
             raise DataError(
-                f"a row of {config.data} has no completion to score; have one written (`tutelage teacher write`)",
+                f"a row of {config.data} has no completion to score; have one generated (`tutelage teacher write`)",
                 "data",
             )
         ids = np.concatenate([example.prompt_ids, example.completion_ids])
@@ -66,7 +64,10 @@ def read_sequences(config: PrecomputeConfig, checkpoint: Path) -> list[list[int]
 
 
 async def precompute(
-    config: PrecomputeConfig, sequences: Sequence[Sequence[int]], load: Callable[[str, float], Teacher], watch: Progress
+    config: PrecomputeConfig,
+    sequences: Sequence[Sequence[int]],
+    load: Callable[[str, float], Teacher],
+    progressed: Progressed,
 ) -> Filled:
     """Has the teacher compute the states of all sequences that are not stored.
 
@@ -74,7 +75,7 @@ async def precompute(
         config: names the store.
         sequences: token ids, no two alike.
         load: makes the teacher; called in a thread.
-        watch: told after each sequence.
+        progressed: told after each sequence.
 
     Raises:
         ConfigurationError: a sequence is too long for the teacher, or the store too small for all of them.
@@ -89,18 +90,29 @@ async def precompute(
         assert teacher.scoring is not None
         states, head = teacher.scoring.states, teacher.scoring.head
         assert states.store is not None
-        _require_room(states.store, sequences, teacher, head.hidden_size)
+        longest, most = max(map(len, sequences)), teacher.limits.max_sequence_tokens
+        if longest > most:
+            raise ConfigurationError(f"a sequence has {longest} tokens, the teacher takes {most}", "max_tokens")
+        needed, allowed = sum(file_bytes(len(each), head.hidden_size) for each in sequences), states.store.max_bytes
+        if needed > allowed:
+            message = f"the store may have {allowed:,} bytes and these sequences need {needed:,}; raise it"
+            raise ConfigurationError(message, "store.bytes")
         await check(teacher)
         states.describe(teacher.info, head.unembedding)
-        await _fill(states, sequences, 2 * config.max_num_seqs, watch)
-        _require_stored(states.store, sequences)
+        await _fill(states, sequences, 2 * config.max_num_seqs, progressed)
+        missing = sum(sequence not in states.store for sequence in sequences)
+        if missing:
+            message = f"{missing} of {len(sequences)} sequences could not be stored; the log says why"
+            raise DataError(message, "store.path")
         tokens = sum(map(len, sequences))
         return Filled(len(sequences), tokens, states.engine_passes, states.store.bytes)
     finally:
         teacher.shutdown()
 
 
-async def _fill(states: HiddenStates, sequences: Sequence[Sequence[int]], at_once: int, watch: Progress) -> None:
+async def _fill(
+    states: HiddenStates, sequences: Sequence[Sequence[int]], in_flight: int, progressed: Progressed
+) -> None:
     counters = pb.StudentUsage(student_id=_NAME)
     remaining, done = iter(sequences), 0
 
@@ -109,31 +121,14 @@ async def _fill(states: HiddenStates, sequences: Sequence[Sequence[int]], at_onc
         for sequence in remaining:
             await states.of(sequence, counters)
             done += 1
-            watch(done, len(sequences))
+            progressed(done, len(sequences))
 
     try:
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(at_once):
+            for _ in range(in_flight):
                 tasks.create_task(work())
     except* TutelageError as errors:
         failure = errors.exceptions[0]
     else:
         return
     raise failure
-
-
-def _require_room(store: SignalStore, sequences: Sequence[Sequence[int]], teacher: Teacher, hidden_size: int) -> None:
-    longest, most = max(map(len, sequences)), teacher.limits.max_sequence_tokens
-    if longest > most:
-        raise ConfigurationError(f"a sequence has {longest} tokens, the teacher takes {most}", "max_tokens")
-    needed = sum(file_bytes(len(sequence), hidden_size) for sequence in sequences)
-    if needed > store.max_bytes:
-        raise ConfigurationError(
-            f"the store may have {store.max_bytes:,} bytes and these sequences need {needed:,}; raise it", "store.bytes"
-        )
-
-
-def _require_stored(store: SignalStore, sequences: Sequence[Sequence[int]]) -> None:
-    missing = sum(sequence not in store for sequence in sequences)
-    if missing:
-        raise DataError(f"{missing} of {len(sequences)} sequences could not be stored; the log says why", "store.path")

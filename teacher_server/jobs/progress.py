@@ -10,8 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+Progressed = Callable[[int, int], None]
+"""Told how many of how many are done."""
+
 
 class _FinishColumn(ProgressColumn):
+    # rich's own TimeRemainingColumn says how long it will take; for a night's work one wants to know when it ends.
     def render(self, task: Task) -> Text:
         """The time of day, with the date if it is another day."""
         if task.finished or task.time_remaining is None:
@@ -23,7 +27,7 @@ class _FinishColumn(ProgressColumn):
 
 
 @contextmanager
-def progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+def progress(console: Console, what: str) -> Iterator[Progressed]:
     """A bar for the time of a `with` block; what it gives is told how many of how many are done."""
     bar = Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), _FinishColumn(), console=console)
     with bar:

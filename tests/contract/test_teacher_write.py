@@ -86,7 +86,7 @@ def test_prompts_become_a_data_set_in_their_order(tokenizer, tmp_path):
 
     settings, author = config(tmp_path, tokenizer), Author()
     counts, told = run(settings, author)
-    assert counts == Counts(prompts=25, written=50, cut_off=4, kept=46)
+    assert counts == Counts(prompts=25, generated=50, cut_off=4, kept=46)
     expected = [
         {"prompt": f"3 5 {number}", "completion": f" so it is {number + sample}", "sample": sample}
         for number in range(25)
@@ -148,6 +148,59 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(change, tokenizer, tmp_pat
         run(config(tmp_path, tokenizer, **change), Author())
 
 
+OTHER_SETTINGS = [
+    ({"seed": 1}, "seed"),
+    ({"temperature": 0.5}, "temperature"),
+    ({"answer_pattern": "[0-9]+"}, "answer_pattern"),
+    ({"content": rows(24)}, "prompts"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), OTHER_SETTINGS)
+def test_a_finished_data_set_is_not_replaced_by_one_made_otherwise(change, named, tokenizer, tmp_path):
+    settings = config(tmp_path, tokenizer)
+    run(settings, Author())
+    before, author = settings.out.read_bytes(), Author()
+    with pytest.raises(ConfigurationError, match=rf"out: .*{named}.*choose another out"):
+        run(config(tmp_path, tokenizer, **change), author)
+    assert settings.out.read_bytes() == before
+    assert author.asked == []
+
+
+def test_a_finished_data_set_is_not_made_again(tokenizer, tmp_path):
+    settings = config(tmp_path, tokenizer)
+    counts, _ = run(settings, Author())
+    before, author = settings.out.read_bytes(), Author()
+    again, told = run(settings, author)
+    assert (again, told[-1], author.asked) == (counts, (25, 25), [])
+    assert settings.out.read_bytes() == before
+
+
+def test_a_file_that_says_nothing_of_how_it_was_made_is_not_replaced(tokenizer, tmp_path):
+    settings = config(tmp_path, tokenizer)
+    settings.out.write_text("mine\n")
+    with pytest.raises(ConfigurationError, match="choose another out"):
+        run(settings, Author())
+    assert settings.out.read_text() == "mine\n"
+
+
+def test_rows_keep_the_first_ones_form(tokenizer, tmp_path):
+    content = [{"prompt": "3 5"}, {"prompt": "3 6", "messages": "a note"}]
+    settings = config(tmp_path, tokenizer, content, samples=1)
+    assert run(settings, Author())[0].kept == 2
+    assert [row["prompt"] for row in written(settings)] == ["3 5", "3 6"]
+
+
+def test_prompts_may_lie_on_the_hub(tokenizer, tmp_path, monkeypatch):
+    settings = config(tmp_path, tokenizer)
+    path = settings.data
+    for module in ("dataset_files", "hub"):
+        monkeypatch.setattr(f"tutelage.data.{module}.local_file", lambda _: path)
+    monkeypatch.setattr("tutelage.teacher_server.jobs.generate.local_file", lambda _: path, raising=False)
+    settings = settings.model_copy(update={"data": Path("hf://datasets/owner/name/prompts.jsonl")})
+    assert run(settings, Author())[0].kept == 46
+
+
 def test_a_full_teacher_is_asked_again(tokenizer, tmp_path, monkeypatch):
     from tutelage.errors import Overloaded
 
@@ -168,9 +221,9 @@ def test_a_full_teacher_is_asked_again(tokenizer, tmp_path, monkeypatch):
 def test_what_cannot_be_written_is_said(tokenizer, tmp_path):
     long = [{"prompt": " ".join(["1"] * 33)}, {"prompt": "1 2"}]
     settings = config(tmp_path, tokenizer, long)
-    assert run(settings, Author())[0] == Counts(prompts=2, no_room=1, written=2, kept=2)
+    assert run(settings, Author())[0] == Counts(prompts=2, no_room=1, generated=2, kept=2)
     with pytest.raises(InvalidRequest, match="samples"):
-        run(config(tmp_path, tokenizer, samples=5), Author())
+        run(config(tmp_path, tokenizer, samples=5, out=tmp_path / "x"), Author())
     with pytest.raises(IdentityMismatch, match="vocabulary"):
         run(config(tmp_path, tokenizer, out=tmp_path / "x"), Author(), {"vocabulary": "other"})
     with pytest.raises(DataError, match=r"row 1 .* has no 'solution'"):
