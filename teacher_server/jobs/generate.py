@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-from tutelage.data.conversations import format_of, with_completion
+from tutelage.data.conversations import Conversation, format_of, with_completion
 from tutelage.data.dataset_files import TokenIds, prompt_encoder, read_conversations
 from tutelage.data.hub import local_file
 from tutelage.errors import ConfigurationError, DataError, Overloaded
@@ -88,13 +88,10 @@ def generate_rationales(config: GenerateConfig, progressed: Progressed) -> Count
         TutelageError: the teacher refused; the message says why.
 
     """
-    from transformers import AutoTokenizer
-
     rows = read_conversations(config.data)
     row_format = format_of(rows[0][0])  # of all rows, as `read_conversations` has it
     has_right_answer = _answer_check(config, [row for row, _ in rows])
-    encode_prompt = prompt_encoder(AutoTokenizer.from_pretrained(config.tokenizer), config.template)
-    prompts = [encode_prompt(conversation) for _, conversation in rows]
+    prompts = encode_prompts([conversation for _, conversation in rows], config)
     with open_channel(config.address, config.tls) as channel:
         client = _GenerationClient(pb_grpc.TeacherServiceStub(channel), config)
         room = client.longest - config.max_new_tokens
@@ -129,6 +126,14 @@ def generate_rationales(config: GenerateConfig, progressed: Progressed) -> Count
     finished.write(lines, counts)
     journal.remove()
     return counts
+
+
+def encode_prompts(conversations: Sequence[Conversation], config: GenerateConfig) -> list[TokenIds]:
+    """Token ids of the prompts, as a trainer makes them with the same tokenizer and template."""
+    from transformers import AutoTokenizer
+
+    encode_prompt = prompt_encoder(AutoTokenizer.from_pretrained(config.tokenizer), config.template)
+    return [encode_prompt(conversation) for conversation in conversations]
 
 
 class _GenerationClient:

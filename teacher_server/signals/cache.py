@@ -46,8 +46,9 @@ class SignalStore:
     def __init__(self, root: Path, teacher: str, max_bytes: int, *, shrink: bool = False) -> None:
         self._folder, self.max_bytes = teacher_folder(root, teacher), max_bytes
         self._folder.mkdir(parents=True, exist_ok=True)
-        # Of the process and not of the thread: a teacher is loaded in one thread and closed in another. No fallback: where
-        # a file system has no flock, filelock would take the file's being there for the lock, which outlives a kill.
+        # Of the process and not of the thread: a teacher is loaded in one thread and closed in another. No fallback:
+        # where a file system has no flock, filelock would take the file's being there for the lock, and that outlives
+        # a kill.
         self._process_lock = FileLock(
             self._folder / "lock", thread_local=False, fallback_to_soft=False, preserve_lock_file=True
         )

@@ -96,7 +96,7 @@ def test_trainer_teacher_and_evaluator_give_a_row_the_same_tokens(template, toke
 
     trained = read_dataset(rows, tokenizer, template=template, max_tokens=1000).examples
     config = GenerateConfig(data=rows, tokenizer=tiny_model, template=template, out=rows.with_suffix(".out"))
-    generated = generate._encoded(generate.read_conversations(rows), config)
+    generated = generate.encode_prompts([asked for _, asked in generate.read_conversations(rows)], config)
     engine = SimpleNamespace(tokenizer=tokenizer, max_tokens=4096)
     for row, example, ids in zip(ROWS, trained, generated, strict=True):
         item = Item("0", row["instruction"], row["input"], row["output"])
