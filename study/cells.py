@@ -14,10 +14,10 @@ from itertools import product
 from typing import Any, Literal
 
 from tutelage.config import overlay
-from tutelage.study.config import WITHOUT_TEACHER, MethodConfig, Settings, StudyConfig, TrainingConfig
+from tutelage.study.config import WITHOUT_TEACHER, Settings, StudyConfig, TrainingConfig
 
 Role = Literal["base", "tuned", "student"]
-_HASH_CHARACTERS = 8
+_NAME_CHARACTERS, _HASH_CHARACTERS = 50, 8
 _PLACES = ("id", "init", "data")
 """Settings that say where something is, not what."""
 
@@ -63,14 +63,13 @@ class Cell:
         content = {key: value for key, value in resolved.items() if key not in _PLACES}
         content |= {"start": start, "template": resolved.get("data", {}).get("template"), **besides}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        settings = {key: value for key, value in resolved.items() if key not in ("id", "init")}
-        return replace(self, settings=settings, id=f"{self._slug()}-{digest[:_HASH_CHARACTERS]}", start=start)
-
-    def _slug(self) -> str:
         parts = [self.model if self.role == "student" else f"{self.role}-{self.model}", self.method, self.teacher]
         if self.asks_teacher:
             parts += [f"t{self.temperature:g}", f"n{self.noise:g}" if self.noise else ""]
-        return "-".join([part for part in (*parts, f"s{self.seed}") if part])[:50]
+        # Names of students have 64 characters at most (tutelage.names), and the hash must not be what is cut off.
+        name = "-".join([part for part in (*parts, f"s{self.seed}") if part])[:_NAME_CHARACTERS]
+        settings = {key: value for key, value in resolved.items() if key not in ("id", "init")}
+        return replace(self, settings=settings, id=f"{name}-{digest[:_HASH_CHARACTERS]}", start=start)
 
 
 def base_cells(study: StudyConfig) -> list[Cell]:
@@ -95,7 +94,23 @@ def student_cells(study: StudyConfig) -> list[Cell]:
         for method, teacher, temperature, noise, student, seed in product(
             block.methods, teachers, block.temperatures, block.noises, students, study.seeds
         ):
-            cell = _student_cell(study, method, teacher, temperature, noise, student, seed)
+            own = study.methods[method]
+            if not own.asks_teacher:
+                temperature, noise = 1.0, 0.0
+            objective = own.objective | ({"temperature": temperature, "noise": noise} if own.asks_teacher else {})
+            given = {"objective": objective, "data": {"path": str(study.data)}, "seed": seed}
+            cell = Cell(
+                "student",
+                student,
+                seed,
+                overlay(overlay(study.settings, given), own.settings),
+                method=method,
+                teacher=teacher if own.needs_teacher else "",
+                temperature=temperature,
+                noise=noise,
+                rationales=own.data == "rationales",
+                asks_teacher=own.asks_teacher,
+            )
             key = (cell.method, cell.teacher, cell.temperature, cell.noise, cell.model, cell.seed)
             cells.setdefault(key, cell)
     return list(cells.values())
@@ -110,30 +125,3 @@ def _training_cell(role: Role, study: StudyConfig, training: TrainingConfig, mod
     own = {"objective": {"name": WITHOUT_TEACHER}, "data": {"path": str(training.data)}, "seed": study.seeds[0]}
     settings = overlay(overlay(study.settings, own), training.settings)
     return Cell(role, model, int(settings["seed"]), settings)
-
-
-def _student_cell(
-    study: StudyConfig, method_name: str, teacher: str, temperature: float, noise: float, student: str, seed: int
-) -> Cell:
-    method = study.methods[method_name]
-    if not method.asks_teacher:
-        temperature, noise = 1.0, 0.0
-    own = {"objective": _objective(method, temperature, noise), "data": {"path": str(study.data)}, "seed": seed}
-    return Cell(
-        "student",
-        student,
-        seed,
-        overlay(overlay(study.settings, own), method.settings),
-        method=method_name,
-        teacher=teacher if method.needs_teacher else "",
-        temperature=temperature,
-        noise=noise,
-        rationales=method.data == "rationales",
-        asks_teacher=method.asks_teacher,
-    )
-
-
-def _objective(method: MethodConfig, temperature: float, noise: float) -> Settings:
-    if not method.asks_teacher:
-        return method.objective
-    return {**method.objective, "temperature": temperature, "noise": noise}

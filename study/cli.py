@@ -13,7 +13,7 @@ from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tutelage.cli import Command, dispatch
 from tutelage.errors import EXIT_DONE, ConfigurationError
@@ -42,7 +42,7 @@ def plan(arguments: list[str]) -> int:
     """Prints the cells and their cost; trains nothing."""
     parser = _parser("plan")
     parser.add_argument("--cells", action="store_true", help="list every cell")
-    study, folder = _opened(parser.parse_args(arguments).file)
+    study, folder = planned(parser.parse_args(arguments).file)
     from tutelage.study.plan import cost_of
     from tutelage.study.printing import print_cells, print_plan
 
@@ -57,9 +57,9 @@ def run(arguments: list[str]) -> int:
     parser = _parser("run")
     parser.add_argument("--submit", metavar="ADDRESS", help="of a Ray dashboard: run there, as one job")
     options = parser.parse_args(arguments)
+    study, folder = planned(options.file)
     if options.submit:
         return _submit(options.file, options.submit)
-    study, folder = _opened(options.file)
     from tutelage.study.driver import Driver
     from tutelage.study.printing import progress
 
@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> int:
 
 def status(arguments: list[str]) -> int:
     """Prints how far the study is."""
-    study, folder = _opened(_parser("status").parse_args(arguments).file)
+    study, folder = planned_or_last_run(_parser("status").parse_args(arguments).file)
     from tutelage.study.printing import print_status
 
     print_status(study, folder)
@@ -84,12 +84,12 @@ def status(arguments: list[str]) -> int:
 def stop(arguments: list[str]) -> int:
     """Ends the run of the study."""
     options = _parser("stop").parse_args(arguments)
-    study, folder = _opened(options.file)
+    folder = folder_of(options.file)
     process = folder.driver()
     if process is None:
-        print(f"nothing runs {study.config.name}")
+        print(f"nothing runs the study in {folder.root}")
         return EXIT_DONE
-    os.kill(process, signal.SIGTERM)
+    os.kill(process, signal.SIGTERM)  # which `run` takes as Ctrl-C, and ends every service before itself
     deadline = time.monotonic() + _STOP_SECONDS
     while folder.driver() is not None and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -102,7 +102,7 @@ def report(arguments: list[str]) -> int:
     parser = _parser("report")
     parser.add_argument("--out", type=Path, help="folder to write to; by default report/ in the study's own")
     options = parser.parse_args(arguments)
-    study, folder = _opened(options.file)
+    study, folder = planned_or_last_run(options.file)
     import subprocess
 
     from tutelage.study.driver import write_description
@@ -116,7 +116,11 @@ def report(arguments: list[str]) -> int:
 
 def _parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"tutelage study {command}", allow_abbrev=False)
-    parser.add_argument("file", type=Path, help="the study file (YAML), or the name of a ready study")
+    parser.add_argument(
+        "file",
+        type=Path,
+        help="the study file (YAML), the name of a ready study, or the folder that a study was run in",
+    )
     return parser
 
 
@@ -140,24 +144,76 @@ def find_file(name: Path) -> Path:
     return Path(str(found))
 
 
-def _opened(name: Path) -> tuple[Study, Folder]:
-    """The study of a file, and its folder."""
-    import yaml
+def planned(name: Path) -> tuple[Study, Folder]:
+    """The study of a file as its trainer resolves it, or the one that was last run in a folder; and its folder.
 
+    Raises:
+        ConfigurationError: the file is not a study's, or the trainer refuses a setting; nothing has run in the folder.
+
+    """
     from tutelage.config import validate
     from tutelage.study.config import StudyConfig
+    from tutelage.study.resolution import last_run, resolve
+
+    folder = folder_of(name)
+    if name.is_dir():
+        return last_run(folder), folder
+    return resolve(validate(StudyConfig, _content_of(name))), folder
+
+
+def planned_or_last_run(name: Path) -> tuple[Study, Folder]:
+    """As `planned`; of a file that cannot be planned any more, the study as it was last run, and a line that says so.
+
+    Raises:
+        ConfigurationError: as `planned`, where nothing has run.
+
+    """
+    from tutelage.study.resolution import last_run
+
+    try:
+        return planned(name)
+    except ConfigurationError as error:
+        folder = folder_of(name)
+        if name.is_dir() or not folder.path("plan.json").exists():
+            raise
+        print(
+            f"{name} cannot be planned as it stands, so this is the study as it was last run; {error}", file=sys.stderr
+        )
+        return last_run(folder), folder
+
+
+def folder_of(name: Path) -> Folder:
+    """The folder of a study: itself, or where its file says that it is, whatever else the file says.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or says nothing of it.
+
+    """
     from tutelage.study.folder import Folder
-    from tutelage.study.resolution import resolve
+
+    if name.is_dir():
+        return Folder(name)
+    output = _content_of(name).get("output")
+    if not isinstance(output, str):
+        raise ConfigurationError(
+            f"{name} names no folder (given: {output!r}); say where the study is to write", "output"
+        )
+    return Folder(Path(output))
+
+
+def _content_of(name: Path) -> dict[str, Any]:
+    import yaml
 
     file = find_file(name)
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"cannot read {file}: {error}", "file") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(
+            f"cannot read {file}: {error}; mend it, or give the study's own folder in its place", "file"
+        ) from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"{file} holds {type(content).__name__}, expected keys and values", "file")
-    config = validate(StudyConfig, content)
-    return resolve(config), Folder(config.output)
+    return content
 
 
 def _submit(file: Path, address: str) -> int:
@@ -166,7 +222,7 @@ def _submit(file: Path, address: str) -> int:
 
     from tutelage.study.programs import tutelage
 
-    entry = shlex.join([*tutelage("study", "run", str(file.resolve()))])
+    entry = shlex.join([*tutelage("study", "run", str(find_file(file).resolve()))])
     name = f"study-{file.stem}-{datetime.now():%Y%m%d-%H%M%S}"
     variables = {key: os.environ[key] for key in ("PYTHONPATH",) if key in os.environ}
     job = JobSubmissionClient(address).submit_job(

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from tutelage.data.hub import is_on_hub
 from tutelage.errors import TutelageError
 from tutelage.files import write_durably
 from tutelage.runtime.processes import start, stop
@@ -29,7 +29,8 @@ from tutelage.study.programs import environment, flags, tutelage
 from tutelage.study.resolution import Study, cohort
 from tutelage.study.services import Evaluator, Service, note_usage, serve_teacher
 
-_POLL_SECONDS, _USAGE_SECONDS = 1.0, 15.0
+_POLL_SECONDS = 1.0
+_USAGE_SECONDS = 15.0  # a killed teacher takes at most so much of its counting with it
 _LOG_LINES = 15
 Say = Callable[[str], None]
 
@@ -60,6 +61,7 @@ class Driver:
 
         """
         write_description(self._study, self._folder)
+        write_durably(self._folder.path("plan.json"), json.dumps(self._study.to_json()) + "\n")
         if all(self._is_done(cell) for cell in self._study.cells):
             return
         with ExitStack() as stack:
@@ -67,17 +69,18 @@ class Driver:
             stack.callback(self._evaluator.close)
             self._train("base", self._study.base, None)
             self._train("teachers", self._study.tuned, None)
-            teachers = [name for name in self._config.teachers if self._needed(name)]
+            untrained = {cell.teacher for cell in self._study.students if not self._folder.is_trained(cell)}
+            teachers = [name for name in self._config.teachers if name in untrained]
             # The first loads while others train; one more at a time would only slow them all down.
             ahead = self._serve(teachers[0], stack) if teachers else None
             self._train("no-teacher", self._study.students_of(""), None)
             for name in teachers:
                 self._teach(name, ahead or self._serve(name, stack))
                 ahead = None
-            self._wait_for_scores()
-
-    def _needed(self, teacher: str) -> bool:
-        return not all(self._folder.is_trained(cell) for cell in self._study.students_of(teacher))
+            self._say("waiting for the last scores")
+            while not all(self._is_done(cell) for cell in self._study.cells):
+                self._look()
+                time.sleep(_POLL_SECONDS)
 
     def _serve(self, name: str, stack: ExitStack) -> Service:
         teacher = self._config.teachers[name]
@@ -93,16 +96,18 @@ class Driver:
     def _teach(self, name: str, service: Service) -> None:
         """Every student of one teacher."""
         cells = self._study.students_of(name)
-        if any(cell.rationales for cell in cells):
-            self._write_rationales(name, service, next(cell for cell in cells if cell.rationales))
+        # Several methods may learn from what one teacher writes, each after a template or data of its own.
+        waiting = [cell for cell in cells if cell.rationales and not self._folder.is_trained(cell)]
+        examples = {self._study.rationales_file(cell): cell for cell in waiting}
+        for file, example in examples.items():
+            self._write_rationales(name, service, example, self._folder.path("rationales", file))
         self._teacher = service
         self._train(name, cells, service.address)
-        self._note_usage(0.0)
+        self._note_usage(0.0)  # the last counts, before it ends
         self._teacher = None
         service.close()
 
-    def _write_rationales(self, name: str, service: Service, example: Cell) -> None:
-        path = self._folder.path("rationales", self._study.rationales_file(example))
+    def _write_rationales(self, name: str, service: Service, example: Cell, path: Path) -> None:
         if path.exists():
             return
         self._say(f"the teacher {name} writes its completions")
@@ -122,22 +127,19 @@ class Driver:
         missing = [cell for cell in cells if not self._folder.is_trained(cell)]
         if missing:
             self._say(f"{wave}: {len(missing)} of {len(cells)} cells to train")
-            content = self._cohort(missing, teacher)
+            content = cohort(self._config, missing, {cell.id: self._start_of(cell) for cell in missing}, teacher)
+            for student, cell in zip(content["students"], missing, strict=True):
+                data = Path(cell.settings["data"]["path"])
+                if cell.rationales:
+                    data = self._folder.path("rationales", self._study.rationales_file(cell))
+                # Not resolved: a link's target may have no suffix, by which the trainer knows the kind of a file.
+                student["data"] = {**student["data"], "path": str(data if is_on_hub(data) else data.absolute())}
+            if "RAY_ADDRESS" in os.environ:  # this driver is a job of a cluster, and its students are that cluster's
+                content["ray"] = {"address": os.environ["RAY_ADDRESS"]}
             path = self._folder.path("cohorts", f"{wave}.yaml")
             write_durably(path, yaml.safe_dump(content, sort_keys=False))
             self._command([*tutelage("train"), "--config", str(path)], f"train-{wave}")
         self._look()
-
-    def _cohort(self, cells: Sequence[Cell], teacher: str | None) -> dict[str, Any]:
-        content = cohort(self._config, cells, {cell.id: self._start_of(cell) for cell in cells}, teacher)
-        for student, cell in zip(content["students"], cells, strict=True):
-            path = Path(cell.settings["data"]["path"])
-            if cell.rationales:
-                path = self._folder.path("rationales", self._study.rationales_file(cell))
-            student["data"] = {**student["data"], "path": str(path.resolve())}
-        if "RAY_ADDRESS" in os.environ:
-            content["ray"] = {"address": os.environ["RAY_ADDRESS"]}
-        return content
 
     def _start_of(self, cell: Cell) -> Path:
         """The folder that a cell starts from."""
@@ -171,25 +173,15 @@ class Driver:
                 continue
             self._evaluator.submit(cell, evaluation_id, self._model(cell))
             self._submitted.add(evaluation_id)
-        self._mark_scored()
-        self._note_usage(_USAGE_SECONDS)
-        self._watch(sum(self._is_done(cell) for cell in self._study.cells))
-
-    def _mark_scored(self) -> None:
         waiting = {self._study.evaluation_id(cell): cell for cell in self._study.cells if not self._is_done(cell)}
         for status in self._evaluator.scored():
-            cell = waiting.get(status.evaluation_id)
-            if cell is None:
-                continue
-            scores = {score.task: score.score for score in status.scores}
-            note = {"id": cell.id, "evaluation_id": status.evaluation_id, "scores": scores}
-            self._folder.finish(cell, note | {"finished_at_seconds": time.time()})
-
-    def _wait_for_scores(self) -> None:
-        self._say("waiting for the last scores")
-        while not all(self._is_done(cell) for cell in self._study.cells):
-            self._look()
-            time.sleep(_POLL_SECONDS)
+            scored = waiting.get(status.evaluation_id)
+            if scored is not None:
+                scores = {score.task: score.score for score in status.scores}
+                note = {"id": scored.id, "evaluation_id": status.evaluation_id, "scores": scores}
+                self._folder.finish(scored, note | {"finished_at_seconds": time.time()})
+        self._note_usage(_USAGE_SECONDS)
+        self._watch(sum(self._is_done(cell) for cell in self._study.cells))
 
     def _note_usage(self, seconds: float) -> None:
         if self._teacher is not None and time.monotonic() - self._usage_noted >= seconds:
@@ -210,7 +202,24 @@ def write_description(study: Study, folder: Folder) -> None:
     teachers = {
         name: {"cell": study.teacher_cell(name).id, "tuned": teacher.tuned} for name, teacher in config.teachers.items()
     }
-    cells = [_described(study, cell) for cell in study.cells]
+    cells = [
+        {
+            "id": cell.id,
+            "evaluation_id": study.evaluation_id(cell),
+            "role": cell.role,
+            "model": cell.model,
+            "parameters": config.models[cell.model].parameters,
+            "method": cell.method,
+            "objective": cell.objective,
+            "teacher": cell.teacher,
+            "temperature": cell.temperature,
+            "noise": cell.noise,
+            "seed": cell.seed,
+            "steps": cell.steps,
+            "on_policy": bool(cell.settings) and cell.settings["objective"]["on_policy_fraction"] > 0,
+        }
+        for cell in study.cells
+    ]
     content = {
         "name": config.name,
         "teachers": teachers,
@@ -220,21 +229,3 @@ def write_description(study: Study, folder: Folder) -> None:
         "claims": [claim.model_dump() for claim in config.claims],
     }
     write_durably(folder.path("study.json"), json.dumps(content, indent=1) + "\n")
-
-
-def _described(study: Study, cell: Cell) -> dict[str, Any]:
-    return {
-        "id": cell.id,
-        "evaluation_id": study.evaluation_id(cell),
-        "role": cell.role,
-        "model": cell.model,
-        "parameters": study.config.models[cell.model].parameters,
-        "method": cell.method,
-        "objective": cell.objective,
-        "teacher": cell.teacher,
-        "temperature": cell.temperature,
-        "noise": cell.noise,
-        "seed": cell.seed,
-        "steps": cell.steps,
-        "on_policy": bool(cell.settings) and cell.settings["objective"]["on_policy_fraction"] > 0,
-    }

@@ -5,6 +5,7 @@ students/<id>/checkpoints/…     what the trainer writes
 frames/, queue/                 what the evaluator writes
 rationales/, cohorts/, usage/, logs/
 study.json                      every cell with what it is, for the report
+plan.json                       the study as the last run resolved it, for a file that is broken or gone since
 driver.json, driver.lock        who runs it
 """
 
@@ -94,6 +95,7 @@ class Folder:
         descriptor = os.open(self.root / "driver.lock", os.O_RDWR | os.O_CREAT)
         try:
             try:
+                # The kernel lets go of it with the process, however that ends; a number in a file would outlive a kill.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise Conflict(

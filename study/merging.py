@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from tutelage.files import make_directory_once
@@ -20,13 +19,13 @@ def whole_model(checkpoint: Path) -> Path:
     checkpoint = checkpoint.resolve()
     if not (checkpoint / _ADAPTER).exists():
         return checkpoint
-    return make_directory_once(checkpoint.with_name(f"{checkpoint.name}-merged"), partial(_merge, checkpoint))
 
+    def merge(folder: Path) -> None:
+        from peft import AutoPeftModelForCausalLM
+        from transformers import AutoTokenizer
 
-def _merge(adapter: Path, folder: Path) -> None:
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoTokenizer
+        model = AutoPeftModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
+        model.merge_and_unload().save_pretrained(folder)
+        AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
 
-    model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype="auto")
-    model.merge_and_unload().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(adapter).save_pretrained(folder)
+    return make_directory_once(checkpoint.with_name(f"{checkpoint.name}-merged"), merge)

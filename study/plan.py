@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from tutelage.data.dataset_files import read_exchanges
+from tutelage.data.hub import local_file
+from tutelage.errors import DataError
 from tutelage.study.cells import Cell
-from tutelage.study.config import RateConfig
 from tutelage.study.folder import Folder
 from tutelage.study.resolution import Study
 
-_CHARACTERS_A_TOKEN = 4.0
+_CHARACTERS_A_TOKEN = 4.0  # of English under the usual vocabularies; only a plan is made of it
 _BFLOAT16_BYTES = 2
 
 
@@ -53,35 +53,82 @@ class Cost:
     """Of the missing cells; None if nothing was measured and no rate is declared."""
     source: str
     """Where the hours come from."""
+    data_is_here: bool
+    """Whether the students' data could be read, so that what teachers do with it is counted."""
 
 
 def cost_of(study: Study, folder: Folder) -> Cost:
-    """The cost of a study."""
+    """The cost of a study.
+
+    Raises:
+        DataError: a data file is here and is not as the trainer takes it.
+
+    """
     missing = [cell for cell in study.cells if not folder.is_done(cell, study.evaluation_id(cell))]
-    tokens = _mean_tokens(study)
+    tokens = _Tokens(study)
     hours, source = _hours(study, folder, [cell for cell in missing if cell.settings], tokens)
     return Cost(
         done=len(study.cells) - len(missing),
         missing=len(missing),
-        trained_tokens=sum(_trained_tokens(cell, tokens) for cell in missing),
+        trained_tokens=sum(tokens.trained(cell) for cell in missing),
         teachers=tuple(_teacher_cost(study, name, tokens) for name in study.config.teachers),
         hours=hours,
         source=source,
+        data_is_here=tokens.data_rows > 0,
     )
 
 
-def _teacher_cost(study: Study, name: str, tokens: dict[str, float]) -> TeacherCost:
+class _Tokens:
+    """How many tokens the cells of a study read and generate; a token counts as four characters."""
+
+    def __init__(self, study: Study) -> None:
+        paths = [study.config.data, *(Path(cell.settings["data"]["path"]) for cell in study.cells if cell.settings)]
+        rows = {path: _read(path) for path in dict.fromkeys(paths)}
+        self.data_rows = len(rows[study.config.data])
+        """Rows of the students' data; 0 while it is not here."""
+        self._mean_of_file = {
+            # Of a file that is not here the limit of the batch decides.
+            path: sum(map(len, texts)) / len(texts) / _CHARACTERS_A_TOKEN if texts else math.inf
+            for path, texts in rows.items()
+        }
+
+    def length(self, cell: Cell) -> float:
+        """Mean tokens of a row of the cell's data, as the trainer cuts it."""
+        longest = float(cell.settings["batch"]["max_tokens"])
+        return min(self._mean_of_file[Path(cell.settings["data"]["path"])], longest)
+
+    def sampled_length(self, cell: Cell) -> float:
+        """Tokens of a sequence that the student generates, at most."""
+        longest = float(cell.settings["batch"]["max_tokens"])
+        return min(longest, self.length(cell) + float(cell.settings["sampling"]["max_new_tokens"]))
+
+    def trained(self, cell: Cell) -> int:
+        """Tokens that a training sees; 0 if there is none."""
+        return round(_sequences(cell) * self.length(cell)) if cell.settings else 0
+
+
+def _read(path: Path) -> list[str]:
+    """The texts of each row of a data file, joined; none if the file is not here or the hub does not give it."""
+    try:
+        if not local_file(path).is_file():
+            return []
+    except DataError:
+        return []
+    return ["".join(str(value) for value in row.values()) for row, _ in read_exchanges(path)]
+
+
+def _teacher_cost(study: Study, name: str, tokens: _Tokens) -> TeacherCost:
     cells = [cell for cell in study.students_of(name) if cell.asks_teacher]
     fixed, own = [], 0
     for cell in cells:
         sequences, fraction = _sequences(cell), _own_fraction(cell)
-        own += round(sequences * fraction * _sampled_length(cell, tokens))
-        fixed.append((cell.seed, round(min(sequences * (1 - fraction), _rows(study)) * _length(cell, tokens))))
+        own += round(sequences * fraction * tokens.sampled_length(cell))
+        fixed.append((cell.seed, round(min(sequences * (1 - fraction), tokens.data_rows) * tokens.length(cell))))
     # Different seeds see different parts of the data, at most all of it.
     by_seed = {seed: max(count for of, count in fixed if of == seed) for seed, _ in fixed}
-    whole = round(_rows(study) * max((_length(cell, tokens) for cell in cells), default=0.0))
+    whole = round(tokens.data_rows * max((tokens.length(cell) for cell in cells), default=0.0))
     shared = min(whole, sum(by_seed.values()))
-    writes = any(cell.rationales for cell in study.students_of(name))
+    files = {study.rationales_file(cell) for cell in study.students_of(name) if cell.rationales}
     width = study.config.models[study.config.teachers[name].model].hidden_size
     unshared = sum(count for _, count in fixed)
     return TeacherCost(
@@ -90,12 +137,12 @@ def _teacher_cost(study: Study, name: str, tokens: dict[str, float]) -> TeacherC
         shared_tokens=shared,
         unshared_tokens=unshared,
         sampled_tokens=own,
-        written_tokens=_rows(study) * study.config.rationales.max_new_tokens if writes else 0,
+        written_tokens=len(files) * tokens.data_rows * study.config.rationales.max_new_tokens,
         hidden_bytes=(unshared + own) * width * _BFLOAT16_BYTES,
     )
 
 
-def _hours(study: Study, folder: Folder, missing: list[Cell], tokens: dict[str, float]) -> tuple[float | None, str]:
+def _hours(study: Study, folder: Folder, missing: list[Cell], tokens: _Tokens) -> tuple[float | None, str]:
     """Hours of the missing cells, each from finished ones that are most like it, else from the declared rates."""
     measured, rates = _Measured(study, measured_seconds(study, folder)), study.config.rates
     total = 0.0
@@ -103,7 +150,12 @@ def _hours(study: Study, folder: Folder, missing: list[Cell], tokens: dict[str, 
         seconds = measured.like(cell)
         if seconds is None and rates is None:
             return None, f"nothing like {cell.id} has run, and the file declares no rates"
-        total += _declared_seconds(study, cell, rates, tokens) if seconds is None and rates else seconds or 0.0
+        if seconds is None and rates:
+            size = study.config.models[cell.model].parameters / rates.at_parameters
+            own = _sequences(cell) * _own_fraction(cell) * tokens.sampled_length(cell)
+            seconds = tokens.trained(cell) * size / rates.train_tokens_per_second + rates.seconds_per_cell
+            seconds += own / rates.write_tokens_per_second + own / rates.score_tokens_per_second
+        total += seconds or 0.0
     sources = [f"measured on {len(measured.seconds)} cells of this study"] if measured.seconds else []
     sources += [f"declared, {rates.source}"] if rates and any(measured.like(cell) is None for cell in missing) else []
     return total / (3600 * study.config.concurrency), "; ".join(sources)
@@ -132,66 +184,15 @@ def _kinds(cell: Cell) -> tuple[tuple[str, ...], ...]:
     return (cell.role, cell.method, cell.model), (cell.role, cell.method), (cell.role,)
 
 
-def _declared_seconds(study: Study, cell: Cell, rates: RateConfig, tokens: dict[str, float]) -> float:
-    parameters = study.config.models[cell.model].parameters
-    training = _trained_tokens(cell, tokens) * parameters / (rates.train_tokens_per_second * rates.at_parameters)
-    own = _sequences(cell) * _own_fraction(cell) * _sampled_length(cell, tokens)
-    return training + own / rates.write_tokens_per_second + own / rates.score_tokens_per_second + rates.seconds_per_cell
-
-
 def measured_seconds(study: Study, folder: Folder) -> dict[str, float]:
     """Wall-clock seconds of each trained cell, from its own first to its last step."""
     seconds = {}
     for cell in study.cells:
         path = folder.path("students", cell.id, "metrics.jsonl")
         if cell.settings and path.exists() and folder.is_trained(cell):
-            times = [row["time_seconds"] for row in _rows_of(path)]
+            times = [json.loads(line)["time_seconds"] for line in path.read_text(encoding="utf-8").splitlines()]
             seconds[cell.id] = times[-1] - times[0]
     return seconds
-
-
-def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            yield json.loads(line)
-
-
-def _rows(study: Study) -> int:
-    """Rows of the data set; 0 while it is not there."""
-    path = study.config.data
-    if not path.is_file():
-        return 0
-    text = path.read_text(encoding="utf-8")
-    return len(json.loads(text)) if path.suffix == ".json" else sum(bool(line.strip()) for line in text.splitlines())
-
-
-def _mean_tokens(study: Study) -> dict[str, float]:
-    """Mean tokens of a row of each data file, by its path; estimated from the characters, four a token."""
-    paths = {str(cell.settings["data"]["path"]) for cell in study.cells if cell.settings}
-    return {path: _mean_characters(Path(path)) / _CHARACTERS_A_TOKEN for path in paths}
-
-
-def _mean_characters(path: Path) -> float:
-    if not path.is_file():
-        return math.inf  # the limit of the batch decides
-    text = path.read_text(encoding="utf-8")
-    rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
-    return sum(len(str(value)) for row in rows for value in row.values()) / len(rows)
-
-
-def _length(cell: Cell, tokens: dict[str, float]) -> float:
-    return min(tokens[str(cell.settings["data"]["path"])], float(cell.settings["batch"]["max_tokens"]))
-
-
-def _sampled_length(cell: Cell, tokens: dict[str, float]) -> float:
-    longest = float(cell.settings["batch"]["max_tokens"])
-    return min(longest, _length(cell, tokens) + float(cell.settings["sampling"]["max_new_tokens"]))
-
-
-def _trained_tokens(cell: Cell, tokens: dict[str, float]) -> int:
-    if not cell.settings:
-        return 0
-    return round(_sequences(cell) * _length(cell, tokens))
 
 
 def _sequences(cell: Cell) -> int:

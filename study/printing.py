@@ -17,6 +17,7 @@ from tutelage.study.folder import Folder
 from tutelage.study.plan import Cost, measured_seconds
 from tutelage.study.resolution import Study
 
+_SHORTEST_IN_HOURS = 1.5
 _QUIET_SECONDS = 60.0  # between two lines of progress where there is no terminal
 
 
@@ -26,7 +27,10 @@ def print_plan(study: Study, cost: Cost) -> None:
     counts = Table("kind", "cells", "seeds", "students")
     counts.add_row("models before the domain", str(len(study.base)), "–", "–")
     counts.add_row("teachers fine-tuned", str(len(study.tuned)), "–", "–")
-    for (method, teacher), cells in _groups(study).items():
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in study.students:
+        groups.setdefault((cell.method, cell.teacher), []).append(cell)
+    for (method, teacher), cells in groups.items():
         sizes, seeds = len({cell.model for cell in cells}), len({cell.seed for cell in cells})
         counts.add_row(f"{method}, teacher {teacher}" if teacher else method, str(len(cells)), str(seeds), str(sizes))
     console.print(counts)
@@ -38,9 +42,11 @@ def print_plan(study: Study, cost: Cost) -> None:
             "hidden states travel",
             soft_wrap=True,
         )
-    if not study.config.data.is_file():
+    if not cost.data_is_here:
         console.print(f"{study.config.data} is not here, so what of it is scored and written is not counted above")
-    hours = "unknown" if cost.hours is None else _duration(3600 * cost.hours)
+    hours = "unknown" if cost.hours is None else f"{cost.hours:.1f} hours"
+    if cost.hours is not None and cost.hours < _SHORTEST_IN_HOURS:
+        hours = f"{60 * cost.hours:.0f} minutes"
     console.print(
         f"{cost.done} cells are done, {cost.missing} are missing: up to {_count(cost.trained_tokens)} tokens to train "
         f"on, about {hours} with {study.config.concurrency} at once ({cost.source})",
@@ -113,26 +119,15 @@ class _Shown:
 
     def update(self, done: int, say: Callable[[str], None]) -> None:
         """Shows that so many cells are done."""
-        self._before = done if self._before is None else self._before
-        ends = self._ends(done)
+        self._before = done if self._before is None else self._before  # what earlier runs did says nothing of speed
+        ends = ""
+        if done > self._before:
+            seconds = (time.monotonic() - self._started) / (done - self._before) * (self._total - done)
+            ends = f"ends {datetime.now() + timedelta(seconds=seconds):%a %H:%M}"
         self._bar.update(self._task, completed=done, description=ends)
         if self._bar.disable and time.monotonic() - self._said >= _QUIET_SECONDS:
             self._said = time.monotonic()
             say(f"{done} of {self._total} cells{', ' + ends if ends else ''}")
-
-    def _ends(self, done: int) -> str:
-        assert self._before is not None
-        if done == self._before:
-            return ""
-        seconds = (time.monotonic() - self._started) / (done - self._before) * (self._total - done)
-        return f"ends {datetime.now() + timedelta(seconds=seconds):%a %H:%M}"
-
-
-def _groups(study: Study) -> dict[tuple[str, str], list[Cell]]:
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in study.students:
-        groups.setdefault((cell.method, cell.teacher), []).append(cell)
-    return groups
 
 
 def _count(number: float) -> str:
@@ -140,7 +135,3 @@ def _count(number: float) -> str:
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return f"{number:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes"

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 
+# Not the `tutelage` script: beside this interpreter there is none where the package is only on PYTHONPATH.
 _RUN = "import sys; from tutelage.cli import main; sys.exit(main())"
 
 
@@ -16,13 +17,10 @@ def tutelage(*arguments: str) -> list[str]:
 
 def flags(options: Mapping[str, object]) -> list[str]:
     """`--name value …`, with dashes for underscores."""
-    return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", _text(value))]
+    texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in options.items()}
+    return [part for name, text in texts.items() for part in (f"--{name.replace('_', '-')}", text)]
 
 
 def environment() -> dict[str, str]:
     """Of every service of a study: one thread a process, since many share the machine."""
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "TOKENIZERS_PARALLELISM": "false"}
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -10,18 +10,22 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tutelage.errors import ConfigurationError
+from tutelage.config import validate
+from tutelage.data.hub import local_file
+from tutelage.errors import ConfigurationError, DataError
 from tutelage.study.cells import Cell, base_cells, student_cells, tuning_cells
 from tutelage.study.config import ComparisonConfig, Settings, Side, StudyConfig
+from tutelage.study.folder import Folder
 from tutelage.study.programs import tutelage
 
 _UNNAMED_TEACHER = "127.0.0.1:50051"
+_LONGEST_STUDY_NAME = 59  # in an evaluation's id, which has 128 characters at most: 59 + 1 + a cell's 59 + 1 + 8
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,33 @@ class Study:
         return [cell for cell in self.students if cell.teacher == teacher]
 
     def rationales_file(self, cell: Cell) -> str:
-        """Name of the file of what the cell's teacher wrote: another teacher, data or way of writing, another file."""
+        """Name of the file of what the cell's teacher wrote: another teacher, data or way of writing, another file.
+
+        The length that a student is trained with is no part of it: the trainer cuts what is longer.
+        """
         content = [self.teacher_cell(cell.teacher).id, _content(self.config, cell), cell.settings["data"]["template"]]
-        content.append(cell.settings["batch"]["max_tokens"])
         return f"{cell.teacher}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]}.jsonl"
 
     def evaluation_id(self, cell: Cell) -> str:
         """Names the scoring of a cell on the study's tasks; other tasks, another name."""
         digest = hashlib.sha256(self.config.evaluation.model_dump_json().encode()).hexdigest()
-        return f"{self.config.name}.{cell.id}.{digest[:8]}"
+        return f"{self.config.name[:_LONGEST_STUDY_NAME]}.{cell.id}.{digest[:8]}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration and every cell with its resolved settings, as plain values."""
+        cells = {role: [asdict(cell) for cell in getattr(self, role)] for role in ("base", "tuned", "students")}
+        return {"config": self.config.model_dump(mode="json"), **cells}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Study:
+        """The study that `to_json` gave.
+
+        Raises:
+            ConfigurationError: it was written by a version with other keys.
+
+        """
+        cells = [tuple(Cell(**cell) for cell in values[role]) for role in ("base", "tuned", "students")]
+        return cls(validate(StudyConfig, values["config"]), *cells)
 
 
 def cohort(study: StudyConfig, cells: Iterable[Cell], inits: Mapping[str, Path], teacher: str | None) -> dict[str, Any]:
@@ -90,7 +112,15 @@ def resolve(study: StudyConfig) -> Study:
     base, tuned, students = base_cells(study), tuning_cells(study), student_cells(study)
     drafts = [*base, *tuned, *students]
     resolved = _settings_of(study, drafts)
-    _check_lengths(drafts, resolved)
+    for cell in drafts:
+        settings = resolved[id(cell)]
+        # A finished training is known by the step of its last checkpoint.
+        if settings and (settings["epochs"] or (settings["best"] or {}).get("patience")):
+            raise ConfigurationError(
+                f"{cell.role} {cell.model} {cell.method} would end by epochs or patience; a study must know its last "
+                "step: give `steps`, with `epochs: null` where a preset has epochs",
+                "settings.steps",
+            )
     names: dict[int, Cell] = {}
     starts: dict[str, str] = {}
     for cell in base:
@@ -108,16 +138,17 @@ def resolve(study: StudyConfig) -> Study:
     return complete
 
 
-def _check_lengths(drafts: Sequence[Cell], resolved: Mapping[int, Settings]) -> None:
-    """A finished training is known by the step of its last checkpoint."""
-    for cell in drafts:
-        settings = resolved[id(cell)]
-        if settings and (settings["epochs"] or (settings["best"] or {}).get("patience")):
-            raise ConfigurationError(
-                f"{cell.role} {cell.model} {cell.method} would end by epochs or patience; a study must know its last "
-                "step: give `steps`, with `epochs: null` where a preset has epochs",
-                "settings.steps",
-            )
+def last_run(folder: Folder) -> Study:
+    """The study that was last run in a folder, as it was resolved then.
+
+    Raises:
+        ConfigurationError: none has run there, or a version with other keys wrote it.
+
+    """
+    try:
+        return Study.from_json(json.loads(folder.path("plan.json").read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"no study has run in {folder.root}; give a study file", "file") from error
 
 
 def _check_comparisons(study: Study) -> None:
@@ -143,14 +174,9 @@ def _runs(study: Study, comparison: ComparisonConfig, side: Mapping[Side, str | 
 def _settings_of(study: StudyConfig, drafts: Sequence[Cell]) -> dict[int, Settings]:
     """What the trainer makes of each draft's settings, by the draft's identity."""
     trained = [cell for cell in drafts if cell.settings]
-    students = [{"id": f"cell-{place}", "init": ".", **cell.settings} for place, cell in enumerate(trained)]
-    teacher = {"address": _UNNAMED_TEACHER}
-    answer = _dry_run({"run": study.name, "teacher": teacher, "students": students})
-    settings: dict[int, Settings] = {id(cell): {} for cell in drafts}
-    return settings | {id(cell): filled for cell, filled in zip(trained, answer["students"], strict=True)}
-
-
-def _dry_run(content: dict[str, Any]) -> dict[str, Any]:
+    students = [{"id": f"cell-{index}", "init": ".", **cell.settings} for index, cell in enumerate(trained)]
+    # The address is asked for by the trainer's own checks; a dry run connects to nothing.
+    content = {"run": study.name, "teacher": {"address": _UNNAMED_TEACHER}, "students": students}
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file)
         file.flush()
@@ -158,8 +184,9 @@ def _dry_run(content: dict[str, Any]) -> dict[str, Any]:
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise ConfigurationError(f"the trainer refuses this study: {ran.stderr.strip()}", "settings")
-    filled: dict[str, Any] = yaml.safe_load(ran.stdout)
-    return filled
+    filled = yaml.safe_load(ran.stdout)["students"]
+    settings: dict[int, Settings] = {id(cell): {} for cell in drafts}
+    return settings | {id(cell): given for cell, given in zip(trained, filled, strict=True)}
 
 
 def _content(study: StudyConfig, cell: Cell) -> dict[str, Any]:
@@ -167,5 +194,9 @@ def _content(study: StudyConfig, cell: Cell) -> dict[str, Any]:
     if not cell.settings:
         return {}
     path = Path(cell.settings["data"]["path"])
-    content = {"data": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else str(path)}
+    try:
+        file = local_file(path)
+    except DataError:  # the hub does not answer; what needs the data will say why
+        file = path
+    content = {"data": hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(path)}
     return content | ({"rationales": study.rationales.model_dump()} if cell.rationales else {})

@@ -43,7 +43,7 @@ class Service:
         self._log, self._address_file = folder.path("logs", f"{name}.log"), folder.path("logs", f"{name}.address")
         self._process: Popen[bytes] | None = None
         if command is not None:
-            self._address_file.unlink(missing_ok=True)
+            self._address_file.unlink(missing_ok=True)  # an earlier run's would be taken for the new server's
             options = ["--address", "127.0.0.1:0", "--address-file", str(self._address_file)]
             self._process = start([*command, *options], log=self._log, environment=environment())
 

@@ -10,6 +10,11 @@ _SCHEME = "hf:"
 _FORM = "hf://datasets/OWNER/NAME/FILE, or NAME@REVISION for a branch, a tag or, better, a commit"
 
 
+def is_on_hub(path: Path) -> bool:
+    """Whether a path names a file on the hub: `hf://…`, or `hf:/…`, which a `Path` makes of it."""
+    return path.parts[:1] == (_SCHEME,)
+
+
 def local_file(path: Path) -> Path:
     """Where a file is on this machine: the path itself, or of `hf://…` what the hub gave, now or before.
 
@@ -21,7 +26,7 @@ def local_file(path: Path) -> Path:
         DataError: the name is not of that form, or neither the hub nor its cache has the file.
 
     """
-    if path.parts[:1] != (_SCHEME,):
+    if not is_on_hub(path):
         return path
     if len(path.parts) < 5 or path.parts[1] != "datasets":
         raise DataError(f"{path} is not of the form {_FORM}")
