@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from tutelage.data.dataset_files import read_exchanges
+from tutelage.data.dataset_files import read_conversations
 from tutelage.data.hub import local_file
 from tutelage.errors import DataError
 from tutelage.study.cells import Cell
@@ -114,7 +114,7 @@ def _read(path: Path) -> list[str]:
             return []
     except DataError:
         return []
-    return ["".join(str(value) for value in row.values()) for row, _ in read_exchanges(path)]
+    return ["".join(str(value) for value in row.values()) for row, _ in read_conversations(path)]
 
 
 def _teacher_cost(study: Study, name: str, tokens: _Tokens) -> TeacherCost:
