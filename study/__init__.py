@@ -1,5 +1,5 @@
 """Studies: one file in, every cell trained and scored through the services, tables out.
 
-From left to right, each importing only those before it: `config`, `cells`, `folder`, `resolution`, `plan` and `services`,
-`driver` and `printing`, `cli`. The services are reached by their commands and calls; none is imported here.
+Each imports only those before it: `config`, `cells`, `folder`, `resolution`, `plan` and `services`, `driver` and
+`printing`, `cli`. The services are reached by their commands and calls; none is imported here.
 """

@@ -37,13 +37,13 @@ def stubborn(tmp_path) -> Path:
 
 
 def test_stopping_ends_the_whole_group_even_if_it_refuses(stubborn, tmp_path):
-    mark = {"TUTELAGE_TEST": tmp_path.name}
+    mark = {"TUTELAGE_TEST": str(tmp_path)}
     log, ready = tmp_path / "log", tmp_path / "ready"
     process = start([sys.executable, str(stubborn), str(ready)], log=log, environment=mark)
     assert wait_for_file(ready, process, log=log, seconds=20) == "ready"
-    assert len(left_behind("TUTELAGE_TEST", tmp_path.name)) == 2
+    assert len(left_behind("TUTELAGE_TEST", str(tmp_path))) == 2
     assert stop(process, seconds=0.2) == -signal.SIGKILL
-    _wait_until(lambda: not left_behind("TUTELAGE_TEST", tmp_path.name))
+    _wait_until(lambda: not left_behind("TUTELAGE_TEST", str(tmp_path)))
 
 
 def test_a_killed_parent_takes_its_children_along(tmp_path):
