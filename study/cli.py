@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -176,9 +177,8 @@ def planned_or_last_run(name: Path) -> tuple[Study, Folder]:
         folder = folder_of(name)
         if name.is_dir() or not folder.path("plan.json").exists():
             raise
-        print(
-            f"{name} cannot be planned as it stands, so this is the study as it was last run; {error}", file=sys.stderr
-        )
+        told = f"{name} cannot be planned as it stands, so this is the study as it was last run; {error}"
+        print(told, file=sys.stderr)
         return last_run(folder), folder
 
 
