@@ -64,6 +64,13 @@ class State:
     rollouts: tuple[Rollout, ...] = ()
     """Of later batches: with `sampling.max_staleness` the weights that wrote them are gone."""
 
+    @property
+    def training_digest(self) -> str:
+        """SHA-256, hex, of what is trained: settings, data, teacher."""
+        return hashlib.sha256(
+            f"{self.config_digest} {self.data_fingerprint} {self.teacher_digest}".encode()
+        ).hexdigest()
+
     def save(self, folder: Path) -> None:
         """Writes `state.json`."""
         text = json.dumps(asdict(self), indent=1, default=lambda ids: ids.tolist())

@@ -3,20 +3,28 @@
 A tracker never holds the training up: rows wait in a bounded queue for a thread of the tracker's own, a row that
 finds it full is left out, and a tracker that fails is given up with a warning. The files of `metrics` are complete
 whatever happens here.
+
+A training that was killed repeats the steps since its last checkpoint, with the same numbers. A tracker sees each step
+once all the same, in one run: `trackers/<name>.json` in the student's folder keeps the run's id and the last step that
+was sent.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import logging
 import queue
+import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import ConfigurationError
+from tutelage.files import write_atomically
 
 Values = Mapping[str, float]
 Log = Callable[[int, Values], None]
@@ -29,12 +37,29 @@ _QUEUED_ROWS = 1000
 _CLOSING_SECONDS = 10.0
 
 
-def open_trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker shows of one training."""
+
+    training: str
+    """Digest of what is trained; another training in the same folder is another run."""
+    run_id: str
+    last_step: int = -1
+    """The last step that was sent, by this process or by an earlier one."""
+
+
+Opener = Callable[[Path, TrackedRun, int], tuple[Log, Finish]]
+"""From the student's folder, the run, and the first step that is to come; takes its time to connect."""
+
+
+def open_trackers(names: Sequence[str], folder: Path, *, training: str, next_step: int) -> list[Tracker]:
     """A running tracker for each name.
 
     Args:
         names: of `config.student.TrackerName`.
         folder: the student's; its name is that of the run, and what a tracker keeps locally is below it.
+        training: digest of what is trained.
+        next_step: the first step whose row is to come; rows of it and of later ones may have been sent before.
 
     Raises:
         ConfigurationError: a tracker's package is not installed.
@@ -47,7 +72,7 @@ def open_trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
                 "have everything",
                 "report_to",
             )
-    return [Tracker(name, _OPENERS[name], folder) for name in names]
+    return [Tracker(name, _OPENERS[name], folder, training=training, next_step=next_step) for name in names]
 
 
 class Tracker:
@@ -55,13 +80,16 @@ class Tracker:
 
     Args:
         name: for messages.
-        opener: connects to the tracker, which may take its time.
+        opener: connects to the tracker.
         folder: the student's.
+        training: digest of what is trained.
+        next_step: the first step whose row is to come.
 
     """
 
-    def __init__(self, name: str, opener: Callable[[Path], tuple[Log, Finish]], folder: Path) -> None:
+    def __init__(self, name: str, opener: Opener, folder: Path, *, training: str, next_step: int) -> None:
         self._name, self._opener, self._folder = name, opener, folder
+        self._training, self._next_step = training, next_step
         self._rows: queue.Queue[tuple[int, Values] | None] = queue.Queue(_QUEUED_ROWS)
         self._dropped = 0
         self._thread = threading.Thread(target=self._run, name=f"tracker-{name}", daemon=True)
@@ -88,16 +116,32 @@ class Tracker:
 
     def _run(self) -> None:
         try:
-            log, finish = self._opener(self._folder)
+            path = self._folder / "trackers" / f"{self._name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tracked = TrackedRun(**json.loads(path.read_bytes())) if path.exists() else None
+            if tracked is None or tracked.training != self._training:
+                tracked = TrackedRun(self._training, secrets.token_hex(4))
+            log, finish = self._opener(self._folder, tracked, self._next_step)
             while (item := self._rows.get()) is not None:
-                log(*item)
+                step, values = item
+                if step > tracked.last_step or self._name in _FORGETS:
+                    # Noted first: a kill between the two costs the tracker a row, and never gives it one twice.
+                    tracked = replace(tracked, last_step=max(step, tracked.last_step))
+                    write_atomically(path, json.dumps(asdict(tracked)))
+                    log(step, values)
             finish()
         except Exception as error:
             _log.warning("%s is given up: %r; metrics.jsonl has everything", self._name, error)
 
 
-def _open_tensorboard(folder: Path) -> tuple[Log, Finish]:
-    writer: Any = importlib.import_module("torch.utils.tensorboard").SummaryWriter(folder / "tensorboard")
+def open_tensorboard(folder: Path, _tracked: TrackedRun, next_step: int) -> tuple[Log, Finish]:
+    """Event files below the student's folder.
+
+    Each process writes a file of its own. `purge_step` has readers leave out what earlier ones say of that step and of
+    later ones, and those rows are sent again: the killed writer's buffer, two minutes of them, never reached its file.
+    """
+    module: Any = importlib.import_module("torch.utils.tensorboard")
+    writer = module.SummaryWriter(folder / "tensorboard", purge_step=next_step)
 
     def log(step: int, values: Values) -> None:
         for name, value in values.items():
@@ -106,19 +150,21 @@ def _open_tensorboard(folder: Path) -> tuple[Log, Finish]:
     return log, writer.close
 
 
-def _open_wandb(folder: Path) -> tuple[Log, Finish]:
-    run: Any = importlib.import_module("wandb").init(project=_PROJECT, name=folder.name, dir=folder)
+def open_wandb(folder: Path, tracked: TrackedRun, _next_step: int) -> tuple[Log, Finish]:
+    """A run of Weights & Biases that goes on under its id; without one, every process would begin another run."""
+    run: Any = importlib.import_module("wandb").init(
+        project=_PROJECT, name=folder.name, id=tracked.run_id, resume="allow", dir=folder
+    )
     return lambda step, values: run.log(dict(values), step=step), run.finish
 
 
-def _open_trackio(folder: Path) -> tuple[Log, Finish]:
+def open_trackio(folder: Path, tracked: TrackedRun, _next_step: int) -> tuple[Log, Finish]:
+    """A run of Trackio, which knows runs by their names alone: students of one id in two cohorts must not share one."""
     trackio: Any = importlib.import_module("trackio")
-    trackio.init(project=_PROJECT, name=folder.name, resume="allow")
+    trackio.init(project=_PROJECT, name=f"{folder.name}-{tracked.run_id}", resume="allow")
     return lambda step, values: trackio.log(dict(values), step=step), trackio.finish
 
 
-_OPENERS: Mapping[str, Callable[[Path], tuple[Log, Finish]]] = {
-    "tensorboard": _open_tensorboard,
-    "wandb": _open_wandb,
-    "trackio": _open_trackio,
-}
+_OPENERS: Mapping[str, Opener] = {"tensorboard": open_tensorboard, "wandb": open_wandb, "trackio": open_trackio}
+_FORGETS = ("tensorboard",)
+"""Trackers that forget the steps from `next_step` on when they are opened."""

@@ -121,7 +121,7 @@ def train(
         folder_lock(folder, advice="stop that one, or give this student another id", field="students.id"),
         closing(_Training(config, folder, teacher, report, workers)) as training,
     ):
-        trackers = open_trackers(config.report_to, folder)
+        trackers = open_trackers(config.report_to, folder, training=training.digest, next_step=training.next_row_step)
         with MetricsLog(folder, offset_bytes=training.metrics_bytes, trackers=trackers) as metrics:
             return training.run(metrics, control or Control(), evaluations or NoEvaluations())
 
@@ -177,6 +177,16 @@ class _Training:
     def close(self) -> None:
         """Asks the teacher for nothing more."""
         self._batches.close()
+
+    @property
+    def digest(self) -> str:
+        """Of what is trained: settings, data, teacher."""
+        return self._state.training_digest
+
+    @property
+    def next_row_step(self) -> int:
+        """The step of the first row of metrics that is to come; before training there is one of step 0."""
+        return self._step + 1 if self._state.metrics_bytes else 0
 
     @property
     def metrics_bytes(self) -> int:
