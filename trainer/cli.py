@@ -48,23 +48,32 @@ def _train(config: CohortConfig) -> int:
 
     from tutelage.config import to_yaml
     from tutelage.files import write_durably
+    from tutelage.trainer.checkpoint.run_lock import folder_lock
+    from tutelage.trainer.checkpoint.trainer_state import refuse_other_settings
     from tutelage.trainer.cluster.console import Display
     from tutelage.trainer.cluster.supervisor import local_or_connected_ray, supervise
 
-    config.output.mkdir(parents=True, exist_ok=True)
-    write_durably(config.output / "cohort.yaml", to_yaml(config))
     console = Console()
     console.print(
         f"run {config.run}: {len(config.students)} students, results in {config.output}",
         highlight=False,
         soft_wrap=True,
     )
-    with local_or_connected_ray(config), Display(console) as display:
-        students = supervise(config, display.update)
-    for student in students:
-        if student.outcome and student.outcome.checkpoint:
-            console.print(f"{student.config.id}: {student.outcome.checkpoint}", highlight=False, soft_wrap=True)
-    failed = [student.error for student in students if student.error]
+    # Before anything is written: what an earlier run left stays as it is when this one is refused.
+    for student in config.students:
+        refuse_other_settings(student, config.folder(student.id))
+    cohort = config.output / "cohort.yaml"
+    with folder_lock(config.output / "commands", advice="stop that run, or give this one another", field="output"):
+        before = cohort.read_bytes() if cohort.exists() else None
+        write_durably(cohort, to_yaml(config))
+        with local_or_connected_ray(config), Display(console) as display:
+            students = supervise(config, display.update)
+        if before is not None and all(ended.was_refused for ended in students):
+            write_durably(cohort, before)
+    for ended in students:
+        if ended.outcome and ended.outcome.checkpoint:
+            console.print(f"{ended.config.id}: {ended.outcome.checkpoint}", highlight=False, soft_wrap=True)
+    failed = [ended.error for ended in students if ended.error]
     if failed:
         raise failed[0]
     return EXIT_DONE

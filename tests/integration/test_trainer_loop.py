@@ -175,8 +175,12 @@ def test_without_teacher_the_data_alone_teaches(student, data, tmp_path):
 def test_what_was_begun_differently_is_not_continued(teacher, student, data, tmp_path):
     folder = tmp_path / "student"
     train(student_config(student, data, steps=3), folder=folder, teacher=teacher)
-    with pytest.raises(CheckpointError, match="other settings"):
+    with pytest.raises(CheckpointError, match=r"other settings \(seed: 0, now 1\); go on with what it began with"):
         train(student_config(student, data, steps=3, seed=1), folder=folder, teacher=teacher)
+    changed = {"objective": {"name": "gkd", "temperature": 2.0}, "lora": {"r": 4}, "keep_checkpoints": 9}
+    named = r"\(lora\..*; lora\.r: none, now 4; .*objective\.temperature: 1\.0, now 2\.0\)"
+    with pytest.raises(CheckpointError, match=named):
+        train(student_config(student, data, steps=3, **changed), folder=folder, teacher=teacher)
 
 
 def test_another_teacher_or_other_rows_are_not_continued_with(teacher, student, tmp_path, tiny_model):

@@ -6,15 +6,18 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tutelage.errors import CheckpointError, Conflict
 from tutelage.manifest import verify
+from tutelage.trainer.checkpoint.best import Best
 from tutelage.trainer.checkpoint.run_lock import folder_lock
 from tutelage.trainer.checkpoint.store import CheckpointStore
-from tutelage.trainer.checkpoint.trainer_state import State, read_state
+from tutelage.trainer.checkpoint.trainer_state import Rollout, State, read_state
 from tutelage.trainer.metrics.log import MetricsLog
 
 
@@ -172,3 +175,94 @@ def test_a_checkpoint_of_another_version_is_refused_and_not_read(tmp_path):
     path.write_text(path.read_text().replace('"rollouts"', '"written"'))
     with pytest.raises(CheckpointError, match="another version of tutelage wrote this checkpoint"):
         read_state(tmp_path)
+
+
+STATE = State(4, 100, "c", "d", "t", Best(2, 0.5, 1), (Rollout(4, 3, {0: np.array([1, 2], np.int32)}),))
+
+
+def test_a_state_comes_back_as_it_was_saved(tmp_path):
+    STATE.save(tmp_path)
+    state = read_state(tmp_path)
+    assert state.rollouts[0].completions[0].tolist() == [1, 2]
+    assert replace(state, rollouts=()) == replace(STATE, rollouts=())
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '"state"', "\udcff"])
+def test_a_state_that_cannot_be_read_is_refused_with_what_to_do(damage, tmp_path):
+    (tmp_path / "state.json").write_bytes(damage.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match=r"state\.json is not the state of a training.*remove"):
+        read_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"best": None},
+        {"best": {"steps": 1}},
+        {"rollouts": [{"step": 1}]},
+        {"rollouts": [{"step": 1, "weights_version": 0, "completions": {"one": [1]}}]},
+        {"rollouts": [{"step": 1, "weights_version": 0, "completions": {"1": ["a"]}}]},
+        {"rollouts": 5},
+    ],
+)
+def test_a_state_with_damaged_parts_is_refused(change, tmp_path):
+    STATE.save(tmp_path)
+    values = json.loads((tmp_path / "state.json").read_text())
+    (tmp_path / "state.json").write_text(json.dumps(values | change))
+    with pytest.raises(CheckpointError, match="is not the state of a training"):
+        read_state(tmp_path)
+
+
+def test_a_checkpoint_without_a_state_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="is not the state of a training"):
+        read_state(tmp_path)
+
+
+def logged(folder: Path, rows: int) -> int:
+    with MetricsLog(folder, offset_bytes=0) as metrics:
+        for step in range(rows):
+            metrics.append({"step": step, "train/loss": 1.0 / (step + 1)})
+        return metrics.commit()
+
+
+@pytest.mark.parametrize("lost", [1, 2, 10, 10_000])
+def test_metrics_that_were_cut_are_refused_instead_of_filled_with_zeros(lost, tmp_path):
+    committed = logged(tmp_path, 3)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-lost])
+    content = path.read_bytes()
+    with pytest.raises(CheckpointError, match=rf"has {len(content)} bytes, and .* counts on {committed}"):
+        MetricsLog(tmp_path, offset_bytes=committed)
+    assert path.read_bytes() == content
+
+
+def test_metrics_that_were_edited_are_refused_before_training_with_their_line(tmp_path):
+    committed = logged(tmp_path, 3)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b"x" * (len(lines[1]) - 1) + b"\n", lines[2]]))
+    with pytest.raises(CheckpointError, match="line 2 is not a row of metrics"):
+        MetricsLog(tmp_path, offset_bytes=committed)
+    with pytest.raises(CheckpointError, match="whole lines"):
+        MetricsLog(tmp_path, offset_bytes=committed - 1)
+
+
+def test_half_a_line_after_what_counts_is_cut_off(tmp_path):
+    committed = logged(tmp_path, 3)
+    with (tmp_path / "metrics.jsonl").open("ab") as stream:
+        stream.write(b'{"step": 3, "train/lo')
+    with MetricsLog(tmp_path, offset_bytes=committed) as metrics:
+        assert metrics.newest == {"train/loss": 1.0 / 3}
+        metrics.append({"step": 3, "train/loss": 0.25})
+        metrics.commit()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2, 3]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_its_path(tmp_path):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "ann"
+    with pytest.raises(CheckpointError, match=f"cannot write {folder}"):
+        MetricsLog(folder, offset_bytes=0)
+    with pytest.raises(CheckpointError, match=f"cannot write {folder}"), folder_lock(folder, advice="", field=""):
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from concurrent import futures
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from trainer_cases import student_config
 from tutelage.rpc.v1 import evaluator_pb2 as pb
 from tutelage.rpc.v1 import evaluator_pb2_grpc as rpc
 from tutelage.trainer.cluster import evaluator_client
-from tutelage.trainer.cluster.evaluator_client import EvaluatorClient
+from tutelage.trainer.cluster.evaluator_client import EvaluatorClient, evaluation_id_of
 from tutelage.trainer.config.services import EvaluatorConfig
 
 
@@ -98,3 +99,15 @@ def test_a_failure_is_logged_and_recorded_and_nothing_waits(code, tmp_path, tiny
     assert not line["submitted"]
     assert "not now" in line["error"]
     assert "run.ann.step-3" in caplog.text
+
+
+def test_every_run_and_student_has_evaluations_that_the_evaluator_takes_and_none_shares_one():
+    """Names of 64 each, which the evaluator's rule of 128 leaves no room for a step beside."""
+    runs, students = ("r" * 64, "r" * 63 + "s", "run"), ("a" * 64, "a" * 63 + "b", "ann")
+    steps = (0, 10, 99_999_999)
+    ids = [evaluation_id_of(run, student, step) for run in runs for student in students for step in steps]
+    assert len(set(ids)) == len(ids)
+    for name in ids:
+        assert re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,127}", name), name
+    assert evaluation_id_of("run", "ann", 10) == "run.ann.step-10"
+    assert evaluation_id_of("r" * 64, "a" * 64, 10).endswith(".step-10")

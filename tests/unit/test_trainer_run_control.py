@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import threading
 import time
@@ -12,9 +14,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from trainer_cases import student_config, write_rows
-from tutelage.errors import ConfigurationError, NotFound, Unreachable
+from tutelage.config import to_yaml
+from tutelage.errors import (
+    CheckpointError,
+    ConfigurationError,
+    Conflict,
+    NotFound,
+    TutelageError,
+    Unreachable,
+)
+from tutelage.manifest import commit
+from tutelage.trainer.checkpoint.run_lock import folder_lock
+from tutelage.trainer.checkpoint.trainer_state import refuse_other_settings
+from tutelage.trainer.cli import main as train
 from tutelage.trainer.cli import students as main
 from tutelage.trainer.cluster import run_control, supervisor
 from tutelage.trainer.cluster.run_control import (
@@ -189,9 +204,16 @@ def cohort(tiny_model, tmp_path, monkeypatch):
     class RayError(Exception):
         pass
 
+    def get(ref: Ref) -> Any:
+        if isinstance(ref.value, TutelageError):
+            error = RayError()
+            error.cause = ref.value
+            raise error
+        return ref.value
+
     ray = SimpleNamespace(
         wait=lambda refs, num_returns, timeout: ([ref for ref in refs if ref.value is not None], []),
-        get=lambda ref: ref.value,
+        get=get,
         kill=lambda actor: None,
         exceptions=SimpleNamespace(RayError=RayError, RayActorError=RayError),
     )
@@ -311,3 +333,89 @@ def test_the_status_says_where_everybody_is(cohort, tmp_path):
     assert rows[0] == StudentStatus("ann", "paused", 1, 6, "sampling", 42, {"train/loss": 0.5})
     assert (rows[1].state, rows[1].phase) == ("failed", "no teacher answers")
     assert (rows[2].state, rows[2].step) == ("queued", 0)
+
+
+def test_of_a_student_that_was_refused_an_earlier_end_stays_what_is_known(cohort):
+    """The teacher is another, or the data: its process finds that out when the run is on already."""
+    tell(cohort)
+    for student in cohort.students[:2]:
+        student.actor.ends(6, finished=True)
+    cohort.students[2].obey("stop")
+    tell(cohort)
+    before = cohort.publish(ended=True).students
+    again = supervisor.Cohort(cohort._config)
+    again.turn()
+    refusal = CheckpointError("this student's training began with other data")
+    ann, bob, _ = again.students
+    ann.status, ann.actor.ended.value = None, refusal  # Before it took its checkpoint.
+    bob.actor.ended.value = refusal  # The disk is full, or the like: it had begun to train.
+    tell(again)
+    assert ann.was_refused
+    assert not bob.was_refused
+    assert ann.error is refusal
+    after = again.publish().students
+    assert after[0] == before[0]
+    assert (after[0].state, after[1].state) == ("finished", "failed")
+
+
+@pytest.fixture
+def finished(tiny_model, tmp_path) -> Path:
+    """The folder of a run whose student has finished, and its cohort's file beside it."""
+    config = student_config(tiny_model, write_rows(tmp_path / "rows.jsonl"), objective={"name": "sft"}, epochs=1)
+    values = {"output": str(tmp_path / "run"), "teacher": None, "students": [config.model_dump(mode="json")]}
+    (tmp_path / "cohort.yaml").write_text(yaml.safe_dump(values))
+    folder = tmp_path / "run/students/ann"
+    checkpoint = folder / "checkpoints/step-00000009"
+    checkpoint.mkdir(parents=True)
+    commit(checkpoint)
+    (folder / "student.yaml").write_text(to_yaml(config.model_copy(update={"steps": 9})))
+    (tmp_path / "run/cohort.yaml").write_text("run: run\n")
+    RunControl(tmp_path / "run").publish(status_of(ended=True))
+    return tmp_path
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_rerun_with_other_settings_is_refused_by_name_before_anything_is_written(finished):
+    before = everything(finished)
+    path = finished / "cohort.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["students"][0] |= {"seed": 3, "save_every_steps": 1, "objective": {"name": "sft", "temperature": 2.0}}
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(CheckpointError, match=r"ann: .* \(objective\.temperature: 1\.0, now 2\.0; seed: 0, now 3\)"):
+        train(["--config", str(path)])
+    assert everything(finished) == {**before, str(path): path.read_bytes()}
+
+
+def test_a_rerun_with_settings_that_change_no_number_is_not_refused(finished):
+    config = CohortConfig.model_validate(yaml.safe_load((finished / "cohort.yaml").read_text()))
+    (student,) = config.students
+    refuse_other_settings(student.model_copy(update={"keep_checkpoints": 7}), config.folder("ann"))
+    with pytest.raises(CheckpointError, match="epochs: 1, now 2"):
+        refuse_other_settings(student.model_copy(update={"epochs": 2}), config.folder("ann"))
+
+
+def test_a_student_without_a_checkpoint_may_begin_with_other_settings(finished):
+    shutil.rmtree(finished / "run/students/ann/checkpoints")
+    config = CohortConfig.model_validate(yaml.safe_load((finished / "cohort.yaml").read_text()))
+    refuse_other_settings(config.students[0].model_copy(update={"seed": 3}), config.folder("ann"))
+
+
+def test_two_runs_do_not_write_one_folder(finished):
+    before = everything(finished)
+    with (
+        folder_lock(finished / "run/commands", advice="stop that run", field="output"),
+        pytest.raises(Conflict, match=f"process {os.getpid()}"),
+    ):
+        train(["--config", str(finished / "cohort.yaml")])
+    after = everything(finished)
+    after.pop(str(finished / "run/commands/lock"))
+    assert after == before
+
+
+def test_an_output_that_cannot_be_written_is_refused_with_its_path(finished):
+    (finished / "file").write_text("")
+    with pytest.raises(CheckpointError, match=f"cannot write {finished}/file/run"):
+        train(["--config", str(finished / "cohort.yaml"), "--output", str(finished / "file/run")])

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
 from tutelage.errors import CheckpointError, IdentityMismatch
+from tutelage.manifest import is_committed
 from tutelage.trainer.checkpoint.best import Best
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.sequences import TokenIds
 
 STATE_FILE = "state.json"
+_ADVICE = "go on with what it began with, or begin a new run in another output folder"
 # Other values of these change no number of a training, but that the order of sums depends on the workers: a checkpoint
 # goes on with however many there are.
 _FREE_SETTINGS = {
@@ -76,23 +80,26 @@ class State:
         text = json.dumps(asdict(self), indent=1, default=lambda ids: ids.tolist())
         (folder / STATE_FILE).write_text(text, encoding="utf-8")
 
-    def require_same_training(self, now: State) -> None:
+    def require_same_training(self, now: State, differences: Sequence[str]) -> None:
         """Refuses to go on with something else than was begun.
+
+        Args:
+            now: of the training that wants to go on.
+            differences: as `differing_settings`, for the message.
 
         Raises:
             CheckpointError: configuration or data have changed.
             IdentityMismatch: the teacher has.
 
         """
-        advice = "go on with what it began with, or begin a new run in another output folder"
         if self.config_digest != now.config_digest:
-            raise CheckpointError(f"this student's training began with other settings; {advice}", "students")
+            raise CheckpointError(_other_settings(differences), "students")
         if self.data_fingerprint != now.data_fingerprint:
-            raise CheckpointError(f"this student's training began with other data; {advice}", "data.path")
+            raise CheckpointError(f"this student's training began with other data; {_ADVICE}", "data.path")
         if self.teacher_digest != now.teacher_digest:
             raise IdentityMismatch(
-                f"this student's training began with the teacher {self.teacher_digest[:12]}…, but "
-                f"{now.teacher_digest[:12] or 'none'}… answers; {advice}",
+                f"this student's training began with the teacher {self.teacher_digest[:12] or 'none'}…, but "
+                f"{now.teacher_digest[:12] or 'none'}… answers; {_ADVICE}",
                 "teacher",
             )
 
@@ -101,29 +108,92 @@ def read_state(folder: Path) -> State:
     """The state in a checkpoint.
 
     Raises:
-        CheckpointError: another version of this program wrote it.
+        CheckpointError: it cannot be read, or another version of this program wrote it.
 
     """
-    values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    expected = {each.name for each in fields(State)}
-    if values.keys() != expected:
+    path = folder / STATE_FILE
+    try:
+        values = json.loads(path.read_bytes())
+        expected = {each.name for each in fields(State)}
+        if values.keys() != expected:
+            raise CheckpointError(
+                f"{path} holds {', '.join(sorted(values))}, expected {', '.join(sorted(expected))}: another "
+                "version of tutelage wrote this checkpoint, whose settings may have had other names or meanings; begin "
+                "a new run in another output folder, or go on with that version"
+            )
+        rollouts = tuple(
+            Rollout(
+                batch["step"],
+                batch["weights_version"],
+                {int(index): np.array(ids, np.int32) for index, ids in batch["completions"].items()},
+            )
+            for batch in values["rollouts"]
+        )
+        return State(**{**values, "best": Best(**values["best"]), "rollouts": rollouts})
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"{folder / STATE_FILE} holds {', '.join(sorted(values))}, expected {', '.join(sorted(expected))}: another "
-            "version of tutelage wrote this checkpoint, whose settings may have had other names or meanings; begin a "
-            "new run in another output folder, or go on with that version"
-        )
-    rollouts = tuple(
-        Rollout(
-            batch["step"],
-            batch["weights_version"],
-            {int(index): np.array(ids, np.int32) for index, ids in batch["completions"].items()},
-        )
-        for batch in values["rollouts"]
-    )
-    return State(**{**values, "best": Best(**values["best"]), "rollouts": rollouts})
+            f"{path} is not the state of a training: {error!r}; remove {folder}, and the training goes on from the "
+            "checkpoint before it"
+        ) from error
 
 
 def config_digest(config: StudentConfig) -> str:
     """SHA-256, hex, of the settings that change numbers."""
     settings = config.model_dump(mode="json", exclude=_FREE_SETTINGS)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_other_settings(config: StudentConfig, folder: Path) -> None:
+    """Refuses a configuration that a training which has a checkpoint did not begin with; looks at no tensor.
+
+    Args:
+        config: the student's, before its epochs have become steps.
+        folder: its own.
+
+    Raises:
+        CheckpointError: names each setting that differs.
+
+    """
+    if any(is_committed(checkpoint) for checkpoint in (folder / "checkpoints").glob("step-*")):
+        differences = differing_settings(config, folder)
+        if differences:
+            raise CheckpointError(f"{config.id}: {_other_settings(differences)}", "students")
+
+
+def differing_settings(config: StudentConfig, folder: Path) -> list[str]:
+    """The settings that change numbers and are others than `student.yaml` says, each with both values.
+
+    Empty as well where there is no such file, or none that can be read: what decides is the digest in a checkpoint.
+    """
+    try:
+        before = yaml.safe_load((folder / "student.yaml").read_bytes())
+    except (OSError, yaml.YAMLError):
+        return []
+    now = config.model_dump(mode="json", exclude=_FREE_SETTINGS)
+    if not isinstance(before, dict):
+        return []
+    before = {key: value for key, value in before.items() if key not in _FREE_SETTINGS}
+    if now["epochs"] is not None and before.get("epochs") == now["epochs"]:
+        # The steps follow from the data; only one of the two configurations may have worked them out yet.
+        now["steps"] = before.get("steps")
+    old, new = _flat(before), _flat(now)
+    return [
+        f"{name}: {'none' if old.get(name) is None else old[name]}, now {'none' if new.get(name) is None else new[name]}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _other_settings(differences: Sequence[str]) -> str:
+    which = f" ({'; '.join(differences)})" if differences else ""
+    return f"this student's training began with other settings{which}; {_ADVICE}"

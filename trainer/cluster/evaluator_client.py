@@ -6,6 +6,7 @@ A failure does not stop a training: it is logged, and every submission and its f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,29 @@ from tutelage.trainer.config.services import EvaluatorConfig
 from tutelage.trainer.config.student import StudentConfig
 
 _ATTEMPTS, _TIMEOUT_SECONDS, _PAUSE_SECONDS = 5, 10.0, 2.0
+# Longer ones the evaluator refuses: they become names of its files.
+_LONGEST_ID = 128
 _WORTH_ANOTHER_TRY = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 _log = logging.getLogger(__name__)
+
+
+def evaluation_id_of(run: str, student_id: str, step: int) -> str:
+    """The name of the evaluation of a checkpoint: the same for the same, another for another, at most 128 long.
+
+    Names that are together too long for the evaluator are cut, and told apart by a digest of the whole.
+
+    Args:
+        run: name of the run, at most 64 long.
+        student_id: at most 64 long.
+        step: of the checkpoint.
+
+    """
+    whole = f"{run}.{student_id}.step-{step}"
+    if len(whole) <= _LONGEST_ID:
+        return whole
+    digest = hashlib.sha256(f"{run}.{student_id}".encode()).hexdigest()[:16]
+    end = f".{digest}.step-{step}"
+    return f"{run}.{student_id}"[: _LONGEST_ID - len(end)] + end
 
 
 class EvaluatorClient:
@@ -96,7 +118,7 @@ class EvaluatorClient:
     def _request(self, step: int, checkpoint: Path) -> pb.SubmitEvaluationRequest:
         student = self._student
         return pb.SubmitEvaluationRequest(
-            evaluation_id=f"{self._run}.{student.id}.step-{step}",
+            evaluation_id=evaluation_id_of(self._run, student.id, step),
             checkpoint=str(checkpoint),
             labels=pb.EvaluationLabels(
                 run=self._run,

@@ -11,12 +11,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tutelage.errors import Conflict, TutelageError
-from tutelage.trainer.cluster.run_control import Action, RunControl, RunStatus, StudentStatus
+from tutelage.errors import Conflict, NotFound, TutelageError
+from tutelage.trainer.cluster.run_control import Action, RunControl, RunStatus, StudentStatus, read_run_status
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.metrics.progress import ActorStatus, Outcome
@@ -51,6 +51,8 @@ class StudentRun:
     """Set when it finished or stopped."""
     error: TutelageError | None = None
     """Set when it failed."""
+    before: StudentStatus | None = None
+    """What an earlier supervisor of the same run said last of it."""
     actor: Any = field(default=None, repr=False)
     future: Any = field(default=None, repr=False)
 
@@ -83,8 +85,16 @@ class StudentRun:
         elif self.wanted == "run" and self.status.paused:
             self.actor.resume.remote()
 
+    @property
+    def was_refused(self) -> bool:
+        """Whether it failed before it trained: what an earlier supervisor said of it is still so."""
+        # The newest metrics are there from the moment on at which a checkpoint was taken or a first row was written.
+        return self.state == "failed" and not (self.status and self.status.progress.metrics)
+
     def as_status(self) -> StudentStatus:
         """What the run's status says of it."""
+        if self.was_refused and self.before is not None and self.before.state == "finished":
+            return self.before
         progress = self.status.progress if self.status else None
         here = self.status if self.state == "running" else None
         paused = here.paused if here else self.state == "queued" and self.wanted == "pause"
@@ -167,6 +177,10 @@ class Cohort:
     def __init__(self, config: CohortConfig) -> None:
         self._config = config
         self.students = [StudentRun(student) for student in config.students]
+        with suppress(NotFound):  # Most runs are the first in their folder.
+            known = {student.student: student for student in read_run_status(config.output).students}
+            for student in self.students:
+                student.before = known.get(student.config.id)
         self._concurrency = config.concurrency or len(self.students)
         self._control = RunControl(config.output)
 

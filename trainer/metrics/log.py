@@ -12,7 +12,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from tutelage.errors import CheckpointError
 from tutelage.files import reporting_disk_errors, write_durably
 from tutelage.trainer.metrics.trackers import Tracker
 
@@ -28,7 +30,7 @@ class MetricsLog:
         trackers: get copies, and are closed with the file.
 
     Raises:
-        CheckpointError: the file system refused; all methods raise it.
+        CheckpointError: the file system refused, or the lines that count are not all there; all methods raise it.
 
     """
 
@@ -36,9 +38,23 @@ class MetricsLog:
         self._path, self._trackers = folder / "metrics.jsonl", trackers
         with reporting_disk_errors(self._path):
             folder.mkdir(parents=True, exist_ok=True)
+            content = self._path.read_bytes() if self._path.exists() else b""
+            # `truncate` would make a file that is too short as long as it is told to, with zeros.
+            if len(content) < offset_bytes or content[:offset_bytes][-1:] not in (b"", b"\n"):
+                raise CheckpointError(
+                    f"{self._path} has {len(content)} bytes, and the newest checkpoint counts on {offset_bytes} of "
+                    "whole lines: somebody cut it. Put the file back, or begin a new run in another output folder"
+                )
+            # All of them, since the first save will need them all: what is damaged is better known before a step.
+            self._newest = self._rows(content[:offset_bytes])[-1:]
             self._stream = self._path.open("ab")
             self._stream.truncate(offset_bytes)
             self._stream.seek(0, os.SEEK_END)
+
+    @property
+    def newest(self) -> dict[str, float]:
+        """The values of the last row that counted when the log was opened; empty if there was none."""
+        return {key: value for row in self._newest for key, value in row.items() if "/" in key}
 
     def append(self, row: Row) -> None:
         """Adds a row and hands it to the operating system, so that readers see it now."""
@@ -54,7 +70,7 @@ class MetricsLog:
 
         with reporting_disk_errors(self._path):
             os.fsync(self._stream.fileno())
-        rows = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        rows = self._rows(self._path.read_bytes())
         if rows:
             buffer = io.BytesIO()
             polars.DataFrame(rows, infer_schema_length=None).write_parquet(buffer)
@@ -73,3 +89,15 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _rows(self, content: bytes) -> list[dict[str, Any]]:
+        rows = []
+        for number, line in enumerate(content.split(b"\n")[:-1], 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{self._path}, line {number} is not a row of metrics: {error}. Put the file back, or begin a new "
+                    "run in another output folder"
+                ) from error
+        return rows

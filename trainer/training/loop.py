@@ -30,7 +30,7 @@ from tutelage.files import write_durably
 from tutelage.identity import vocabulary_size
 from tutelage.trainer.checkpoint.run_lock import folder_lock
 from tutelage.trainer.checkpoint.store import Checkpoint, CheckpointStore
-from tutelage.trainer.checkpoint.trainer_state import State, config_digest, read_state
+from tutelage.trainer.checkpoint.trainer_state import State, config_digest, differing_settings, read_state
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.dataset import Dataset, Order, read_dataset
 from tutelage.trainer.data.seeding import derived_seed
@@ -159,7 +159,7 @@ class _Training:
         teacher_digest = teacher.identity.weights_digest if teacher else ""
         self._state = State(0, 0, config_digest(config), dataset.fingerprint, teacher_digest)
         self._checkpoints = CheckpointStore(folder / "checkpoints", keep=config.keep_checkpoints)
-        self._checkpoint = self._resume()
+        self._checkpoint = self._resume(folder)
         if workers.first:
             write_durably(folder / "student.yaml", to_yaml(config))
         self._report("asking the teacher about held-out sequences")
@@ -195,6 +195,7 @@ class _Training:
 
     def run(self, metrics: MetricsLog, control: Control, evaluations: Evaluations) -> Outcome:
         """Steps, measures, saves, until the end or a stop."""
+        self._newest |= metrics.newest
         if self._state.metrics_bytes == 0:
             evaluations.submit(0, self._config.init)
             self._record(metrics, self._validation.run(self._student))
@@ -282,7 +283,7 @@ class _Training:
         if self._step in scored_steps and not self._finished:
             evaluations.submit(self._step, self._checkpoint.path)
 
-    def _resume(self) -> Checkpoint | None:
+    def _resume(self, folder: Path) -> Checkpoint | None:
         """Takes the state of the newest checkpoint, if there is one."""
         newest = self._checkpoints.latest() if self._workers.first else None
         # The first worker says which, so that all go on from the same step: a folder on a network may not yet look the
@@ -292,7 +293,7 @@ class _Training:
             return None
         checkpoint = Checkpoint(self._checkpoints.path(step), step)
         state = read_state(checkpoint.path)
-        state.require_same_training(self._state)
+        state.require_same_training(self._state, differing_settings(self._config, folder))
         self._student.load_state(checkpoint.path, steps_done=state.step)
         self._state, self._step = state, state.step
         if state.best.step and self._workers.first:
