@@ -180,18 +180,18 @@ def differing_settings(config: StudentConfig, folder: Path) -> list[str]:
         now["steps"] = before.get("steps")
     old, new = _flat(before), _flat(now)
     return [
-        f"{name}: {'none' if old.get(name) is None else old[name]}, now {'none' if new.get(name) is None else new[name]}"
+        f"{name}: {old.get(name, 'none')}, now {new.get(name, 'none')}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
+    """Nested settings by their dotted names, without those that are none."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+    return {name: value for name, value in flat.items() if value is not None}
 
 
 def _other_settings(differences: Sequence[str]) -> str:
