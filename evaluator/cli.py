@@ -99,18 +99,20 @@ def _evaluation_of(config: EvaluateConfig) -> Evaluation:
     import hashlib
     import re
 
+    from tutelage.evaluator.runner.labels import labels_of_checkpoint
     from tutelage.evaluator.runner.requests import Evaluation, Labels, check, parse_tasks
 
-    student = config.student or config.checkpoint.resolve().name
-    fields = {name: getattr(config, name) for name in Labels.__dataclass_fields__ if name != "student"}
+    labels = labels_of_checkpoint(
+        config.checkpoint, {name: getattr(config, name) for name in Labels.__dataclass_fields__}
+    )
     content = config.model_dump_json(exclude={"out", "data_dir", "tasks"})
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    slug = re.sub(r"[^a-z0-9._-]+", "-", student.lower()).strip("-._")[:64]
+    slug = re.sub(r"[^a-z0-9._-]+", "-", labels.student.lower()).strip("-._")[:64]
     return check(
         Evaluation(
-            evaluation_id=f"{slug or 'model'}-step{config.step}-{digest}",
+            evaluation_id=f"{slug or 'model'}-step{labels.step}-{digest}",
             checkpoint=config.checkpoint,
-            labels=Labels(student=student, **fields),
+            labels=labels,
             tasks=parse_tasks(config.tasks, config.limit),
             seed=config.seed,
         )

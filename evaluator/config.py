@@ -57,21 +57,22 @@ class EvaluateConfig(EvaluationSettings):
     """Folder of the frames."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of sampling."""
-    run: str = "default"
-    """Name of the run, for the rows."""
+    run: str | None = None
+    """Name of the run, for the rows. This and what follows: by default as the checkpoint's training left it
+    (`student.yaml`, `state.json`); of a model from elsewhere the run is `default`."""
     student: str | None = None
-    """Name of the model, for the rows; by default the checkpoint folder's."""
+    """Name of the model, for the rows; of a model from elsewhere by default the folder's."""
     teacher: str = ""
     """Name of its teacher, for the rows."""
-    objective: str = ""
+    objective: str | None = None
     """Objective that it was trained with, for the rows."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Annotated[float, Field(ge=0)] | None = None
     """Distillation temperature, for the rows; 0 if it does not apply."""
-    noise: Annotated[float, Field(ge=0)] = 0.0
+    noise: Annotated[float, Field(ge=0)] | None = None
     """Noise on the teacher's logits, for the rows."""
-    step: Annotated[int, Field(ge=0)] = 0
+    step: Annotated[int, Field(ge=0)] | None = None
     """Optimizer steps done, for the rows."""
-    training_seed: Annotated[int, Field(ge=0)] = 0
+    training_seed: Annotated[int, Field(ge=0)] | None = None
     """Seed of the training, for the rows."""
 
 

@@ -29,6 +29,7 @@ from tutelage.evaluator.protocols import PROTOCOLS
 from tutelage.evaluator.protocols.base import Question
 from tutelage.evaluator.results import frames as fr
 from tutelage.evaluator.runner.checkpoint import pin, verified_digest
+from tutelage.evaluator.runner.labels import refuse_other_rows_of_the_same_labels
 from tutelage.evaluator.runner.requests import Evaluation, TaskRequest, check
 from tutelage.evaluator.tasks import task_of_name
 from tutelage.evaluator.tasks.base import Item, Task, default_data_dir
@@ -84,12 +85,14 @@ def evaluate(
 
     Raises:
         CheckpointError: the checkpoint is not one, or not what its manifest says.
+        Conflict: rows of another checkpoint have the same labels.
         DataError: a task's data is missing.
         Stopped: `should_stop` said so.
 
     """
     checkpoint = pinned(check(evaluation), frames)
     digest = verified_digest(checkpoint)
+    refuse_other_rows_of_the_same_labels(evaluation, digest, frames)
     data_dir = settings.data_dir or default_data_dir()
     work = [_TaskWork(evaluation, settings, frames, request, digest, data_dir) for request in evaluation.tasks]
     counter = _Counter(total=sum(one.count for one in work), on_progress=on_progress)

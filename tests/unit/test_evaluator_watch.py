@@ -14,12 +14,10 @@ from tutelage.evaluator.results.frames import read
 from tutelage.evaluator.runner import evaluation as evaluation_module
 from tutelage.evaluator.runner.watch import watch
 
-COHORT = """
-run: r7
-students:
-- id: gkd
-  seed: 3
-  objective: {name: gkd, temperature: 2.0, noise: 1.0}
+STUDENT = """
+id: gkd
+seed: 3
+objective: {name: gkd, temperature: 2.0, noise: 1.0}
 """
 
 
@@ -48,7 +46,7 @@ def test_committed_checkpoints_are_evaluated_with_their_labels(tmp_path: Path) -
     for step in (20, 5):
         checkpoint_of(run_dir, "gkd", step)
     checkpoint_of(run_dir, "gkd", 30, manifest=False)
-    (run_dir / "cohort.yaml").write_text(COHORT)
+    (run_dir / "students" / "gkd" / "student.yaml").write_text(STUDENT)
     done = list(watch(config_of(run_dir, once=True)))
     assert [one.evaluation_id for one in done] == ["r7.gkd.step-5", "r7.gkd.step-20"]
     rows = read(run_dir / "frames").collect()
