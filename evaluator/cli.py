@@ -132,7 +132,8 @@ def _summary_line(row: dict[str, Any]) -> str:
         for name, column in (("corrected extraction", "score_corrected"), ("acc_norm", "score_normalized"))
         if row[column] is not None
     ]
-    failed = f", {row['failed']} failed" if row["failed"] else ""
+    counts = ("failed", "cut_off", "too_long", "join_spanned")
+    failed = "".join(f", {row[name]} {name.replace('_', ' ')}" for name in counts if row[name])
     return (
         f"{row['task']:<14}{row['protocol']:<8}{row['metric']} {scores} (n = {row['n']}{failed}; {', '.join(besides)})"
     )

@@ -10,9 +10,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tutelage.errors import InvalidRequest
 from tutelage.evaluator.config import EvaluationSettings
-from tutelage.evaluator.models.base import Engine
+from tutelage.evaluator.models.base import Engine, Sampling
 from tutelage.evaluator.tasks.base import Item, Task
+
+
+class LeftOut(InvalidRequest):
+    """An item that a protocol leaves out by its own rule: a kind of its own in the row, and no failure.
+
+    Subclasses have a `finish_reason`, which stands in the row.
+    """
+
+    finish_reason = ""
+
+
+class JoinSpanned(LeftOut):
+    """One token spans the end of a context and all of its continuation, so nothing is left to be scored."""
+
+    finish_reason = "join_spanned"
+
+
+class TooLong(LeftOut):
+    """A prompt of more tokens than the protocol asks with."""
+
+    finish_reason = "too_long"
 
 
 class Question(Protocol):
@@ -59,7 +81,9 @@ class EvaluationProtocol(Protocol):
         """The item in token ids.
 
         Raises:
+            ConfigurationError: no item can be asked like this.
             InvalidRequest: it cannot be asked.
+            LeftOut: the protocol leaves it out.
 
         """
         ...
@@ -89,6 +113,18 @@ class Prompt:
         """63 bits from the question's seed and the item, whatever batch it is in."""
         key = f"{self.seed} {task.name} {self.item.item_id} {self.item.item_hash}"
         return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
+
+
+def require_room(prompt_tokens: int, sampling: Sampling, engine: Engine) -> None:
+    """Refuses a prompt after which the whole answer would not fit: what is cut is not what was asked.
+
+    Raises:
+        InvalidRequest: prompt and answer do not fit into the model's context.
+
+    """
+    room = engine.max_tokens - sampling.max_new_tokens
+    if prompt_tokens > room:
+        raise InvalidRequest(f"the prompt has {prompt_tokens} tokens; {room} fit beside the answer")
 
 
 def text_hash(text: str) -> str:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tutelage.data.tokens import beginning_ids
 from tutelage.errors import InvalidRequest
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Engine, ScoringGroup
-from tutelage.evaluator.protocols.base import text_hash
+from tutelage.evaluator.protocols.base import JoinSpanned, text_hash
 from tutelage.evaluator.tasks.base import Choices, Item, Task
 
 METRIC = "acc"
@@ -30,6 +31,8 @@ class Question:
     choices: Choices
     groups: tuple[ScoringGroup, ...]
     prompt_hash: str
+    past_join: bool
+    """Whether a token spans the end of a context and the beginning of a choice, whose rest alone is scored."""
 
     @property
     def tokens(self) -> int:
@@ -49,22 +52,27 @@ def template_of(settings: EvaluationSettings) -> str:
     return TEMPLATE
 
 
-def split_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+def split_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int], bool]:
     """Token ids of a context and of its continuation (`TemplateLM._encode_pair` of lm-evaluation-harness).
 
+    The third value says whether a token spans both: then the harness gives the context alone as its own tokens, and
+    scores the tokens after the spanning one.
+
     Raises:
-        InvalidRequest: the context is empty, or the continuation has no token of its own.
+        InvalidRequest: the context is empty.
+        JoinSpanned: the continuation has no token of its own.
 
     """
     kept = context.rstrip()
     continuation = context[len(kept) :] + continuation
     if not kept:
         raise InvalidRequest("the context is empty")
-    context_ids = tokenizer.encode(kept)
-    continuation_ids = tokenizer.encode(kept + continuation)[len(context_ids) :]
+    context_ids = beginning_ids(tokenizer, kept)
+    both_ids = beginning_ids(tokenizer, kept + continuation)
+    continuation_ids = both_ids[len(context_ids) :]
     if not continuation_ids:
-        raise InvalidRequest(f"{continuation!r} has no token of its own after its context")
-    return context_ids, continuation_ids
+        raise JoinSpanned(f"{continuation!r} has no token of its own after its context")
+    return context_ids, continuation_ids, both_ids[: len(context_ids)] != context_ids
 
 
 def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings, seed: int = 0) -> Question:
@@ -72,21 +80,27 @@ def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings
 
     Raises:
         InvalidRequest: a choice cannot be scored.
+        JoinSpanned: a choice has no token of its own.
 
     """
     assert task.choices is not None
     choices = task.choices(item)
     grouped: list[tuple[tuple[int, ...], list[tuple[int, ...]]]] = []
+    past_join = False
     for context, continuation in zip(choices.contexts, choices.continuations, strict=True):
-        context_ids, continuation_ids = split_pair(engine.tokenizer, context, continuation)
+        context_ids, continuation_ids, spanned = split_pair(engine.tokenizer, context, continuation)
+        past_join |= spanned
+        # The last token of a continuation is predicted and never read.
         room = engine.max_tokens + 1 - len(continuation_ids)
+        if room < 1:
+            raise InvalidRequest(f"a choice has {len(continuation_ids)} tokens; the model reads {engine.max_tokens}")
         key = tuple(context_ids[-room:])
         if not grouped or grouped[-1][0] != key:
             grouped.append((key, []))
         grouped[-1][1].append(tuple(continuation_ids))
     groups = tuple(ScoringGroup(context_ids, tuple(continuations)) for context_ids, continuations in grouped)
     text = repr((choices.contexts, choices.continuations))
-    return Question(item, seed, choices, groups, text_hash(text))
+    return Question(item, seed, choices, groups, text_hash(text), past_join)
 
 
 def answer(
@@ -110,7 +124,7 @@ def answer(
                 "choices_logp": logps,
                 "prompt_tokens": sum(len(group.context) for group in question.groups),
                 "output_tokens": sum(len(one) for group in question.groups for one in group.continuations),
-                "finish_reason": "scored",
+                "finish_reason": "scored_past_join" if question.past_join else "scored",
             }
         )
     return rows

@@ -12,10 +12,9 @@ from functools import cache
 from typing import Any
 
 from tutelage.data.prompts import Template, prompt_ids, prompt_text
-from tutelage.errors import InvalidRequest
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Engine, Sampling
-from tutelage.evaluator.protocols.base import Prompt, text_hash
+from tutelage.evaluator.protocols.base import Prompt, TooLong, require_room, text_hash
 from tutelage.evaluator.tasks.base import Item, Task
 
 METRIC = "rougeL"
@@ -23,6 +22,11 @@ _TEMPLATE: Template = "alpaca"
 SEEDS = (10, 20, 30, 40, 50)
 _TEMPERATURE = 1.0
 _MAX_PROMPT_TOKENS = 256
+
+
+def sampling_of(task: Task, settings: EvaluationSettings) -> Sampling:
+    """At temperature 1, with the task's limit unless the settings have one."""
+    return Sampling(_TEMPERATURE, settings.max_new_tokens or task.max_new_tokens)
 
 
 def seeds_of(seed: int) -> tuple[int, ...]:
@@ -39,13 +43,15 @@ def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings
     """The item's prompt as token ids.
 
     Raises:
-        InvalidRequest: the prompt has more than 256 tokens, where MiniLLM leaves an item out.
+        InvalidRequest: prompt and answer do not fit into the model's context.
+        TooLong: the prompt has more than 256 tokens; MiniLLM leaves such items out.
 
     """
     text = prompt_text(_TEMPLATE, item.conversation, engine.tokenizer)
     ids = prompt_ids(_TEMPLATE, text, engine.tokenizer)
     if len(ids) > _MAX_PROMPT_TOKENS:
-        raise InvalidRequest(f"the prompt has {len(ids)} tokens; this protocol asks with at most {_MAX_PROMPT_TOKENS}")
+        raise TooLong(f"the prompt has {len(ids)} tokens; this protocol asks with at most {_MAX_PROMPT_TOKENS}")
+    require_room(len(ids), sampling_of(task, settings), engine)
     return Prompt(item, seed, ids, text_hash(text))
 
 
@@ -53,7 +59,7 @@ def answer(
     task: Task, questions: Sequence[Prompt], engine: Engine, settings: EvaluationSettings
 ) -> list[dict[str, Any]]:
     """What of the rows this protocol knows, one a question."""
-    sampling = Sampling(_TEMPERATURE, settings.max_new_tokens or task.max_new_tokens)
+    sampling = sampling_of(task, settings)
     seeds = [question.generation_seed(task) for question in questions]
     completions = engine.generate([question.prompt_ids for question in questions], seeds, sampling)
     return [

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from tutelage.data.prompts import prompt_ids, prompt_text
-from tutelage.errors import InvalidRequest
+from tutelage.errors import ConfigurationError
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Engine, Sampling
-from tutelage.evaluator.protocols.base import Prompt, text_hash
+from tutelage.evaluator.protocols.base import Prompt, require_room, text_hash
 from tutelage.evaluator.scoring.extraction import score
 from tutelage.evaluator.tasks.base import Item, Task
 
@@ -41,14 +41,15 @@ def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings
     """The item's prompt as token ids.
 
     Raises:
+        ConfigurationError: the template is the model's chat template, and it has none.
         InvalidRequest: prompt and answer do not fit into the model's context.
 
     """
+    if settings.prompt == "chat" and not engine.tokenizer.chat_template:
+        raise ConfigurationError("the model has no chat template; choose another one, such as alpaca", "prompt")
     text = prompt_text(settings.prompt, item.conversation, engine.tokenizer)
     ids = prompt_ids(settings.prompt, text, engine.tokenizer)
-    room = engine.max_tokens - sampling_of(task, settings).max_new_tokens
-    if len(ids) > room:
-        raise InvalidRequest(f"the prompt has {len(ids)} tokens; {room} fit beside the answer")
+    require_room(len(ids), sampling_of(task, settings), engine)
     return Prompt(item, seed, ids, text_hash(text))
 
 

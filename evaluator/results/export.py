@@ -13,7 +13,10 @@ from tutelage.evaluator.results import lm_eval
 from tutelage.evaluator.results.frames import read, summarize
 
 _COLUMNS = ("run", "student", "step", "task", "protocol", "metric", "score", "standard_error", "n", "failed")
-_FURTHER = ("unparsable", "score_corrected", "score_normalized")
+_FURTHER = ("unparsable", "cut_off", "join_spanned", "too_long", "score_corrected", "score_normalized")
+
+_SCORES = ("score, %", "corrected, %", "acc_norm, %")
+_HEADINGS = ("run", "student", "step", "task", "protocol", "metric", *_SCORES, "n", "failed", "cut off", "left out")
 
 
 def export(config: ExportConfig) -> list[Path]:
@@ -56,13 +59,13 @@ def _harness_files(rows: pl.LazyFrame, out: Path) -> list[Path]:
 
 def markdown(table: pl.DataFrame) -> str:
     """A table with one line a row; scores in per cent with their standard errors, "–" where there is none."""
-    lines = ["| run | student | step | task | protocol | metric | score, % | corrected, % | acc_norm, % | n | failed |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
+    lines = [f"| {' | '.join(_HEADINGS)} |", "|---" * len(_HEADINGS) + "|"]
     for row in table.to_dicts():
         error = row["standard_error"]
         score = _per_cent(row["score"]) + (f" ± {100 * error:.1f}" if error is not None else "")
         cells = [row["run"], row["student"], row["step"], row["task"], row["protocol"], row["metric"], score]
         cells += [_per_cent(row["score_corrected"]), _per_cent(row["score_normalized"]), row["n"], row["failed"]]
+        cells += [row["cut_off"], row["join_spanned"] + row["too_long"]]
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
     return "\n".join(lines) + "\n"
 

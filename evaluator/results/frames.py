@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 
+from tutelage.evaluator.protocols.base import JoinSpanned, TooLong
 from tutelage.files import write_durably
 
 _COLUMNS: dict[str, type[pl.DataType] | pl.DataType] = {
@@ -56,11 +57,14 @@ _COLUMNS: dict[str, type[pl.DataType] | pl.DataType] = {
     # What it cost.
     "prompt_tokens": pl.UInt32,
     "output_tokens": pl.UInt32,
-    "finish_reason": pl.String,  # "stop", "length", "scored"; "error" where the item failed
+    # "stop", "length" (cut off), "scored", "scored_past_join" (protocols.loglik); "error" where the item failed,
+    # "join_spanned" and "too_long" where its protocol leaves it out
+    "finish_reason": pl.String,
     "seconds": pl.Float64,  # the item's share of its batch
-    "error": pl.String,  # empty, or why the item failed
+    "error": pl.String,  # empty, or why the item failed or was left out
 }
 SCHEMA = pl.Schema(_COLUMNS)
+_HIVE = {"run": pl.String, "task": pl.String}
 EVALUATION_KEYS = (
     "run",
     "student",
@@ -72,6 +76,7 @@ EVALUATION_KEYS = (
     "training_seed",
     "evaluation_id",
 )
+_LEFT_OUT = (JoinSpanned.finish_reason, TooLong.finish_reason)
 SUMMARY_KEYS = (*EVALUATION_KEYS, "task", "protocol", "template", "metric")
 
 
@@ -88,13 +93,17 @@ def frame_path(frames: Path, run: str, task: str, evaluation_id: str, protocol: 
 def write_frame(frame: pl.DataFrame, path: Path, *, metadata: dict[str, str] | None = None) -> None:
     """Writes a Parquet file, and the folder it is in, so that it is there whole or not at all.
 
+    What the path says (`run=…/task=…`) is no column of the file: pandas and pyarrow read partition keys as dictionaries
+    and refuse a folder whose files have them as strings too.
+
     Raises:
         CheckpointError: the file system refused; what was there is untouched.
 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    frame.write_parquet(buffer, metadata=metadata)
+    said_by_path = {folder.partition("=")[0] for folder in path.parent.parts if "=" in folder}
+    frame.drop(said_by_path & {*_HIVE}).write_parquet(buffer, metadata=metadata)
     write_durably(path, buffer.getvalue())
 
 
@@ -102,30 +111,38 @@ def read(frames: Path) -> pl.LazyFrame:
     """All rows below a folder, lazily; filters on `run` and `task` open only the files that match."""
     if not any(frames.glob("run=*/task=*/*.parquet")):
         return SCHEMA.to_frame(eager=False)
-    hive = {"run": pl.String, "task": pl.String}
-    scanned = pl.scan_parquet(
-        frames / "run=*" / "task=*" / "*.parquet", hive_partitioning=True, hive_schema=hive, glob=True
-    )
-    return scanned.select(list(SCHEMA))
+    return _scan(frames / "run=*" / "task=*" / "*.parquet")
 
 
 def read_files(paths: Sequence[Path]) -> pl.LazyFrame:
     """The rows of these files alone, lazily; what else lies beside them is not opened."""
-    return pl.concat([pl.scan_parquet(path) for path in paths])
+    return _scan(list(paths))
+
+
+def _scan(source: Path | list[Path]) -> pl.LazyFrame:
+    return pl.scan_parquet(source, hive_partitioning=True, hive_schema=_HIVE, glob=True).select(list(SCHEMA))
 
 
 def summarize(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Per evaluation, task and protocol: `score`, `standard_error`, `n`, `failed` and the other scores' means.
+    """Per evaluation, task and protocol: `score`, `standard_error`, `n`, counts of items and the other scores' means.
 
-    Scores are means over the items that did not fail, in [0, 1], where an item that was answered several times
-    (protocol `open`) is the mean of its answers; the standard error is the sample standard deviation of the items
-    over the square root of n. A failed item counts in `failed` alone.
+    Scores are means over the items that have one, in [0, 1], where an item that was answered several times (protocol
+    `open`) is the mean of its answers; the standard error is the sample standard deviation of the items over the
+    square root of n. Items are counted apart that `failed`, whose output was `cut_off` at its length limit or is
+    `unparsable`, and that their protocol leaves out: `join_spanned` (no token of a choice is its own), `too_long`.
+    An item counts if any of its answers does.
     """
     means = [pl.col(name).mean() for name in ("score", "score_corrected", "score_normalized")]
-    sums = [pl.col(name).sum() for name in ("failed", "unparsable", "output_tokens", "seconds")]
-    marked = rows.with_columns(failed=pl.col("error") != "", unparsable=pl.col("extracted") == "")
+    counts = ("failed", "cut_off", "unparsable", *_LEFT_OUT)
+    reason = pl.col("finish_reason")
+    marked = rows.with_columns(
+        failed=(pl.col("error") != "") & ~reason.is_in(_LEFT_OUT),
+        cut_off=reason == "length",
+        unparsable=pl.col("extracted") == "",
+        **{name: reason == name for name in _LEFT_OUT},
+    )
     items = marked.group_by(*SUMMARY_KEYS, "item_id").agg(
-        *means, pl.col("failed", "unparsable").any(), pl.col("output_tokens", "seconds").sum()
+        *means, pl.col(*counts).any(), pl.col("output_tokens", "seconds").sum()
     )
     score = pl.col("score")
     return (
@@ -134,9 +151,9 @@ def summarize(rows: pl.LazyFrame) -> pl.LazyFrame:
             score.mean(),
             (score.std() / score.count().sqrt()).alias("standard_error"),
             score.count().alias("n"),
-            *sums[:2],
+            pl.col(*counts).sum(),
             *means[1:],
-            *sums[2:],
+            pl.col("output_tokens", "seconds").sum(),
         )
         .sort(SUMMARY_KEYS)
     )

@@ -21,12 +21,12 @@ from typing import Any
 import polars as pl
 
 from tutelage import __version__
-from tutelage.errors import TutelageError
+from tutelage.errors import ConfigurationError, TutelageError
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Engine
 from tutelage.evaluator.models.registry import open_engine
 from tutelage.evaluator.protocols import PROTOCOLS
-from tutelage.evaluator.protocols.base import Question
+from tutelage.evaluator.protocols.base import LeftOut, Question
 from tutelage.evaluator.results import frames as fr
 from tutelage.evaluator.runner.checkpoint import pin, verified_digest
 from tutelage.evaluator.runner.labels import refuse_other_rows_of_the_same_labels
@@ -100,7 +100,7 @@ def evaluate(
     try:
         for one in work:
             if one.is_done():
-                counter.add(pl.read_parquet(one.path, columns=["error"]), resumed=True)
+                counter.add(pl.read_parquet(one.path, columns=["finish_reason"]), resumed=True)
                 continue
             if engine is None:
                 engine = engines(checkpoint) if engines else _open(checkpoint, settings)
@@ -158,7 +158,7 @@ class _Counter:
         self.progress = replace(
             self.progress,
             done=self.progress.done + len(rows),
-            failed=self.progress.failed + int((rows["error"] != "").sum()),
+            failed=self.progress.failed + int((rows["finish_reason"] == "error").sum()),
             resumed=self.progress.resumed + len(rows) * resumed,
             seconds=time.monotonic() - self.started,
         )
@@ -244,6 +244,8 @@ class _TaskWork:
         for item, seed in product(self.items, self.seeds):
             try:
                 questions.append(self.protocol.prepare(self.task, item, engine, self.settings, seed))
+            except ConfigurationError:
+                raise
             except TutelageError as error:
                 failures.append(self._row(item, seed, "", engine, 0.0, _failure(error)))
         return sorted(questions, key=lambda question: question.tokens), failures
@@ -299,7 +301,8 @@ class _TaskWork:
 
 
 def _failure(error: Exception) -> dict[str, Any]:
-    return {"finish_reason": "error", "error": f"{type(error).__name__}: {error}"}
+    reason = error.finish_reason if isinstance(error, LeftOut) else "error"
+    return {"finish_reason": reason, "error": f"{type(error).__name__}: {error}"}
 
 
 def _finished(part: Path) -> pl.DataFrame | None:

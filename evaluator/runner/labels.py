@@ -85,6 +85,7 @@ def refuse_other_rows_of_the_same_labels(evaluation: Evaluation, checkpoint_dige
 
     """
     labels = asdict(evaluation.labels)
+    del labels["run"]  # the folder says it
     columns = ["evaluation_id", "checkpoint", "checkpoint_digest", *labels]
     for path in sorted(frames.glob(f"run={evaluation.labels.run}/task=*/*.parquet")):
         try:
@@ -98,7 +99,7 @@ def refuse_other_rows_of_the_same_labels(evaluation: Evaluation, checkpoint_dige
             if same and others:
                 raise Conflict(
                     f"{frames} has rows of {row['checkpoint']} under the labels of {evaluation.checkpoint} (run "
-                    f"{labels['run']}, student {labels['student']}, step {labels['step']}), and a report would take "
-                    "the two for one; name this one by --student, or remove those rows",
+                    f"{evaluation.labels.run}, student {labels['student']}, step {labels['step']}), and a report would "
+                    "take the two for one; name this one by --student, or remove those rows",
                     "labels",
                 )

@@ -71,7 +71,7 @@ def test_a_killed_driver_costs_at_most_the_steps_since_a_checkpoint(tiny_model, 
 
     assert first.stat().st_mtime_ns == trained_at
     assert all(steps(path) == list(range(61)) for path in run.glob("students/*/metrics.jsonl"))
-    frames = pl.read_parquet(run / "frames" / "**" / "*.parquet")
+    frames = pl.read_parquet(run / "frames" / "**" / "*.parquet", hive_partitioning=True)
     assert not frames.select("evaluation_id", "task", "item_id").is_duplicated().any()
     assert frames.group_by("student", "training_seed", "step").len()["len"].to_list() == [6, 6, 6]
     assert len(list((run / "cells").glob("*.json"))) == 3

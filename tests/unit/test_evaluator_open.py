@@ -78,11 +78,12 @@ def test_each_item_is_answered_five_times_and_counted_once(tmp_path: Path) -> No
     frames = evaluated(tmp_path, "dolly", "one", seen)
     rows = read(frames).collect()
     assert rows.select("item_id", "seed").rows() == [(item, seed) for item in "012" for seed in SEEDS]
-    assert (seen[-1].done, seen[-1].total, seen[-1].failed) == (15, 15, 5)
+    assert (seen[-1].done, seen[-1].total, seen[-1].failed) == (15, 15, 0)
     assert rows.filter(item_id="1")["error"].str.contains("at most 256").all()
+    assert set(rows.filter(item_id="1")["finish_reason"]) == {"too_long"}
     assert set(rows.filter(error="")["sampling_temperature"]) == {1.0}
     summary = summarize(read(frames)).collect().to_dicts()[0]
-    assert (summary["n"], summary["failed"], summary["metric"]) == (2, 1, "rougeL")
+    assert (summary["n"], summary["failed"], summary["too_long"], summary["metric"]) == (2, 0, 1, "rougeL")
     means = [rows.filter(item_id=item)["score"].mean() for item in "02"]
     assert summary["score"] == pytest.approx(sum(means) / 2)
     assert summary["standard_error"] == pytest.approx(abs(means[0] - means[1]) / 2)

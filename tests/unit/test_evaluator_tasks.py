@@ -167,14 +167,14 @@ def test_distractors_are_wrong_distinct_and_stable() -> None:
 class SpaceTokenizer:
     """Tokens are words with the space before them."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [len(word) for word in re.findall(r" ?[^ ]+", text)]
 
 
 def test_pairs_are_split_as_the_harness_splits_them() -> None:
     tokenizer = SpaceTokenizer()
-    assert split_pair(tokenizer, "a bb", " ccc") == ([1, 3], [4])
-    assert split_pair(tokenizer, "a bb ", "ccc") == ([1, 3], [4])  # the space moves over
+    assert split_pair(tokenizer, "a bb", " ccc") == ([1, 3], [4], False)
+    assert split_pair(tokenizer, "a bb ", "ccc") == ([1, 3], [4], False)  # the space moves over
     with pytest.raises(InvalidRequest, match="no token"):
         split_pair(tokenizer, "a", "b")
     with pytest.raises(InvalidRequest, match="empty"):

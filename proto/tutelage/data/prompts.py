@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from tutelage.data.conversations import Conversation, Message, user_message
+from tutelage.data.tokens import beginning_ids
 from tutelage.errors import DataError
 
 Template = Literal["chat", "plain", "alpaca", "alpaca_leaked_indentation", "alpaca_leaked_indentation_training"]
@@ -59,8 +60,10 @@ def prompt_text(template: Template, conversation: Conversation, tokenizer: Any) 
 
 def prompt_ids(template: Template, text: str, tokenizer: Any) -> list[int]:
     """The token ids of a prompt that `prompt_text` made; a chat template writes its own special tokens."""
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=template != "chat")
-    return ids
+    if template == "chat":
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+    return beginning_ids(tokenizer, text)
 
 
 def _alpaca(conversation: Conversation, *, leak: str = "", blank: str = "", header_end: str = "") -> str:
