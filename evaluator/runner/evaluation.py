@@ -31,6 +31,7 @@ from tutelage.evaluator.results import frames as fr
 from tutelage.evaluator.runner.checkpoint import pin, verified_digest
 from tutelage.evaluator.runner.labels import refuse_other_rows_of_the_same_labels
 from tutelage.evaluator.runner.requests import Evaluation, TaskRequest, check
+from tutelage.evaluator.scoring.extraction import RULES_VERSION
 from tutelage.evaluator.tasks import task_of_name
 from tutelage.evaluator.tasks.base import Item, Task, default_data_dir
 
@@ -201,6 +202,7 @@ class _TaskWork:
             self.checkpoint_digest,
             self.task.name,
             self.task.version,
+            RULES_VERSION,
             self.name,
             settings,
             [item.item_hash for item in self.items],

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from types import MappingProxyType
 
 NUMBER_TOLERANCE = 0.001
 
@@ -77,28 +77,45 @@ def paper_label(text: str, *, labels: tuple[str, ...]) -> str:
 
 # Corrected rules. `++` and `(?>…)` do not backtrack.
 
-_READ = 10_000  # characters; no protocol here lets a model write as many
+RULES_VERSION = 2
+"""Rises when a rule here reads an output differently, so that rows of older rules are not taken for present ones."""
+
+_READ = 10_000  # characters at the end of an answer that are looked at, so that no text takes long
 _MARKERS = 50
 _REACH = 48  # characters after "the answer is" in which the answer must begin
+_EQUATION_REACH = 400
 _NEXT_TURNS = ("### Instruction", "### Response", "### Input", "\nQuestion:", "\nQ:")
-_ANSWER_IS = re.compile(r"(?:answer|option|choice)(?:\s+is|\s*[:=])|####|\\boxed\{", re.IGNORECASE)
+_ANSWER_IS = re.compile(
+    r"(?:answer|option|choice)(?:\s+(?:is|(?:would|should|must)\s+be)\b|\s*[:=])|####|\\boxed\{", re.IGNORECASE
+)
+# What reasoning models think, between tags of their own: DeepSeek-R1 and Qwen3, Magistral, Kimi. A chat template may
+# have opened them already, so the closing one alone counts.
+_THOUGHTS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"))
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\d)])[-−])?(?:\$(?P<sign_after>-)?)?"
     r"(?P<value>(?>\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?|\.\d++)(?P<denominator>/\d++)?"
 )
+# What may stand between two numbers of a calculation, and that there is one.
+_CALCULATION = re.compile(r"(?>[\s$€£%()]|\\[a-z]++|[-+*/·×÷−x^])*+(?=[\d$.])")
+_OPERATOR = re.compile(r"[-+*/·×÷−^]|\bx\b|\\(?:times|cdot|div)")
+_EQUALS = re.compile(r"[\s$€£%)}]*+=\s*+(?=[-−$€£.\d])[€£]?")
 
 
-def _first_turn(text: str) -> str:
-    """The text up to where the model starts to ask itself the next question."""
-    text = text[:_READ]
+def _answer(text: str) -> str:
+    """What a model answers: without its thoughts, up to where it asks itself the next question; the end of that.
+
+    Thoughts that do not end (an output that was cut off) leave no answer.
+    """
+    for opening, closing in _THOUGHTS:
+        _, closed, after = text.rpartition(closing)
+        text = after if closed else text.partition(opening)[0]
     ends = [position for turn in _NEXT_TURNS if (position := text.find(turn)) >= 0]
-    return text[: min(ends)] if ends else text
+    return (text[: min(ends)] if ends else text)[-_READ:]
 
 
-def _after_markers(text: str) -> list[str]:
-    """What follows the first few "the answer is", "answer:", "####" or boxed answers, in order."""
-    markers = islice(_ANSWER_IS.finditer(text), _MARKERS)
-    return [text[marker.end() : marker.end() + _REACH] for marker in markers]
+def _after_markers(text: str) -> list[int]:
+    """Where "the answer is", "answer:", "####" and boxed answers end, the last first: who thinks again means that."""
+    return [marker.end() for marker in _ANSWER_IS.finditer(text)][-_MARKERS:][::-1]
 
 
 def _value(number: re.Match[str]) -> float:
@@ -108,16 +125,38 @@ def _value(number: re.Match[str]) -> float:
     return -value if number["sign"] or number["sign_after"] else value
 
 
-def corrected_number(text: str) -> str:
-    """The number after the first "the answer is" that has one, else the last number.
+def _calculated(text: str, first: re.Match[str]) -> re.Match[str] | None:
+    """The result of the calculation that begins with a number ("6 * 7 = 42"), or the number itself if none does.
 
-    Reads thousands commas, currency signs, fractions and ".5"; a minus after a digit is a subtraction.
+    None for a calculation without a result, which is no number yet.
     """
-    text = _first_turn(text)
-    for tail in _after_markers(text):
-        found = _NUMBER.search(tail)
+    text = text[: first.start() + _EQUATION_REACH]
+    number, calculates = first, False
+    while True:
+        equals = _EQUALS.match(text, number.end())
+        between = None if equals else _CALCULATION.match(text, number.end())
+        if between and not _OPERATOR.search(between.group()):
+            between = None
+        step = equals or between
+        following = _NUMBER.match(text, step.end()) if step else None
+        if following is None:
+            return None if calculates else number
+        number, calculates = following, equals is None
+
+
+def corrected_number(text: str) -> str:
+    """The number after the last "the answer is" that has one, else the last number.
+
+    Reads thousands commas, currency signs, fractions and ".5"; a minus after a digit is a subtraction. Of a
+    calculation the result counts.
+    """
+    text = _answer(text)
+    for start in _after_markers(text):
+        found = _NUMBER.search(text, start, start + _REACH)
         if found:
-            return canonical_number(_value(found))
+            # Again without the end of the reach, which may have cut it.
+            result = _calculated(text, _NUMBER.match(text, found.start()) or found)
+            return "" if result is None else canonical_number(_value(result))
     numbers = list(_NUMBER.finditer(text))
     return canonical_number(_value(numbers[-1])) if numbers else ""
 
@@ -130,9 +169,9 @@ _STANDALONE = re.compile(rf"(?<![\w'])({_OPTION})")
 
 
 def corrected_letter(text: str) -> str:
-    """The option after "the answer is", else at the start, else the only one in brackets or standing alone."""
-    text = _first_turn(text)
-    for candidate in [*_after_markers(text), text]:
+    """The option after the last "the answer is", else at the start, else the only one in brackets or standing alone."""
+    text = _answer(text)
+    for candidate in [*(text[start : start + _REACH] for start in _after_markers(text)), text]:
         found = _OPTION_AT_START.match(candidate)
         if found:
             return found.group(1).upper()
@@ -143,29 +182,47 @@ def corrected_letter(text: str) -> str:
     return ""
 
 
-def _labels_in(text: str, pattern: re.Pattern[str]) -> list[str]:
-    return ["".join(found.group().lower().split()) for found in pattern.finditer(text)]
+# After a label that an output begins with: its end, a reason, or that it is right; not "or", nor a list of them.
+_SETTLED = re.compile(
+    r"[)\]*\"'”]*(?:\s*(?:[.!]|\Z|\n)|\s*,?\s*(?:because|since|as)\b|\s+is\s+(?:the\s+)?(?:correct|right|best|better|answer)\b)",
+    re.IGNORECASE,
+)
+_OPENING = re.compile(r"[\s(\[*\"'“]*")
 
 
-def corrected_label(text: str, *, pattern: re.Pattern[str]) -> str:
-    """The label after "the answer is", else the only label of the text; several different ones are no answer."""
-    text = _first_turn(text)
-    for tail in _after_markers(text):
-        labels = _labels_in(tail, pattern)
-        if labels:
+def corrected_label(text: str, *, pattern: re.Pattern[str], spelled: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The label after the last "the answer is", else the one at the start that is settled on, else the only one.
+
+    Args:
+        text: an output.
+        pattern: of a label.
+        spelled: what some labels stand for.
+
+    """
+    text = _answer(text)
+
+    def labels_in(start: int, end: int) -> list[str]:
+        found = ("".join(match.group().lower().split()) for match in pattern.finditer(text, start, end))
+        return [spelled.get(label, label) for label in found]
+
+    for start in _after_markers(text):
+        if labels := labels_in(start, start + _REACH):
             return labels[0]
-    labels = _labels_in(text, pattern)
-    return labels[0] if len(set(labels)) == 1 else ""
+    labels = labels_in(0, len(text))
+    if len(set(labels)) == 1:
+        return labels[0]
+    opening = _OPENING.match(text)
+    first = pattern.match(text, opening.end() if opening else 0)
+    return labels[0] if first and _SETTLED.match(text, first.end()) else ""
 
 
 _TRUTH = re.compile(r"\b(?:true|false|yes|no)\b", re.IGNORECASE)
-_SPELLED_OUT = {"yes": "true", "no": "false"}
+_SPELLED_OUT = MappingProxyType({"yes": "true", "no": "false"})
 
 
 def corrected_truth(text: str) -> str:
     """True or false (or yes or no) as a whole word, in either case, by the rule of `corrected_label`."""
-    label = corrected_label(text, pattern=_TRUTH)
-    return _SPELLED_OUT.get(label, label)
+    return corrected_label(text, pattern=_TRUTH, spelled=_SPELLED_OUT)
 
 
 def _equal(extracted: str, target: str) -> bool:
