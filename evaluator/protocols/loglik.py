@@ -85,6 +85,9 @@ def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings
     """
     assert task.choices is not None
     choices = task.choices(item)
+    if 0 in choices.lengths:
+        number = choices.lengths.index(0) + 1
+        raise InvalidRequest(f"choice {number} of {len(choices.lengths)} is empty; nothing of it can be scored")
     grouped: list[tuple[tuple[int, ...], list[tuple[int, ...]]]] = []
     past_join = False
     for context, continuation in zip(choices.contexts, choices.continuations, strict=True):

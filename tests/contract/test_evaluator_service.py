@@ -16,6 +16,7 @@ from evaluator_support import EchoEngine, write_checkpoint
 from tutelage.errors import ConfigurationError
 from tutelage.evaluator.config import ServeConfig
 from tutelage.evaluator.results.frames import read
+from tutelage.evaluator.service import worker
 from tutelage.evaluator.service.server import SERVICE_NAME, Service
 from tutelage.rpc.transport import CHANNEL_OPTIONS
 from tutelage.rpc.v1 import evaluator_pb2 as pb
@@ -130,6 +131,62 @@ async def test_one_that_fails_says_why_and_the_next_one_runs(checkpoint: Path, t
         assert lost.state == pb.EVALUATION_STATE_FAILED
         assert "nowhere is not a Hugging Face checkpoint" in lost.error
         assert (await watched(stub, "found"))[-1].state == pb.EVALUATION_STATE_DONE
+
+
+async def test_what_failed_once_can_be_submitted_again(checkpoint: Path, tmp_path: Path) -> None:
+    async with serving(tmp_path) as (channel, _):
+        stub = pb_grpc.EvaluatorServiceStub(channel)
+        await stub.SubmitEvaluation(request(tmp_path / "late"))
+        assert (await watched(stub, "first"))[-1].state == pb.EVALUATION_STATE_FAILED
+        write_checkpoint(tmp_path / "late")
+        again = await stub.SubmitEvaluation(request(tmp_path / "late"))
+        assert again.state == pb.EVALUATION_STATE_QUEUED
+        done = (await watched(stub, "first"))[-1]
+        assert (done.state, done.error, done.items_done) == (pb.EVALUATION_STATE_DONE, "", 16)
+
+
+async def health_of(channel: grpc.aio.Channel) -> int:
+    request = health_pb2.HealthCheckRequest(service=SERVICE_NAME)
+    return (await health_pb2_grpc.HealthStub(channel).Check(request)).status
+
+
+@pytest.mark.parametrize("name", ["first--paper.parquet", "other--paper.parquet"])
+async def test_an_unreadable_file_ends_no_worker(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "frames" / "run=r1" / "task=arithmetic" / name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"PAR1 and then nothing like it")
+    async with serving(tmp_path) as (channel, _):
+        stub = pb_grpc.EvaluatorServiceStub(channel)
+        for one in ("first", "second"):
+            await stub.SubmitEvaluation(request(checkpoint, one))
+            assert (await watched(stub, one))[-1].state == pb.EVALUATION_STATE_DONE
+        assert await health_of(channel) == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_whatever_an_evaluation_raises_ends_that_one_alone(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path) as (channel, _):
+        stub = pb_grpc.EvaluatorServiceStub(channel)
+        with monkeypatch.context() as patch:
+            patch.setattr(worker, "scores_of", lambda _paths: 1 / 0)
+            await stub.SubmitEvaluation(request(checkpoint))
+            failed = (await watched(stub, "first"))[-1]
+        assert (failed.state, failed.error) == (pb.EVALUATION_STATE_FAILED, "ZeroDivisionError: division by zero")
+        await stub.SubmitEvaluation(request(checkpoint, "second"))
+        assert (await watched(stub, "second"))[-1].state == pb.EVALUATION_STATE_DONE
+
+
+async def test_a_queue_that_cannot_be_written_is_seen_in_the_health(checkpoint: Path, tmp_path: Path) -> None:
+    async with serving(tmp_path) as (channel, service):
+        stub = pb_grpc.EvaluatorServiceStub(channel)
+        service._queue._database.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON evaluations "
+            "WHEN NEW.entry LIKE '%\"running\"%' BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+        )
+        await stub.SubmitEvaluation(request(checkpoint))
+        while await health_of(channel) == health_pb2.HealthCheckResponse.SERVING:
+            await asyncio.sleep(0.02)
 
 
 async def test_a_stopped_service_finishes_its_batch_and_goes_on_later(checkpoint: Path, tmp_path: Path) -> None:

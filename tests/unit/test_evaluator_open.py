@@ -160,6 +160,23 @@ def test_a_task_of_ones_own_runs_and_is_labelled_by_its_name(tmp_path: Path) -> 
     assert rows["score"].to_list() == [1.0] * 3
 
 
+def test_an_empty_choice_costs_its_item_and_no_other(tmp_path: Path) -> None:
+    records = [{"country": "France", "capital": "Paris", "other": other} for other in ("", "Lyon")]
+    write_lines(tmp_path / "capitals.jsonl", records)
+    (tmp_path / "mine.yaml").write_text(CUSTOM)
+    tasks = (TaskRequest(str(tmp_path / "mine.yaml"), "loglik"), TaskRequest("arithmetic", "loglik", 2))
+    evaluate(
+        Evaluation("one", write_checkpoint(tmp_path / "checkpoint"), Labels("r1", "s"), tasks),
+        EvaluationSettings(),
+        tmp_path / "frames",
+        engines=lambda _checkpoint: EchoEngine(),
+    )
+    rows = read(tmp_path / "frames").collect()
+    assert len(rows) == 4
+    errors = rows.filter(task="capitals").sort("item_id")["error"].to_list()
+    assert errors == ["InvalidRequest: choice 2 of 2 is empty; nothing of it can be scored", ""]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "reason"),
     [
