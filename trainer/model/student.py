@@ -201,12 +201,19 @@ class Student:
         with self.unsharded():
             if folder is None:
                 return
-            if self._adapters is None:
-                self.model.save_pretrained(folder, state_dict=self._weights())
-            else:
-                self._adapters.save_pretrained(folder, state_dict=self._weights(), save_embedding_layers=False)
-        self.tokenizer.save_pretrained(folder)
+            self._save_pretrained(folder, self._weights())
         save_file(state, folder / STATE_FILE)
+
+    def save_without_weights(self, folder: Path) -> None:
+        """Writes what `save` writes but for the tensors: what any save of it will need. Asks no other worker."""
+        self._save_pretrained(folder, {})
+
+    def _save_pretrained(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        if self._adapters is None:
+            self.model.save_pretrained(folder, state_dict=weights)
+        else:
+            self._adapters.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+        self.tokenizer.save_pretrained(folder)
 
     def _full_state(self, *, keep: bool) -> dict[str, Tensor]:
         """The optimizer's weights and their moments, one brought together after the other; nothing unless kept."""

@@ -45,6 +45,7 @@ from tutelage.trainer.teacher.base import Teacher
 from tutelage.trainer.teacher.to_tensors import unembedding_of
 from tutelage.trainer.training.batch_builder import BatchBuilder
 from tutelage.trainer.training.control import Control
+from tutelage.trainer.training.preflight import check_saving
 from tutelage.trainer.training.step import TrainStep
 from tutelage.trainer.training.validation import Validation
 
@@ -151,6 +152,8 @@ class _Training:
             gradient_checkpointing=config.gradient_checkpointing,
             sharded=config.sharding == "full",
         )
+        if workers.first:
+            check_saving(self._student, config.init, folder)
         dataset, held_out = _read_data(config, self._student)
         self._examples, self._order = dataset.examples, Order(len(dataset.examples), config.seed)
         if config.epochs is not None:
