@@ -66,6 +66,9 @@ def test_a_later_measurement_must_be_better_to_be_the_best():
     best = Best().after(10, "heldout/jsd", 0.5).after(20, "heldout/jsd", 0.5)
     assert best == Best(10, 0.5, 1)
     assert best.after(30, "heldout/jsd", 0.4) == Best(30, 0.4, 0)
+    nan = Best().after(10, "heldout/jsd", float("nan"))
+    assert nan == Best(0, None, 1)
+    assert nan.after(20, "heldout/jsd", 0.5) == Best(20, 0.5, 0)
     agreement = Best().after(10, "heldout/top1_agreement", 0.5)
     assert agreement.after(20, "heldout/top1_agreement", 0.6) == Best(20, 0.6, 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 _HIGHER_IS_BETTER = {"heldout/top1_agreement"}
@@ -19,8 +20,9 @@ class Best:
     """Measurements after it, none of them better."""
 
     def after(self, step: int, metric: str, value: float) -> Best:
-        """With one more measurement; an equal one is not better."""
+        """With one more measurement; an equal one is not better, and one that is NaN is never the best."""
         sign = -1.0 if metric in _HIGHER_IS_BETTER else 1.0
-        if self.value is None or sign * value < sign * self.value:
+        # NaN compares as false: taken as the first best, it would stay that whatever came after it.
+        if not math.isnan(value) and (self.value is None or sign * value < sign * self.value):
             return Best(step, value)
         return Best(self.step, self.value, self.measurements_since + 1)

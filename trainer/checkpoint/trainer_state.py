@@ -77,7 +77,7 @@ class State:
 
     def save(self, folder: Path) -> None:
         """Writes `state.json`."""
-        text = json.dumps(asdict(self), indent=1, default=lambda ids: ids.tolist())
+        text = json.dumps(asdict(self), indent=1, default=lambda ids: ids.tolist())  # Only token ids are arrays.
         (folder / STATE_FILE).write_text(text, encoding="utf-8")
 
     def require_same_training(self, now: State, differences: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ def open_teacher(config: CohortConfig, student: StudentConfig, waiting: Waiting,
         TutelageError: as `StoredTeacher` and `TeacherClient`.
 
     """
+    # First: with stored signals no teacher is asked, though the configuration has an address by default.
     if config.signals_from is not None:
         return StoredTeacher(config.signals_from, tokenizer_digests=tokenizer_digests(student.init))
     if config.teacher is None:

@@ -38,6 +38,7 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        # `Live` moves the cursor: in a file, or in the log of a Ray job, that would be control characters.
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
         self._paces: dict[str, _Pace] = {}
         self._next_line_seconds = 0.0

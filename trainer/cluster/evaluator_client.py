@@ -72,10 +72,12 @@ class EvaluatorClient:
         self._metadata()  # a token that cannot be read is better known now than in the thread
         self._channel = open_channel(config.address, config.tls)
         self._stub = rpc.EvaluatorServiceStub(self._channel)
+        # One thread: checkpoints arrive in the order of their steps, and lines of the log do not interleave.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="evaluations")
 
     def submit(self, step: int, checkpoint: Path) -> None:
         """Hands a checkpoint over and returns at once; the same one twice is the same work."""
+        # The full path: the evaluator was started in another folder.
         self._thread.submit(self._send, step, checkpoint.resolve())
 
     def close(self) -> None:

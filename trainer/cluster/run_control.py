@@ -23,6 +23,7 @@ from tutelage.errors import NotFound, Unreachable
 from tutelage.files import write_atomically
 
 Action = Literal["pause", "resume", "stop", "scale"]
+# Thirty updates. The clock of whoever asks may be another machine's, and differ by seconds.
 _SILENT_SECONDS = 15.0
 _ANSWER_SECONDS = 15.0
 _POLL_SECONDS = 0.1
@@ -107,6 +108,7 @@ class RunControl:
 
         What is no command, or was meant for an earlier supervisor, is left out with a warning, and removed as well.
         """
+        # By name is by time: nanoseconds of this century have nineteen digits. Half a command has another suffix.
         self._taken, commands = sorted(self._commands.glob("*.json")), []
         for path in self._taken:
             try:

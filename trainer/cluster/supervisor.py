@@ -121,6 +121,7 @@ def local_or_connected_ray(config: CohortConfig) -> Iterator[None]:
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)  # before init, which warns about its own defaults
+    # What students log is on their actors' pages; the driver's output is the table, or the lines, of all of them.
     common: dict[str, Any] = {"namespace": config.run, "log_to_driver": False, "logging_level": "error"}
     if config.ray.address is None:
         # What all students ask for: how many run at once is the supervisor's affair, and may grow.
@@ -129,7 +130,7 @@ def local_or_connected_ray(config: CohortConfig) -> Iterator[None]:
             num_cpus=config.ray.cpus or cpus,
             include_dashboard=config.ray.dashboard,
             object_store_memory=config.ray.object_store_bytes,
-            _node_ip_address="127.0.0.1",
+            _node_ip_address="127.0.0.1",  # Else Ray listens where other machines reach it.
             **common,
         )
     else:
@@ -229,6 +230,7 @@ class Cohort:
         queued = [student for student in self.students if student.state == "queued" and student.wanted == "run"]
         for student in queued[: max(0, self._concurrency - len(running))]:
             student.actor = create_actor(student.config, self._config)
+            # Completed by whichever process of the actor comes to the end; a restarted one is called again by Ray.
             student.future = student.actor.run.remote()
             student.state = "running"
 
@@ -249,7 +251,7 @@ class Cohort:
                 cause, text = getattr(error, "cause", None), f"student {student.config.id} ended unexpectedly: {error}"
                 student.error = cause if isinstance(cause, TutelageError) else TutelageError(text, "students")
                 student.state = "failed"
-            ray.kill(student.actor)
+            ray.kill(student.actor)  # Its process would stay, and its name and CPUs with it.
 
     def _ask(self) -> None:
         """Takes the newest status of those that answer at once; one that is being restarted does not."""

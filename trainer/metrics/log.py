@@ -60,6 +60,7 @@ class MetricsLog:
         """Adds a row and hands it to the operating system, so that readers see it now."""
         with reporting_disk_errors(self._path):
             self._stream.write(json.dumps(row).encode() + b"\n")
+            # No fsync before `commit`: a row that the machine's crash takes belongs to a step that is done again.
             self._stream.flush()
         for tracker in self._trackers:
             tracker.write(row)
@@ -73,6 +74,7 @@ class MetricsLog:
         rows = self._rows(self._path.read_bytes())
         if rows:
             buffer = io.BytesIO()
+            # From all rows: held-out columns are in every tenth at most, and Polars would look at a hundred.
             polars.DataFrame(rows, infer_schema_length=None).write_parquet(buffer)
             write_durably(self._path.with_suffix(".parquet"), buffer.getvalue())
         return self._stream.tell()

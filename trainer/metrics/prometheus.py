@@ -30,7 +30,7 @@ class PrometheusGauges:
     def __init__(self, run: str, student: str) -> None:
         def gauge(name: str, *tags: str) -> Gauge:
             made = Gauge(f"tutelage_student_{name}", f"{name} of a student", ("run", "student", *tags))
-            made.set_default_tags({"run": run, "student": student})
+            made.set_default_tags({"run": run, "student": student})  # Ray refuses a value that lacks a tag.
             return made
 
         self._gauges = {name: gauge(name) for name in ("step", "loss", "forward_kl", "tokens_per_second")}

@@ -66,6 +66,7 @@ def open_trackers(names: Sequence[str], folder: Path, *, training: str, next_ste
 
     """
     for name in names:
+        # Looked for, not imported: importing is slow, and the tracker's own thread does it.
         if importlib.util.find_spec(name) is None:
             raise ConfigurationError(
                 f"{name} is not installed here; pip install {name}, or leave it out: metrics.jsonl and metrics.parquet "
@@ -92,6 +93,7 @@ class Tracker:
         self._training, self._next_step = training, next_step
         self._rows: queue.Queue[tuple[int, Values] | None] = queue.Queue(_QUEUED_ROWS)
         self._dropped = 0
+        # A daemon: one that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
@@ -130,7 +132,7 @@ class Tracker:
                     write_atomically(path, json.dumps(asdict(tracked)))
                     log(step, values)
             finish()
-        except Exception as error:
+        except Exception as error:  # Whatever a tracker raises, of its network or of its own: no training ends of it.
             _log.warning("%s is given up: %r; metrics.jsonl has everything", self._name, error)
 
 

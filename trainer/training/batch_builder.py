@@ -102,6 +102,7 @@ class BatchBuilder:
 
     def close(self) -> None:
         """Asks for nothing more."""
+        # Not waited for: what is under way may be waiting for a teacher that is away, for `teacher.wait_seconds`.
         self._background.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -172,6 +173,7 @@ class BatchBuilder:
             for index in indices
             if index not in drawn
         }
+        # Asked before the student generates: the teacher scores the data's sequences meanwhile.
         answers = self._ask(data)
         own_indices = [index for index in indices if index in drawn]
         rollout = self._kept.pop(step, None) or self._generate(step, weights_version, own_indices, examples)
@@ -185,6 +187,7 @@ class BatchBuilder:
         """The indices of a batch whose sequences the student writes itself."""
         config = self._config
         unit = config.batch.micro_batch_sequences if config.on_policy_unit == "micro_batch" else 1
+        # Of the step alone: the same after a resume, and with every worker, each of which makes all draws.
         draws = numpy_generator(config.seed, "on-policy", config.id, step).random(math.ceil(count / unit))
         return {index for index in range(count) if draws[index // unit] < config.objective.on_policy_fraction}
 

@@ -28,7 +28,7 @@ class Control:
     def stop(self) -> None:
         """Ends after the present step; what was done is saved."""
         self._stopped.set()
-        self._running.set()
+        self._running.set()  # One that is paused would never see that it is to stop.
 
     @property
     def paused(self) -> bool:

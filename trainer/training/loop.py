@@ -114,6 +114,7 @@ def train(
         raise ConfigurationError(f"{config.objective.name} needs a teacher; give teacher.address", "teacher")
     if teacher is None and config.best and config.best.metric != "heldout/cross_entropy":
         raise ConfigurationError("compares with a teacher; use heldout/cross_entropy", "best.metric")
+    # Whatever OMP_NUM_THREADS says: Ray sets it for its processes, a shell perhaps for all.
     torch.set_num_threads(config.threads)
     if not workers.first:
         with closing(_Training(config, folder, teacher, _ignore, workers)) as training:
@@ -164,6 +165,7 @@ class _Training:
         self._checkpoints = CheckpointStore(folder / "checkpoints", keep=config.keep_checkpoints)
         self._checkpoint = self._resume(folder)
         if workers.first:
+            # Not before: a training that was just refused leaves the file of the one that it would have gone on with.
             write_durably(folder / "student.yaml", to_yaml(config))
         self._report("asking the teacher about held-out sequences")
         unembedding = unembedding_of(teacher.unembedding(), self._student.device) if teacher else None
@@ -199,6 +201,7 @@ class _Training:
     def run(self, metrics: MetricsLog, control: Control, evaluations: Evaluations) -> Outcome:
         """Steps, measures, saves, until the end or a stop."""
         self._newest |= metrics.newest
+        # Without a checkpoint all of this is done again; the evaluator takes the same submission twice for one.
         if self._state.metrics_bytes == 0:
             evaluations.submit(0, self._config.init)
             self._record(metrics, self._validation.run(self._student))
@@ -234,6 +237,7 @@ class _Training:
 
     def _all_do(self, wanted: bool) -> bool:
         """Whether to, which the first worker says: take another step, save."""
+        # A collective call: every worker comes here at the same points, or one's sum would meet another's broadcast.
         return bool(self._workers.of_first(wanted))
 
     @property
@@ -280,6 +284,7 @@ class _Training:
             self._student.save(folder)
             state.save(folder)
 
+        # The evaluator may not have got to them yet, and only then makes links of its own (`pin`).
         every = evaluations.every_steps
         scored_steps = range(every, self._step + 1, every) if every else ()
         self._checkpoint = self._checkpoints.save(self._step, write, protected=scored_steps, best=self._state.best.step)
@@ -307,6 +312,7 @@ class _Training:
 
     def _report(self, phase: str) -> None:
         config = self._config
+        # A copy: the actor's `status` reads it in another thread, while the next step changes `_newest`.
         self._send_report(Progress(config.id, self._step, config.steps, phase, dict(self._newest)))
 
 

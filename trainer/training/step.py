@@ -122,10 +122,13 @@ class TrainStep:
                 if batch.teacher.kind != "topk":  # Where the support is the student's: the teacher's mass on it.
                     values["support_mass"] = 1.0 - values["tail_mass"]
                 measured.append(values)
+            # Times 0 instead of left out: the backward pass of a sharded student takes part in what the others do.
             part = self._reduce(self._token_loss(hidden_ND, head, batch), batch.sequences, totals) * batch.counts
             part.backward()
             self._student.collect_gradients()
-            loss += float(part.detach())
+            loss += float(
+                part.detach()
+            )  # Parts of one mean, so that their sum is the step's loss whatever the batches.
         learning_rate = learning_rate_at(step, self._config.steps, self._config.optimizer)
         self._student.sum_gradients(self._workers)
         norm = self._student.step(learning_rate)
@@ -175,6 +178,7 @@ class TrainStep:
         if not measured:
             return {}
         names = [name for name in _MEASURES if name in measured[0]]
+        # In float64, as `total` adds: then the mean does not depend on which worker measured which rows.
         columns = [torch.cat([values[name] for values in measured]).double() for name in names]
         rows, *sums = self._workers.total([len(columns[0]), *(float(column_N.sum()) for column_N in columns)])
         return {f"train/{name}": value / rows for name, value in zip(names, sums, strict=True)}
@@ -208,6 +212,7 @@ class _Clock:
 
     def metrics(self) -> dict[str, float]:
         """By name `seconds/…`."""
+        # The teacher may have been away in the background, while the student generated: that cost the step nothing.
         waiting = min(self._batches.waited_seconds - self._waited, self._seconds["scoring"])
         seconds = self._seconds | {"scoring": self._seconds["scoring"] - waiting, "waiting": waiting}
         return {f"seconds/{phase}": value for phase, value in seconds.items()}

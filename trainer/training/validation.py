@@ -98,6 +98,7 @@ def _stored_or_fetched(sequences: Sequence[TokenSequence], path: Path, teacher: 
                 kept_ND: Tensor = stored.get_tensor("hidden_ND")
                 return kept_ND
     answers = teacher.score(sequences, SignalSpec("hidden"))
+    # numpy knows no bfloat16: the bits travel as uint16. Copied, since what came over the wire is read-only.
     hidden_ND = torch.cat([torch.from_numpy(answer["hidden_RD"].copy()) for answer in answers])
     hidden_ND = hidden_ND.view(torch.bfloat16)
     write_durably(path, save({"hidden_ND": hidden_ND}, metadata={"key": key}))
