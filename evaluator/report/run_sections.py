@@ -56,6 +56,8 @@ def scores(data: RunData) -> Section:
     listed = [tables.scores(data)]
     if len(summary.filter(protocol="paper")):
         listed.append(tables.extraction(data))
+    if len(summary.filter(pl.col("protocol") != "loglik")):
+        listed.append(tables.cut_off(data))
     if len(summary.filter(protocol="loglik")):
         listed.append(tables.normalized(data))
     return Section("Scores", "What every model gets right.", shown, listed)
@@ -80,14 +82,21 @@ def likeness(data: RunData) -> Section | None:
     frame = comparisons.likeness(data)
     if frame.is_empty():
         return None
-    shown = [
-        Figure(
-            name="agreement",
-            alt="agreement with the teacher before and after training",
-            chart=figures.agreement(frame, data.students),
-            caption="Share of items with the teacher's answer, right or wrong. Hollow: before. Filled: after training.",
+    shown, listed = [], []
+    decided = frame.drop_nulls("agreement")
+    if len(decided):
+        caption = "Share of items with the teacher's answer, right or wrong. Hollow: before. Filled: after training."
+        shown.append(
+            Figure(
+                name="agreement",
+                alt="agreement with the teacher before and after training",
+                chart=figures.agreement(decided, data.students),
+                caption=caption,
+            )
         )
-    ]
+        listed.append(tables.likeness(frame))
+    if len(frame.drop_nulls("difference")):
+        listed.append(tables.score_gaps(frame))
     if len(frame.drop_nulls("bleu")):
         shown.append(
             Figure(
@@ -98,7 +107,7 @@ def likeness(data: RunData) -> Section | None:
             )
         )
     text = "Whether a student says what its teacher says, and in the same words."
-    return Section("Agreement and fidelity", text, shown, [tables.likeness(frame)])
+    return Section("Agreement and fidelity", text, shown, listed)
 
 
 def errors(data: RunData) -> Section | None:

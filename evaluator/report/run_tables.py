@@ -93,23 +93,40 @@ def normalized(data: RunData) -> Table:
     return Table("normalized", columns, summary.to_dicts(), summary, caption)
 
 
+def cut_off(data: RunData) -> Table:
+    """How many outputs ended at the limit of new tokens, and so perhaps before their answer."""
+    summary = ordered(data.summary.filter(pl.col("protocol") != "loglik"))
+    columns = [
+        Column("evaluation", lambda row: f"{row['label']}, {row['task']}"),
+        Column("cut off", lambda row: percent(row["cut_off"] / row["outputs"]) if row["outputs"] else NONE),
+        column("outputs", "outputs"),
+    ]
+    caption = "Percent of the outputs that reached the limit of new tokens before the model ended them."
+    return Table("cut_off", columns, summary.to_dicts(), summary, caption)
+
+
 def changes(frame: pl.DataFrame) -> Table:
     """Before against after with the interval of the change, from `run_comparisons.changes`."""
+
+    def gained_and_lost(row: Mapping[str, Any]) -> str:
+        return NONE if row["gained"] is None else f"{row['gained']} / {row['lost']}"
+
     columns = [
         Column("student and task", lambda row: f"{row['student']}, {row['task']} · {row['protocol']}"),
         column("before", "before", percent),
         column("after", "after", percent),
         column("change", "change", signed_percent),
         Column("95 % interval", lambda row: f"{signed_percent(row['low'])} to {signed_percent(row['high'])}"),
-        Column("gained / lost", lambda row: f"{row['gained']} / {row['lost']}"),
-        column("McNemar p", "p_value", p_value),
+        Column("gained / lost", gained_and_lost),
+        Column("p", lambda row: p_value(row["p_value"]) + (" (t)" if row["test"] == "t" else "")),
         column("n", "items"),
     ]
     caption = (
-        "Points. The interval is a bias-corrected accelerated bootstrap over items (2,000 resamples; items with the "
-        "same text are drawn together). Gained and lost count items right only after and only before; p is McNemar's "
-        "exact two-sided test, not adjusted for several comparisons. One training seed a student: the interval says "
-        "nothing about other seeds."
+        "Points. The interval is Student's t over items (those with the same text are one cluster), widened as Bonett "
+        "& Price do for few or rare differences; where all items change alike it is exact. Gained and lost count items "
+        "right only after and only before; p is McNemar's exact two-sided test, or (t) the t-test where scores are not "
+        "right or wrong; not adjusted for several comparisons. One training seed a student: the interval says nothing "
+        "about other seeds."
     )
     return Table("changes", columns, frame.to_dicts(), frame, caption)
 
@@ -132,6 +149,7 @@ def likeness(frame: pl.DataFrame) -> Table:
         column("chrF", "chrf", decimals(1)),
         column("n", "items"),
     ]
+    frame = frame.drop_nulls("agreement")
     texts = frame.drop_nulls("bleu")
     signature = f" BLEU: sacreBLEU, {texts['signature'][0]}." if len(texts) else ""
     caption = (
@@ -141,6 +159,29 @@ def likeness(frame: pl.DataFrame) -> Table:
         + signature
     )
     return Table("agreement", columns, frame.to_dicts(), frame, caption)
+
+
+def score_gaps(frame: pl.DataFrame) -> Table:
+    """Students' scores against their teachers' where these are no decisions, from `run_comparisons.likeness`."""
+    frame = frame.drop_nulls("difference").drop("agreement", "kappa", pl.selectors.starts_with("when_"))
+    columns = [
+        Column(
+            "student and task",
+            lambda row: (
+                f"{row['student']}, {'before' if row['role'] == 'before' else 'step ' + str(row['step'])}, "
+                f"{row['task']} · {row['protocol']}"
+            ),
+        ),
+        column("score", "score", percent),
+        column("minus the teacher's", "difference", signed_percent),
+        Column("95 % interval", lambda row: f"{signed_percent(row['low'])} to {signed_percent(row['high'])}"),
+        column("n", "items"),
+    ]
+    caption = (
+        "Points of ROUGE-L, paired item by item; the answers to one item are one cluster. Such scores are not right or "
+        "wrong, so there is no agreement and no McNemar test."
+    )
+    return Table("score_gaps", columns, frame.to_dicts(), frame, caption)
 
 
 def error_kinds(data: RunData, frame: pl.DataFrame) -> Table:

@@ -28,6 +28,7 @@ class StudyData:
 
     Attributes:
         name: of the study.
+        left_out: items without a score: open questions without a reference, or longer than their protocol asks.
         cells: one row a declared cell: what it is, as the study wrote it, and `scored`.
         rows: one row an item of the scored cells: the frames' columns and `cell`, `role`, `method`, `parameters`.
         comparisons: as declared.
@@ -39,6 +40,7 @@ class StudyData:
     """
 
     name: str
+    left_out: int
     cells: pl.DataFrame
     rows: pl.DataFrame
     comparisons: tuple[Comparison, ...]
@@ -68,25 +70,26 @@ class StudyData:
     def items(self) -> pl.DataFrame:
         """Students' rows as `ITEMS`, each training a `seed` of its own, so that sizes can be pooled.
 
-        An item of two students is one cluster: they answered the same question.
+        An item of two students is one cluster: they answered the same question. An item that was answered several
+        times (protocol `open`) is the mean of its answers.
         """
         runs = (pl.col("student") + "/" + pl.col("training_seed").cast(pl.String)).rank("dense")
-        return (
-            self.rows.filter(role="student")
-            .select(
-                pl.when(pl.col("teacher") != "").then(pl.col("teacher")).alias("teacher"),
-                "student",
-                pl.col("method").alias("objective"),
-                "temperature",
-                "noise",
-                runs.cast(pl.Int64).alias("seed"),
-                "task",
-                "item_id",
-                pl.col("item_hash").alias("cluster"),
-                "score",
-            )
-            .match_to_schema(ITEMS)
+        answers = self.rows.filter(role="student").select(
+            pl.when(pl.col("teacher") != "").then(pl.col("teacher")).alias("teacher"),
+            "student",
+            pl.col("method").alias("objective"),
+            "temperature",
+            "noise",
+            runs.cast(pl.Int64).alias("seed"),
+            "task",
+            "item_id",
+            pl.col("item_hash").alias("cluster"),
+            "score",
+            "evaluation_id",
         )
+        keys = [name for name in answers.columns if name != "score"]
+        means = answers.group_by(keys, maintain_order=True).agg(pl.col("score").mean())
+        return means.drop("evaluation_id").match_to_schema(ITEMS)
 
     def scores(self) -> pl.DataFrame:
         """One row a scored cell and task, and the unweighted mean of the tasks as `Average`; `score` in percent."""
@@ -117,9 +120,16 @@ def read_study(folder: Path, frames: Path) -> StudyData:
     rows = read(frames).filter(pl.col("evaluation_id").is_in(cells["evaluation_id"].to_list())).collect()
     if rows.is_empty():
         raise DataError(f"{frames} has no row of the study in {folder} yet; let a cell be finished", "frames")
+    # MiniLLM leaves out what does not fit its prompt (protocol `open`); that fails alike in every evaluation, and no
+    # comparison is the worse for it. An item that failed in some evaluations only is another matter.
+    everywhere = (pl.col("error") != "").all().over("task", "item_id") & (pl.col("protocol") == "open")
+    without = rows.filter(everywhere | (pl.col("error") == "") & pl.col("score").is_null())
+    rows = rows.join(without.select("task", "item_id").unique(), on=["task", "item_id"], how="anti")
     failed = rows.filter(pl.col("error") != "")
     if len(failed):
         raise DataError(f"{len(failed)} items failed, the first with {failed['error'][0]}; score them again", "frames")
+    if rows.is_empty():
+        raise DataError(f"no item in {frames} has a score, so nothing of the study can be compared", "frames")
     scored = rows["evaluation_id"].unique().to_list()
 
     def side(declared: dict[str, Any], name: str) -> dict[str, Any]:
@@ -131,6 +141,7 @@ def read_study(folder: Path, frames: Path) -> StudyData:
         metrics = metrics.rename({"student": "cell"}).join(cells, on="cell")
     return StudyData(
         name=declared["name"],
+        left_out=without.select("task", "item_id").n_unique(),
         cells=cells.with_columns(scored=pl.col("evaluation_id").is_in(scored)),
         rows=rows.join(cells.select("evaluation_id", *_CELL), on="evaluation_id"),
         comparisons=tuple(

@@ -45,6 +45,10 @@ def facts(data: StudyData) -> list[tuple[str, str]]:
         ("tasks", ", ".join(f"{task} ({count} items)" for task, count in items.rows())),
         ("protocol", ", ".join(rows["protocol"].unique().sort()) + ", prompt " + ", ".join(rows["template"].unique())),
         ("decoding", ", ".join("greedy" if one == 0 else f"sampled at T = {one:g}" for one in decoding)),
-        ("rows", f"{len(rows):,}, one an item and evaluation"),
+        (
+            "rows",
+            f"{len(rows):,}, one an item and evaluation"
+            + (f"; {data.left_out} items have no score and are left out" if data.left_out else ""),
+        ),
         ("written", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by tutelage {__version__}"),
     ]

@@ -76,9 +76,10 @@ def gain_by_size(data: StudyData, found: StudyResults) -> Section | None:
     caption = "Accuracy of the distilled student minus that of the fine-tuned one of its seed. "
     trend = found.trends.get("size")
     if trend is not None and trend.rho is not None:
+        interval = f", 95 % {trend.low:.2f} to {trend.high:.2f} (bootstrap over runs)" if trend.low is not None else ""
         caption += (
-            f"Spearman with size, methods averaged: rho = {trend.rho:.2f}, 95 % {trend.low:.2f} to {trend.high:.2f} "
-            f"(bootstrap over runs), p = {trend.p_value:.2g}, n = {trend.n} runs."
+            f"Spearman with size, methods averaged: rho = {trend.rho:.2f}{interval}, p = {trend.p_value:.2g}, "
+            f"n = {trend.n} runs."
         )
     figure = Figure(
         "improvement_by_size",
@@ -160,20 +161,25 @@ def likeness(data: StudyData, found: StudyResults) -> Section | None:
         return None
     methods = [method for method in data.methods if method in rows["method"].to_list()]
     means = rows.group_by("student", "method").agg(pl.col("agreement", "fidelity", "score").mean())
-    shown = [
-        Figure(
-            "agreement",
-            "mean agreement with the teacher by method and student",
-            figures.heat_map(means, methods, data.students),
-            "Items with the teacher's answer, percent, mean of tasks and seeds; no answer agrees with nothing.",
-        ),
-        Figure(
-            "accuracy_fidelity",
-            "accuracy against BLEU, a dot a training",
-            figures.accuracy_against(rows, methods, data.students),
-            "Being right against sounding like the teacher: sacreBLEU of the student's text with the teacher's.",
-        ),
-    ]
+    shown = []
+    if len(means.drop_nulls("agreement")):
+        shown.append(
+            Figure(
+                "agreement",
+                "mean agreement with the teacher by method and student",
+                figures.heat_map(means.drop_nulls("agreement"), methods, data.students),
+                "Items with the teacher's answer, percent, mean of tasks and seeds; no answer agrees with nothing.",
+            )
+        )
+    if len(means.drop_nulls("fidelity")):
+        shown.append(
+            Figure(
+                "accuracy_fidelity",
+                "score against BLEU, a dot a training",
+                figures.accuracy_against(rows.drop_nulls("fidelity"), methods, data.students),
+                "Being right against sounding like the teacher: sacreBLEU of the student's text with the teacher's.",
+            )
+        )
     text = "Whether likeness explains the gain."
     return Section("Agreement and fidelity", text, shown, [tables.trends(found.trends, rows)])
 

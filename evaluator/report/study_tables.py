@@ -7,11 +7,12 @@ from typing import Any
 
 import polars as pl
 
-from tutelage.evaluator.report.formats import decimals, p_value, points, signed
+from tutelage.evaluator.report.formats import decimals, p_value, percent, points, signed
 from tutelage.evaluator.report.page import Column, Table, column
 from tutelage.evaluator.report.study_data import StudyData
 from tutelage.evaluator.scoring.agreement import agreement, fidelity, pair
-from tutelage.evaluator.statistics.planned_comparisons import compare_methods, method_model
+from tutelage.evaluator.statistics.paired import are_decisions
+from tutelage.evaluator.statistics.planned_comparisons import CANNOT_TELL, compare_methods, method_model
 from tutelage.evaluator.statistics.rank_correlation import Correlation
 from tutelage.evaluator.statistics.scores import AVERAGE
 
@@ -39,19 +40,26 @@ def by_method(data: StudyData) -> Table:
     frame = scores.group_by(*keys, "task", maintain_order=True).agg(
         pl.col("score").mean(), sd=pl.col("score").std(), seeds=pl.len()
     )
+    written = data.rows.filter(pl.col("finish_reason").is_in(["stop", "length"]))
+    cut = written.group_by("cell").agg(cut_off=(pl.col("finish_reason") == "length").mean())
+    by_setting = scores.unique("cell").join(cut, on="cell").group_by(keys).agg(pl.col("cut_off").mean())
+    cut_off = {row[:-1]: row[-1] for row in by_setting.rows()}
     by_model = frame.sort("parameters", descending=True, maintain_order=True).group_by(keys, maintain_order=True)
     rows = [
-        {"model": f"{student}, {named}", "seeds": own["seeds"].max()} | {row["task"]: row for row in own.to_dicts()}
-        for (student, _, named), own in by_model
+        {"model": f"{key[0]}, {key[2]}", "seeds": own["seeds"].max(), "cut off": cut_off.get(key)}
+        | {row["task"]: row for row in own.to_dicts()}
+        for key, own in by_model
     ]
 
     def spread(row: Mapping[str, Any]) -> str:
         return points(row["score"]) + ("" if row["sd"] is None else f" ± {row['sd']:.1f}")
 
     columns = [column("model", "model"), column("seeds", "seeds"), *(column(task, task, spread) for task in tasks)]
+    columns.append(column("cut off", "cut off", percent))
     caption = (
         "Accuracy in percent, mean ± standard deviation over training seeds (none for one seed). Average: unweighted "
-        "mean of the tasks. Items answered without a number count as wrong."
+        "mean of the tasks. Items answered without a number count as wrong. Cut off: percent of the outputs that "
+        "reached the limit of new tokens before the model ended them."
     )
     return Table("scores", columns, rows, frame, caption)
 
@@ -85,7 +93,7 @@ def methods_alike(cells: pl.DataFrame) -> Table:
         column("test", "test"),
         column("blocks", "blocks"),
         column("statistic", "statistic", decimals(2)),
-        column("p", "p_value", p_value),
+        Column("p", lambda row: CANNOT_TELL if row["p_value"] is None else p_value(row["p_value"])),
         column("effect", "effect", decimals(2)),
     ]
     caption = (
@@ -110,6 +118,9 @@ def methods_apart(cells: pl.DataFrame) -> Table:
 def added_by_methods(cells: pl.DataFrame, reference: str) -> Table:
     """What each method adds to the reference by the mixed-effects model."""
     model = method_model(cells, reference)
+    if model is None:
+        caption = "What each method adds cannot be told from one score a method; more seeds, tasks or students can."
+        return Table("methods_model", [], [], None, caption)
     frame = pl.DataFrame([vars(effect) for effect in model.effects])
     columns = [
         Column("method", lambda row: reference if row["name"] == "Intercept" else str(row["name"])),
@@ -129,19 +140,27 @@ def added_by_methods(cells: pl.DataFrame, reference: str) -> Table:
 
 
 def likeness(data: StudyData) -> pl.DataFrame:
-    """Agreement and BLEU of each distilled cell with its own teacher, in percent, mean of the tasks."""
+    """Agreement and BLEU of each distilled cell with its own teacher, in percent, mean of the tasks.
+
+    Agreement is null where items are not right or wrong (protocol `open`).
+    """
     by_cell = {str(cell): rows for (cell,), rows in data.rows.group_by("cell")}
     nothing = data.rows.clear()
     found = []
     for cell, teacher in data.main.filter(pl.col("teacher") != "").select("cell", "teacher").rows():
         for task in data.rows["task"].unique().sort():
             sides = [by_cell.get(one, nothing).filter(task=task) for one in (data.teachers[teacher]["cell"], cell)]
-            if any(side.is_empty() for side in sides):
+            if any(side.is_empty() for side in sides) or (both := pair(*sides)).is_empty():
                 continue
-            both = pair(*sides)
-            agreed, text = agreement(both).agreement, fidelity(both).bleu
-            if agreed is not None and text is not None:
-                found.append({"cell": cell, "agreement": 100 * agreed, "fidelity": text})
+            decided = are_decisions(both["score"].drop_nulls(), both["score_student"].drop_nulls())
+            agreed = agreement(both).agreement if decided and both["extracted"].null_count() < len(both) else None
+            found.append(
+                {
+                    "cell": cell,
+                    "agreement": None if agreed is None else 100 * agreed,
+                    "fidelity": None if both["output"].has_nulls() else fidelity(both).bleu,
+                }
+            )
     frame = pl.DataFrame(found, schema={"cell": pl.String, "agreement": pl.Float64, "fidelity": pl.Float64})
     return frame.group_by("cell", maintain_order=True).agg(pl.col("agreement", "fidelity").mean())
 
@@ -194,7 +213,7 @@ def trends(found: Mapping[str, Correlation], rows: pl.DataFrame) -> Table:
     columns = [
         column("improvement with", "name"),
         column("rho", "rho", "{:+.2f}".format),
-        Column("95 %", lambda row: f"{row['low']:+.2f} to {row['high']:+.2f}"),
+        Column("95 %", lambda row: CANNOT_TELL if row["low"] is None else f"{row['low']:+.2f} to {row['high']:+.2f}"),
         column("p", "p_value", p_value),
         column("runs", "n"),
     ]
@@ -287,7 +306,7 @@ def claims(data: StudyData, frame: pl.DataFrame) -> Table:
         "Rules fixed before the run. A family shows if every member, on the average of the tasks, falls on the "
         "expected side with p ≤ 0.05 after Holm (items clustered over students and seeds) and an interval over items "
         "and training runs without zero; “these runs only” passes the first test and not the second. A trend shows if "
-        "the 95 % interval of rho, bootstrapped over runs, lies on the expected side. "
+        "the 95 % interval of rho, bootstrapped over runs, lies on the expected side and p ≤ 0.05. "
         f"n: {items} items, {runs} runs (student and seed)."
     )
     return Table("claims", columns, frame.to_dicts(), frame, caption)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scipy import stats
-
 from tutelage.evaluator.statistics.paired import Interval
 
 
@@ -34,18 +32,9 @@ def equivalence_test(interval: Interval, *, margin: float, alpha: float = 0.05) 
         alpha: level of each one-sided test.
 
     Returns:
-        The larger p-value, and the interval of confidence 1 - 2·alpha.
+        The larger p-value (of every tail of the interval), and the interval of confidence 1 - 2·alpha.
 
     """
-    estimate, error = interval.estimate, interval.standard_error
-    freedom = interval.clusters - 1 if interval.freedom is None else interval.freedom
-    if error > 0:
-        above, below = (
-            stats.t.sf((estimate + margin) / error, freedom),
-            stats.t.cdf((estimate - margin) / error, freedom),
-        )
-        p_value = float(max(above, below))
-    else:
-        p_value = 0.0 if abs(estimate) < margin else 1.0
-    reach = float(stats.t.ppf(1 - alpha, freedom)) * error
-    return Equivalence(estimate, margin, p_value, estimate - reach, estimate + reach, p_value < alpha)
+    p_value = max(interval.p_at_least(margin), interval.p_at_most(-margin))
+    lows, highs = zip(*(tail.bounds(alpha) for tail in interval.tails), strict=True)
+    return Equivalence(interval.estimate, margin, p_value, min(lows), max(highs), p_value < alpha)

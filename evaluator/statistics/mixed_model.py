@@ -5,8 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import polars as pl
+
+from tutelage.errors import DataError
+
+_FURTHER_SEARCHES = 5
+_SAME_LIKELIHOOD = 1e-5  # of the logarithm; far below what moves a printed digit
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,10 @@ class FixedEffect:
 
 @dataclass(frozen=True)
 class MixedModel:
-    """A fitted model: coefficients, variances of the random intercepts, and what the optimiser said."""
+    """A fitted model: coefficients, variances of the random intercepts, and what the optimisers said.
+
+    `converged` is true if a further search from the best point, by two optimisers, found no higher likelihood.
+    """
 
     effects: tuple[FixedEffect, ...]
     variances: dict[str, float]
@@ -50,9 +60,15 @@ def mixed_model(
         random: categorical columns: task, seed, pair.
         confidence: of the intervals.
 
+    Raises:
+        DataError: an outcome is missing or no number.
+
     """
     import statsmodels.formula.api as formulas
 
+    lacking = cells.filter(pl.col(outcome).is_null() | ~pl.col(outcome).is_finite()).height
+    if lacking:
+        raise DataError(f"{lacking} of {cells.height} values of {outcome} are no numbers; leave these cells out")
     names = {column: f"factor_{index}" for index, column in enumerate([outcome, fixed, *random])}
     table = cells.select(pl.col(column).alias(name) for column, name in names.items()).to_pandas()
     table["everything"] = 1
@@ -62,14 +78,11 @@ def mixed_model(
         groups="everything",
         vc_formula={column: f"0 + C({names[column]})" for column in random},
     )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        # Without gradients, which mislead where a variance is zero: there the others stop early.
-        fit = model.fit(reml=True, method="powell")
+    fit, converged, remarks = _fit(model)
     bounds = fit.conf_int(alpha=1 - confidence)
     effects = tuple(
         FixedEffect(
-            _level(name),
+            name.rsplit("[T.", 1)[1].rstrip("]") if "[T." in name else name,  # statsmodels' name of a level
             float(fit.fe_params[name]),
             float(fit.bse_fe[name]),
             float(bounds.loc[name, 0]),
@@ -79,9 +92,36 @@ def mixed_model(
         for name in fit.fe_params.index
     )
     variances = dict(zip(model.exog_vc.names, (float(value) for value in fit.vcomp), strict=True))
-    remarks = tuple(dict.fromkeys(str(warning.message) for warning in caught))
-    return MixedModel(effects, variances, float(fit.scale), cells.height, bool(fit.converged), remarks)
+    return MixedModel(effects, variances, float(fit.scale), cells.height, converged, remarks)
 
 
-def _level(name: str) -> str:
-    return name.rsplit("[T.", 1)[1].rstrip("]") if "[T." in name else name
+def _fit(model: Any) -> tuple[Any, bool, tuple[str, ...]]:
+    """The fit of the highest REML likelihood, whether no search from there finds a higher one, and its warnings.
+
+    No optimiser of statsmodels is right alone. Powell stops up to 0.01 below the optimum and says that it converged
+    (in 4 of 12 simulated studies); those with gradients are misled where a variance is zero, by up to 14; Nelder-Mead
+    finds the optimum and does not always say so.
+    """
+
+    def search(method: str, start: Any = None) -> tuple[Any, tuple[str, ...]]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit = model.fit(reml=True, method=method, start_params=start)
+        return fit, tuple(dict.fromkeys(str(warning.message) for warning in caught))
+
+    best, remarks = max((search(method) for method in ("powell", "nm", "lbfgs")), key=_likelihood)
+    converged = False
+    for _ in range(_FURTHER_SEARCHES):
+        further = max((search(method, best.params_object) for method in ("powell", "nm")), key=_likelihood)
+        gain = _likelihood(further) - best.llf
+        if gain > 0:
+            best, remarks = further
+        converged = gain <= _SAME_LIKELIHOOD
+        if converged:
+            break
+    return best, converged, remarks
+
+
+def _likelihood(found: tuple[Any, tuple[str, ...]]) -> float:
+    value = float(found[0].llf)
+    return value if np.isfinite(value) else -np.inf

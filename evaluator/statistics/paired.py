@@ -15,12 +15,88 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
+from tutelage.errors import DataError
+
 Floats = NDArray[np.float64]
+
+
+FEW_CLUSTERS = 30
+_ALIKE = (
+    1e-9  # differences that are this close to each other, relative to the largest, are one difference with rounding
+)
+
+
+@dataclass(frozen=True)
+class StudentTail:
+    """What is known of a mean by Student's t: bounds at any level, and the p-values of one-sided hypotheses."""
+
+    center: float
+    error: float
+    freedom: float
+
+    def bounds(self, level: float) -> tuple[float, float]:
+        """One-sided bounds, each missed with probability `level`."""
+        reach = float(stats.t.isf(level, self.freedom)) * self.error
+        return self.center - reach, self.center + reach
+
+    def p_at_most(self, value: float) -> float:
+        """P-value of: the mean is at most `value`."""
+        return float(stats.t.sf((self.center - value) / self.error, self.freedom))
+
+    def p_at_least(self, value: float) -> float:
+        """P-value of: the mean is at least `value`."""
+        return float(stats.t.cdf((self.center - value) / self.error, self.freedom))
+
+
+@dataclass(frozen=True)
+class SameTail:
+    """What is known of a mean from G clusters that all had the same difference, `value`, none beyond ±`bound`.
+
+    If a share q of all clusters were otherwise, G of them would show none with probability (1 - q)^G; so with
+    confidence 1 - level at most q = 1 - level^(1/G) are otherwise (Clopper & Pearson 1934, for no event), and those are
+    at worst at the bound. Without a bound nothing can be said: every p-value is 1.
+    """
+
+    value: float
+    bound: float
+    clusters: int
+
+    def bounds(self, level: float) -> tuple[float, float]:
+        """One-sided bounds, each missed with probability of at most `level`."""
+        if np.isinf(self.bound):
+            return -np.inf, np.inf
+        otherwise = 1 - level ** (1 / self.clusters)
+        return self.value - (self.bound + self.value) * otherwise, self.value + (self.bound - self.value) * otherwise
+
+    def p_at_most(self, value: float) -> float:
+        """P-value of: the mean is at most `value`."""
+        if value >= self.value or np.isinf(self.bound):
+            return 1.0
+        if value <= -self.bound:
+            return 0.0
+        return float((self.bound + value) / (self.bound + self.value)) ** self.clusters
+
+    def p_at_least(self, value: float) -> float:
+        """P-value of: the mean is at least `value`."""
+        return SameTail(-self.value, self.bound, self.clusters).p_at_most(-value)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with a confidence interval, in the unit of what was estimated."""
+    """An estimate with a confidence interval, in the unit of what was estimated.
+
+    Attributes:
+        estimate: of the mean.
+        standard_error: of the estimate; 0 where all clusters had the same difference, NaN of a single cluster.
+        low: lower end.
+        high: upper end.
+        confidence: of the interval.
+        observations: how many.
+        clusters: how many.
+        tails: what tests of this estimate go by; the least certain of them counts.
+        adjusted: the estimate with two made-up clusters, where the differences have a known bound.
+
+    """
 
     estimate: float
     standard_error: float
@@ -29,7 +105,21 @@ class Interval:
     confidence: float
     observations: int
     clusters: int
-    freedom: float | None = None  # of Student's t, where it is not clusters - 1
+    tails: tuple[StudentTail | SameTail, ...]
+    adjusted: StudentTail | None = None
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether the data show how far estimates like this one vary."""
+        return self.standard_error > 0
+
+    def p_at_most(self, value: float) -> float:
+        """P-value of: what is estimated is at most `value`."""
+        return max(tail.p_at_most(value) for tail in self.tails)
+
+    def p_at_least(self, value: float) -> float:
+        """P-value of: what is estimated is at least `value`."""
+        return max(tail.p_at_least(value) for tail in self.tails)
 
 
 @dataclass(frozen=True)
@@ -65,85 +155,171 @@ class EffectSize:
 
 
 def cluster_totals(differences_N: ArrayLike, clusters_N: ArrayLike) -> tuple[Floats, Floats]:
-    """Sum of the differences and number of observations by cluster, both of shape G."""
+    """Sum of the differences and number of observations by cluster, both of shape G.
+
+    Raises:
+        DataError: there is no difference, or one of them is no number.
+
+    """
+    values_N = np.asarray(differences_N, dtype=np.float64)
+    lacking = int(np.count_nonzero(~np.isfinite(values_N)))
+    if lacking or not len(values_N):
+        raise DataError(
+            f"{lacking} of {len(values_N)} paired differences are no numbers; leave out items without a score, or "
+            "score them again"
+        )
     _, index_N = np.unique(np.asarray(clusters_N), return_inverse=True)
-    sums_G: Floats = np.bincount(index_N, weights=np.asarray(differences_N, dtype=np.float64)).astype(np.float64)
+    sums_G: Floats = np.bincount(index_N, weights=values_N).astype(np.float64)
     return sums_G, np.bincount(index_N).astype(np.float64)
 
 
-def cluster_robust_interval(differences_N: ArrayLike, clusters_N: ArrayLike, *, confidence: float = 0.95) -> Interval:
+def cluster_robust_interval(
+    differences_N: ArrayLike, clusters_N: ArrayLike, *, bound: float | None = None, confidence: float = 0.95
+) -> Interval:
     """Mean difference with the cluster-robust standard error and Student's t on G - 1 degrees of freedom.
 
     The variance is G/(G-1) · Σ_g (Σ_{i∈g} (d_i - mean))² / N²: Liang & Zeger (1986) with the usual
     small-sample factor; Miller, "Adding Error Bars to Evals" (2024, arXiv 2411.00640), section 2.2. With every
     item its own cluster this is the ordinary paired standard error.
 
+    Where the differences have a known bound, the interval also holds the one that Bonett & Price (2012, Statistical
+    Methods in Medical Research 21) get for paired proportions by adding an item that only the first has right and one
+    that only the second has right: here a cluster at plus and one at minus the largest difference seen, which counts
+    as 2·bound/G at least. Student's t alone covers as little as 88 % where differences are rare or skewed (measured
+    in tests/numerics/test_statistics_calibration.py). Tests go by both up to 30 clusters; from there on the t-test is
+    within its level.
+
+    If all clusters have the same difference, or there is only one, t says nothing (its error would be 0, or unknown):
+    interval and tests are then those of `SameTail`.
+
     Args:
         differences_N: score of the first model minus score of the second, an observation each.
-        clusters_N: label of each observation's cluster, at least two different ones.
+        clusters_N: label of each observation's cluster.
+        bound: the largest size that a difference can have, in their unit.
         confidence: of the interval, in (0, 1).
+
+    Raises:
+        DataError: as `cluster_totals`.
 
     """
     sums_G, sizes_G = cluster_totals(differences_N, clusters_N)
     total, count = sizes_G.sum(), len(sizes_G)
-    mean = sums_G.sum() / total
-    residuals_G = sums_G - sizes_G * mean
-    error = float(np.sqrt(count / (count - 1) * np.sum(residuals_G**2)) / total)
-    reach = stats.t.ppf((1 + confidence) / 2, count - 1) * error
-    return Interval(float(mean), error, float(mean - reach), float(mean + reach), confidence, int(total), count)
+    mean = float(sums_G.sum() / total)
+    residuals_G, largest = sums_G - sizes_G * mean, float(np.abs(sums_G / sizes_G).max())
+    alike = bool(np.abs(residuals_G / sizes_G).max() <= _ALIKE * largest)
+    error = float(np.sqrt(count / (count - 1) * np.sum(residuals_G**2)) / total) if count > 1 else np.nan
+    adjusted = None
+    if bound is not None:
+        least = bound if alike or count == 1 else min(bound, 2 * bound / count)
+        made_up = sizes_G.mean() * max(largest, least)
+        sums, sizes = np.append(sums_G, [made_up, -made_up]), np.append(sizes_G, [sizes_G.mean()] * 2)
+        center = sums.sum() / sizes.sum()
+        spread = np.sqrt(np.sum((sums - sizes * center) ** 2)) / sizes.sum()
+        adjusted = StudentTail(float(center), float(spread), count + 1)
+    if alike or count == 1:
+        error = 0.0 if count > 1 else error
+        tails: tuple[StudentTail | SameTail, ...] = (SameTail(mean, np.inf if bound is None else bound, count),)
+    else:
+        tails = (StudentTail(mean, error, count - 1),)
+    shown = tails if adjusted is None else (*tails, adjusted)
+    low, high = _widest(shown, confidence)
+    return Interval(
+        mean, error, low, high, confidence, int(total), count, shown if count < FEW_CLUSTERS else tails, adjusted
+    )
+
+
+def _widest(tails: Sequence[StudentTail | SameTail], confidence: float) -> tuple[float, float]:
+    lows, highs = zip(*(tail.bounds((1 - confidence) / 2) for tail in tails), strict=True)
+    return float(min(lows)), float(max(highs))
 
 
 def two_way_interval(
-    differences_N: ArrayLike, first_N: ArrayLike, second_N: ArrayLike, *, confidence: float = 0.95
+    differences_N: ArrayLike,
+    first_N: ArrayLike,
+    second_N: ArrayLike,
+    *,
+    bound: float | None = None,
+    confidence: float = 0.95,
 ) -> Interval:
     """Mean difference with errors clustered two ways at once, by item and by training seed say.
 
     The variance is V_first + V_second - V_both (Cameron, Gelbach & Miller 2011, JBES 29), each with its own
     small-sample factor, and never below the larger of the first two, since that sum can even be negative.
-    Student's t has the degrees of freedom of the smaller number of clusters: few seeds give a wide interval.
+    Student's t has the degrees of freedom of the smaller number of clusters: few seeds give a wide interval. Where
+    the differences have a bound, the interval is never narrower than the one-way one of the more clusters.
 
     Args:
         differences_N: paired differences.
         first_N: labels of the one clustering.
         second_N: labels of the other.
+        bound: as in `cluster_robust_interval`.
         confidence: of the interval, in (0, 1).
 
     """
-    both_N = np.unique(np.stack([_codes(first_N), _codes(second_N)]), axis=1, return_inverse=True)[1]
-    by = [cluster_robust_interval(differences_N, labels_N) for labels_N in (first_N, second_N, both_N)]
+    labels = [np.unique(np.asarray(one), return_inverse=True)[1] for one in (first_N, second_N)]
+    both_N = np.unique(np.stack(labels), axis=1, return_inverse=True)[1]
+    by = [
+        cluster_robust_interval(differences_N, labels_N, bound=bound, confidence=confidence)
+        for labels_N in (first_N, second_N, both_N)
+    ]
+    few, many = sorted(by[:2], key=lambda interval: interval.clusters)
     variances = [interval.standard_error**2 for interval in by]
     error = float(np.sqrt(max(variances[0] + variances[1] - variances[2], variances[0], variances[1])))
-    count, mean = min(by[0].clusters, by[1].clusters), by[0].estimate
-    reach = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * error
-    return Interval(mean, error, mean - reach, mean + reach, confidence, by[0].observations, count)
-
-
-def _codes(labels_N: ArrayLike) -> NDArray[np.int64]:
-    return np.unique(np.asarray(labels_N), return_inverse=True)[1].astype(np.int64)
+    if few.clusters < 2 or error == 0:
+        return few
+    tails: tuple[StudentTail | SameTail, ...] = (StudentTail(few.estimate, error, few.clusters - 1),)
+    low, high = _widest(tails, confidence)
+    if bound is not None:
+        # Not by the few as well: made-up seeds at the bound would outweigh three real ones, whose t is wide already.
+        low, high = min(low, many.low), max(high, many.high)
+    return Interval(few.estimate, error, low, high, confidence, few.observations, few.clusters, tails)
 
 
 def mean_of_intervals(intervals: Sequence[Interval]) -> Interval:
     """The unweighted mean of independent estimates, tasks say, with its error.
 
-    Student's t has Satterthwaite's degrees of freedom (Satterthwaite 1946, Biometrics Bulletin 2).
+    Student's t has Satterthwaite's degrees of freedom (Satterthwaite 1946, Biometrics Bulletin 2). An estimate whose
+    clusters were all alike adds no variance, so the mean then also goes by the estimates with made-up clusters; if
+    these are not known, nothing can be said.
     """
+    if len(intervals) == 1:
+        return intervals[0]
     confidence = intervals[0].confidence
     estimate = float(np.mean([interval.estimate for interval in intervals]))
-    variances = np.array([interval.standard_error**2 for interval in intervals]) / len(intervals) ** 2
-    total = float(variances.sum())
-    freedoms = np.array([interval.clusters - 1 for interval in intervals])
-    freedom = total**2 / np.sum(variances**2 / freedoms) if total else float(freedoms.sum())
-    reach = float(stats.t.ppf((1 + confidence) / 2, freedom)) * total**0.5
+    known = [one for one in intervals if one.has_spread]
+    parts = [StudentTail(one.estimate, one.standard_error, one.clusters - 1) for one in known]
+    tails: list[StudentTail | SameTail] = []
+    error = 0.0
+    if known:
+        error, freedom = _satterthwaite(parts, len(intervals))
+        tails.append(StudentTail(estimate, error, freedom))
+    made_up = [one.adjusted for one in intervals if one.adjusted is not None]
+    adjusted = None
+    if len(made_up) == len(intervals):
+        adjusted = StudentTail(float(np.mean([one.center for one in made_up])), *_satterthwaite(made_up, len(made_up)))
+    if len(known) < len(intervals) and adjusted is None:
+        tails.append(SameTail(estimate, np.inf, 1))
+    shown = tails if adjusted is None else [*tails, adjusted]
+    few = len(known) < len(intervals) or any(one.clusters < FEW_CLUSTERS for one in intervals)
+    low, high = _widest(shown, confidence)
     return Interval(
         estimate,
-        total**0.5,
-        estimate - reach,
-        estimate + reach,
+        error,
+        low,
+        high,
         confidence,
         sum(interval.observations for interval in intervals),
         sum(interval.clusters for interval in intervals),
-        float(freedom),
+        tuple(shown if few else tails),
+        adjusted,
     )
+
+
+def _satterthwaite(parts: Sequence[StudentTail], count: int) -> tuple[float, float]:
+    """Error and degrees of freedom of the mean of `count` estimates, of which these have an error."""
+    variances = np.array([one.error**2 for one in parts]) / count**2
+    total = float(variances.sum())
+    return total**0.5, float(total**2 / np.sum(variances**2 / np.array([one.freedom for one in parts])))
 
 
 def cluster_bootstrap_interval(
@@ -158,7 +334,8 @@ def cluster_bootstrap_interval(
     """Mean difference with a bootstrap interval over whole clusters.
 
     `bca` corrects for bias and skewness (Efron 1987, JASA 82, "Better bootstrap confidence intervals"), its
-    acceleration from the jackknife over clusters. If all resamples are equal, so is the interval.
+    acceleration from the jackknife over clusters. It sees no more than what was drawn: of few clusters it is too narrow
+    (of two it covers a half), and where all are alike it is a point; see `cluster_robust_interval` for those.
 
     Args:
         differences_N: as in `cluster_robust_interval`.
@@ -180,7 +357,8 @@ def cluster_bootstrap_interval(
         tails = _bca_tails(tails, means_R, mean, jackknife_G)
     low, high = np.quantile(means_R, tails)
     error = float(np.std(means_R, ddof=1))
-    return Interval(float(mean), error, float(low), float(high), confidence, int(total), count)
+    tail = StudentTail(float(mean), error, count - 1) if error > 0 else SameTail(float(mean), np.inf, count)
+    return Interval(float(mean), error, float(low), float(high), confidence, int(total), count, (tail,))
 
 
 def _bca_tails(tails: Floats, means_R: Floats, mean: float, jackknife_G: Floats) -> Floats:
@@ -197,14 +375,13 @@ def _bca_tails(tails: Floats, means_R: Floats, mean: float, jackknife_G: Floats)
 
 
 def t_test(interval: Interval) -> SignificanceTest:
-    """Two-sided test that what the interval estimates is zero, with the interval's own error and t.
+    """Two-sided test that what the interval estimates is zero, by the interval's own tails.
 
-    An estimate without error (the same difference in every cluster) has p = 1 if it is zero, else 0.
+    With spread and without a bound this is Student's t; where all clusters are alike it is exact (`SameTail`).
     """
     estimate, error = interval.estimate, interval.standard_error
-    freedom = interval.clusters - 1 if interval.freedom is None else interval.freedom
-    statistic = estimate / error if error else (np.copysign(np.inf, estimate) if estimate else 0.0)
-    p_value = float(2 * stats.t.sf(abs(statistic), freedom))
+    statistic = estimate / error if interval.has_spread else (np.copysign(np.inf, estimate) if estimate else 0.0)
+    p_value = min(1.0, 2 * min(interval.p_at_most(0.0), interval.p_at_least(0.0)))
     return SignificanceTest(float(statistic), p_value, interval.observations, interval.clusters)
 
 
@@ -217,6 +394,8 @@ def sign_flip_test(
     (b + 1)/(R + 1), which never calls an observed pattern impossible (Phipson & Smyth 2010).
     """
     sums_G, sizes_G = cluster_totals(differences_N, clusters_N)
+    if len(sums_G) == 1:  # scipy refuses one; either sign of it is as extreme as the other
+        return SignificanceTest(float(sums_G[0] / sizes_G[0]), 1.0, int(sizes_G[0]), 1)
     result = stats.permutation_test(
         (sums_G,),
         np.sum,
@@ -228,6 +407,11 @@ def sign_flip_test(
     )
     mean = float(sums_G.sum() / sizes_G.sum())
     return SignificanceTest(mean, float(result.pvalue), int(sizes_G.sum()), len(sums_G))
+
+
+def are_decisions(*scores_N: ArrayLike) -> bool:
+    """Whether all scores are 0 or 1, so that an item is right or wrong and McNemar's test means something."""
+    return all(bool(np.isin(np.asarray(scores), (0.0, 1.0)).all()) for scores in scores_N)
 
 
 def mcnemar_exact(first_correct_N: ArrayLike, second_correct_N: ArrayLike) -> McNemar:
@@ -251,12 +435,13 @@ def effect_size(first_N: ArrayLike, second_N: ArrayLike) -> EffectSize:
         second_N: scores of the second on the same items.
 
     Returns:
-        d_z is zero where there is no difference, and infinite where every item has the same one.
+        d_z is zero where there is no difference, infinite where every item has the same one, NaN of a single item.
 
     """
     first, second = np.asarray(first_N, dtype=np.float64), np.asarray(second_N, dtype=np.float64)
     differences = first - second
-    mean, spread = float(differences.mean()), float(differences.std(ddof=1))
+    mean = float(differences.mean())
+    spread = float(differences.std(ddof=1)) if len(differences) > 1 else np.nan
     standardised = mean / spread if spread else (np.copysign(np.inf, mean) if mean else 0.0)
     h = 2 * np.arcsin(np.sqrt(first.mean())) - 2 * np.arcsin(np.sqrt(second.mean()))
     return EffectSize(mean, float(standardised), float(h))

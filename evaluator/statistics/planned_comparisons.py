@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -97,23 +98,32 @@ def compare(
 
     Returns:
         Columns of `COMPARED`, then p_holm (within the family: the averages are one, the single tasks
-        another) and conclusion. Rows of the average have no BCa interval and no McNemar test.
+        another) and conclusion: first or second higher, equivalent within the margin, undecided, or "cannot tell"
+        where the differences show no spread (all alike, or a single cluster) and exact bounds decide nothing. Rows of
+        the average have no BCa interval and no McNemar test; nor have tasks of fewer than 30 clusters a BCa interval.
 
     Raises:
-        DataError: a side is empty, has an item twice, or lacks an item or seed of the other.
+        DataError: a side is empty, has an item twice or without a score, or lacks an item or seed of the other.
 
     """
     rows = []
     for comparison in comparisons:
         pairs = pair_items(items, comparison)
         tasks = [part for _, part in pairs.group_by("task", maintain_order=True)]
-        by_task = [_task_row(comparison, part, generator, resamples) for part in tasks]
-        rows += [row for row, _ in by_task]
-        rows.append(_average_row(comparison, tasks, [interval for _, interval in by_task], generator, resamples))
-    frame = pl.DataFrame(rows, schema=COMPARED).with_columns(is_average=pl.col("task") == AVERAGE)
-    return holm_within(frame, ["family", "is_average"]).drop("is_average").with_columns(conclusion=_CONCLUSION)
+        by_task = [_interval(part) for part in tasks]
+        for part, interval in zip(tasks, by_task, strict=True):
+            own = {"task": part["task"][0]} | _of_task(part, interval, generator, resamples)
+            rows.append(_common(comparison, part, interval) | own)
+        average = paired.mean_of_intervals(by_task)
+        shown = {"task": AVERAGE} | _of_average(pairs, generator, resamples)
+        rows.append(_common(comparison, pairs, average, all(one.has_spread for one in by_task)) | shown)
+    schema = pl.Schema([*COMPARED.items(), ("has_spread", pl.Boolean())])
+    frame = pl.DataFrame(rows, schema=schema).with_columns(is_average=pl.col("task") == AVERAGE)
+    judged = holm_within(frame, ["family", "is_average"]).with_columns(conclusion=_CONCLUSION)
+    return judged.drop("is_average", "has_spread")
 
 
+CANNOT_TELL = "cannot tell"
 _CONCLUSION = (
     pl.when((pl.col("p_holm") <= 0.05) & (pl.col("difference") > 0))
     .then(pl.lit("first higher"))
@@ -121,6 +131,8 @@ _CONCLUSION = (
     .then(pl.lit("second higher"))
     .when(pl.col("p_equivalence") < 0.05)
     .then(pl.lit("equivalent within the margin"))
+    .when(~pl.col("has_spread"))
+    .then(pl.lit(CANNOT_TELL))
     .otherwise(pl.lit("undecided"))
 )
 
@@ -151,6 +163,14 @@ def pair_items(items: pl.DataFrame, comparison: Comparison) -> pl.DataFrame:
         chosen = dict(getattr(comparison, side))
         if rows.is_empty():
             raise DataError(f"no row has {chosen}; evaluate it or change {side}", f"comparison {comparison.name}")
+        lacking = rows.filter(pl.col(side).is_null() | pl.col(side).is_nan())
+        if lacking.height:
+            row = lacking.row(0, named=True)
+            raise DataError(
+                f"{lacking.height} rows of {side} have no score, for example task {row['task']!r}, item "
+                f"{row['item_id']!r}; leave these items out, or score them again",
+                f"comparison {comparison.name}",
+            )
         if rows.select(_PAIR).is_duplicated().any():
             raise DataError(
                 f"{side} {chosen} has an item more than once at one seed; name the columns that tell its runs apart",
@@ -168,68 +188,68 @@ def pair_items(items: pl.DataFrame, comparison: Comparison) -> pl.DataFrame:
     return pairs.sort(_PAIR)
 
 
-def _task_row(
-    comparison: Comparison, pairs: pl.DataFrame, generator: np.random.Generator, resamples: int
-) -> tuple[dict[str, Any], paired.Interval]:
-    first, second = (_POINTS * pairs[side].to_numpy() for side in ("first", "second"))
-    differences, clusters = first - second, pairs["cluster"].to_numpy()
-    interval = paired.cluster_robust_interval(differences, clusters)
-    bca = paired.cluster_bootstrap_interval(differences, clusters, generator, resamples=resamples)
-    seeds = pairs["seed"].n_unique()
-    over_seeds = paired.two_way_interval(differences, clusters, pairs["seed"].to_numpy()) if seeds > 1 else None
-    effect = paired.effect_size(first / _POINTS, second / _POINTS)
-    row = _common(comparison, str(pairs["task"][0]), pairs, interval) | {
-        "p_permutation": paired.sign_flip_test(differences, clusters, generator, resamples=resamples).p_value,
-        "p_mcnemar": _mcnemar(pairs, interval),
-        "bca_low": bca.low,
-        "bca_high": bca.high,
-        "seeds_low": over_seeds.low if over_seeds else None,
-        "seeds_high": over_seeds.high if over_seeds else None,
-        "cohens_h": effect.cohens_h,
-        "d_z": effect.standardised,
-    }
-    return row, interval
+def _interval(pairs: pl.DataFrame) -> paired.Interval:
+    points = _POINTS * (pairs["first"] - pairs["second"])
+    return paired.cluster_robust_interval(points, pairs["cluster"], bound=_POINTS)
 
 
-def _mcnemar(pairs: pl.DataFrame, interval: paired.Interval) -> float | None:
-    binary = pairs.select(pl.all_horizontal(pl.col("first", "second").is_in([0.0, 1.0])).all()).item()
-    if not binary or interval.clusters < pairs.height:
-        return None
-    return paired.mcnemar_exact(pairs["first"].to_numpy() == 1, pairs["second"].to_numpy() == 1).p_value
-
-
-def _common(comparison: Comparison, task: str, pairs: pl.DataFrame, interval: paired.Interval) -> dict[str, Any]:
+def _common(
+    comparison: Comparison, pairs: pl.DataFrame, interval: paired.Interval, has_spread: bool | None = None
+) -> dict[str, Any]:
+    """What the rows of single tasks and of their average have alike."""
     means = pairs.group_by("task").agg(pl.col("first", "second").mean()).select(pl.col("first", "second").mean())
     margin = comparison.margin
+    # Without spread the made-up clusters of Bonett & Price say what could have been seen; an error of 0 says "all".
+    error = interval.adjusted.error if interval.adjusted and not interval.has_spread else interval.standard_error
     return {
         "family": comparison.family,
         "comparison": comparison.name,
-        "task": task,
         "items": pairs.select("task", "item_id").n_unique(),
         "clusters": interval.clusters,
         "seeds": pairs["seed"].n_unique(),
         "first": _POINTS * means["first"].item(),
         "second": _POINTS * means["second"].item(),
         "difference": interval.estimate,
-        "standard_error": interval.standard_error,
+        "standard_error": interval.standard_error if interval.standard_error >= 0 else None,
         "low": interval.low,
         "high": interval.high,
         "p_value": paired.t_test(interval).p_value,
-        "detectable": minimum_detectable_difference(interval.standard_error).minimum_detectable,
+        "detectable": minimum_detectable_difference(error).minimum_detectable,
         "margin": margin,
         "p_equivalence": None if margin is None else equivalence_test(interval, margin=margin).p_value,
+        "has_spread": interval.has_spread if has_spread is None else has_spread,
     }
 
 
-def _average_row(
-    comparison: Comparison,
-    tasks: Sequence[pl.DataFrame],
-    intervals: Sequence[paired.Interval],
-    generator: np.random.Generator,
-    resamples: int,
+def _of_task(
+    pairs: pl.DataFrame, interval: paired.Interval, generator: np.random.Generator, resamples: int
 ) -> dict[str, Any]:
-    pairs = pl.concat(tasks)
-    interval = paired.mean_of_intervals(intervals)
+    """What is computed for single tasks alone."""
+    first, second, clusters = (pairs[name].to_numpy() for name in ("first", "second", "cluster"))
+    points = _POINTS * (first - second)
+    # Resamples of a few clusters know no more than these: of two they cover a half.
+    enough = interval.has_spread and interval.clusters >= paired.FEW_CLUSTERS
+    bca = paired.cluster_bootstrap_interval(points, clusters, generator, resamples=resamples) if enough else None
+    several = pairs["seed"].n_unique() > 1
+    over_seeds = paired.two_way_interval(points, clusters, pairs["seed"], bound=_POINTS) if several else None
+    effect = paired.effect_size(first, second)
+    independent = interval.clusters == pairs.height
+    return {
+        "p_permutation": paired.sign_flip_test(points, clusters, generator, resamples=resamples).p_value,
+        "p_mcnemar": paired.mcnemar_exact(first == 1, second == 1).p_value
+        if independent and paired.are_decisions(first, second)
+        else None,
+        "bca_low": bca.low if bca else None,
+        "bca_high": bca.high if bca else None,
+        "seeds_low": over_seeds.low if over_seeds else None,
+        "seeds_high": over_seeds.high if over_seeds else None,
+        "cohens_h": effect.cohens_h,
+        "d_z": None if np.isnan(effect.standardised) else effect.standardised,
+    }
+
+
+def _of_average(pairs: pl.DataFrame, generator: np.random.Generator, resamples: int) -> dict[str, Any]:
+    """What is computed for the average from all rows at once."""
     # Each task weighs the same, so an item counts by one over its task's number of rows.
     shares = pairs.select(
         difference=(pl.col("first") - pl.col("second")) / pl.len().over("task"),
@@ -237,10 +257,13 @@ def _average_row(
         seed=pl.col("seed"),
     )
     flipped = paired.sign_flip_test(shares["difference"], shares["cluster"], generator, resamples=resamples)
-    row = _common(comparison, AVERAGE, pairs, interval) | {"p_permutation": flipped.p_value}
+    row: dict[str, Any] = {"p_permutation": flipped.p_value}
     if shares["seed"].n_unique() > 1:
-        points = shares["difference"] * (_POINTS * shares.height / len(tasks))  # their mean is the average
-        over_seeds = paired.two_way_interval(points, shares["cluster"], shares["seed"])
+        weight = _POINTS * shares.height / pairs["task"].n_unique()  # the mean of the weighted ones is the average
+        bound = weight / min(pairs.group_by("task").len()["len"].to_list())
+        over_seeds = paired.two_way_interval(
+            weight * shares["difference"], shares["cluster"], shares["seed"], bound=bound
+        )
         row |= {"seeds_low": over_seeds.low, "seeds_high": over_seeds.high}
     return row
 
@@ -249,6 +272,21 @@ def cells_of_items(items: pl.DataFrame) -> pl.DataFrame:
     """Mean score in percent by teacher, student, objective, seed and task: what methods are compared on."""
     keys = ["teacher", "student", "objective", "temperature", "noise", "seed", "task"]
     return items.group_by(keys, maintain_order=True).agg(score=_POINTS * pl.col("score").mean())
+
+
+METHODS = pl.Schema(
+    {
+        "task": pl.String,
+        "test": pl.String,
+        "blocks": pl.Int64,
+        "statistic": pl.Float64,  # this and the next three are null where the scores show no spread
+        "p_value": pl.Float64,
+        "effect": pl.Float64,
+        "first": pl.String,
+        "second": pl.String,
+        "p_pairwise": pl.Float64,
+    }
+)
 
 
 def compare_methods(cells: pl.DataFrame) -> pl.DataFrame:
@@ -260,8 +298,8 @@ def compare_methods(cells: pl.DataFrame) -> pl.DataFrame:
         cells: from `cells_of_items`, one row a block and objective (so one temperature and noise).
 
     Returns:
-        Columns task, test, blocks, statistic, p_value, effect, first, second, p_pairwise: a row a pair of
-        objectives; the last three say which.
+        Columns of `METHODS`, a row a pair of objectives; no rows of fewer than two objectives. Statistic and p-values
+        are null where nothing can be told: one score an objective, or all scores equal.
 
     """
     by_task = [(str(task), part) for (task,), part in cells.group_by("task", maintain_order=True)]
@@ -269,22 +307,22 @@ def compare_methods(cells: pl.DataFrame) -> pl.DataFrame:
     for task, part in [*by_task, (AVERAGE, cells)]:
         wide = part.pivot("objective", index=["teacher", "student", "seed", "task"], values="score").drop_nulls()
         methods = tuple(sorted(part["objective"].unique()))
-        results = [("kruskal", kruskal_wallis({m: part.filter(objective=m)["score"].to_numpy() for m in methods}))]
+        tells = part["score"].n_unique() > 1 and part.height > len(methods) > 1
+        groups = {method: part.filter(objective=method)["score"].to_numpy() for method in methods}
+        results = [("kruskal", kruskal_wallis(groups) if tells else None)]
         if len(methods) > 2 and wide.height > 1:
-            results.append(("friedman", friedman(wide.select(methods).to_numpy(), methods)))
+            results.append(("friedman", friedman(wide.select(methods).to_numpy(), methods) if tells else None))
         for test, result in results:
-            common = {"task": task, "test": test, "blocks": wide.height, "statistic": result.statistic}
-            common |= {"p_value": result.p_value, "effect": result.effect}
-            rows += [
-                common
-                | {"first": methods[i], "second": methods[j], "p_pairwise": float(result.pairwise_p_values[i, j])}
-                for i in range(len(methods))
-                for j in range(i + 1, len(methods))
-            ]
-    return pl.DataFrame(rows)
+            common = {"task": task, "test": test, "blocks": wide.height}
+            if result is not None:
+                common |= {"statistic": result.statistic, "p_value": result.p_value, "effect": result.effect}
+            for (i, first), (j, second) in combinations(enumerate(methods), 2):
+                pairwise = None if result is None else float(result.pairwise_p_values[i, j])
+                rows.append(common | {"first": first, "second": second, "p_pairwise": pairwise})
+    return pl.DataFrame(rows, schema=METHODS)
 
 
-def method_model(cells: pl.DataFrame, reference: str) -> MixedModel:
+def method_model(cells: pl.DataFrame, reference: str) -> MixedModel | None:
     """What each objective adds to `reference`, with random intercepts for task, seed, student, and teacher's pair.
 
     Factors that have one level only are left out, and pairs where there is one teacher: then a pair is a student.
@@ -293,9 +331,15 @@ def method_model(cells: pl.DataFrame, reference: str) -> MixedModel:
         cells: from `cells_of_items`.
         reference: the objective that the others are compared with, `sft` say.
 
+    Returns:
+        The model; None where nothing can be told: one objective, or one score an objective.
+
     """
     with_pair = cells.with_columns(pair=pl.concat_str("teacher", "student", separator=" → ", ignore_nulls=True))
     several = cells["teacher"].drop_nulls().n_unique() > 1
     factors = ("task", "seed", "student", *(["pair"] if several else []))
     random = [column for column in factors if with_pair[column].n_unique() > 1]
+    objectives = cells["objective"].n_unique()
+    if objectives < 2 or not random or cells.height <= objectives + len(random) or cells["score"].n_unique() < 2:
+        return None
     return mixed_model(with_pair, "score", "objective", reference, random)

@@ -6,20 +6,26 @@ Shapes: P pairs, M methods, R resamples.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from tutelage.errors import DataError
 from tutelage.evaluator.statistics.paired import Floats
+
+_EXACT_ROWS = 7  # 5,040 orders
+_FEWEST_PAIRS = 5
 
 
 @dataclass(frozen=True)
 class Correlation:
     """Spearman's rho over `n` rows, its p-value for independent rows, and a bootstrap interval over pairs.
 
-    All null where one side is constant, as the fine-tuned score of a single student is.
+    All null where one side is constant, as the fine-tuned score of a single student is; the interval alone where there
+    are fewer than five pairs.
     """
 
     rho: float | None
@@ -41,11 +47,27 @@ def spearman_over_pairs(
 
     The rows of one pair move together, so values that are repeated for each of M methods count once in
     the interval, however often they enter rho. Resamples in which one side is constant are left out.
+
+    The p-value is Student's approximation as scipy has it, and exact (every order of the rows) up to seven rows, where
+    the approximation calls two rows in order impossible by chance. There is no interval of fewer than five pairs: all
+    that their resamples hold is the order that was seen.
+
+    Raises:
+        DataError: a value is no number.
+
     """
     first, second = np.asarray(first_PM, dtype=np.float64), np.asarray(second_PM, dtype=np.float64)
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise DataError("a value to correlate is no number; leave its pair out")
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return Correlation(None, None, None, None, first.size)
     rho, p_value = stats.spearmanr(first.ravel(), second.ravel())
+    if first.size <= _EXACT_ROWS:
+        orders = np.array(list(permutations(range(first.size))))
+        rho_all = _spearman_rows(np.tile(first.ravel(), (len(orders), 1)), second.ravel()[orders])
+        p_value = np.mean(np.abs(rho_all) >= abs(rho) - 1e-12)
+    if len(first) < _FEWEST_PAIRS:
+        return Correlation(float(rho), float(p_value), None, None, first.size)
     chosen_RP = generator.integers(0, len(first), size=(resamples, len(first)))
     rho_R = _spearman_rows(first[chosen_RP].reshape(resamples, -1), second[chosen_RP].reshape(resamples, -1))
     low, high = np.nanquantile(rho_R, [(1 - confidence) / 2, (1 + confidence) / 2])

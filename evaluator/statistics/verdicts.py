@@ -2,7 +2,8 @@
 
 A claim about a family of comparisons needs every member, on the average of the tasks, to fall on the expected side with
 an adjusted p ≤ 0.05 over items and with an interval over items and training runs that excludes zero. A claim about a
-trend needs the interval of Spearman's rho to exclude zero on the expected side; "none" needs it to hold zero.
+trend needs the interval of Spearman's rho to exclude zero on the expected side, and p ≤ 0.05; "none" needs it to hold
+zero. Fewer than five runs have no such interval, and tell nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from tutelage.evaluator.statistics.planned_comparisons import CANNOT_TELL
 from tutelage.evaluator.statistics.rank_correlation import Correlation, by_pair, spearman_over_pairs
 from tutelage.evaluator.statistics.scores import AVERAGE
 
@@ -26,7 +28,8 @@ VERDICTS = pl.Schema(
 def directions(compared: pl.DataFrame) -> pl.DataFrame:
     """The averages of `planned_comparisons.compare` with `holds`: what each says of the method, other runs included.
 
-    first higher, second higher, equivalent, these runs only (significant over items, not over runs), undecided.
+    first higher, second higher, equivalent, these runs only (significant over items, not over runs), undecided, or
+    cannot tell (the differences show no spread).
     """
     averages = compared.filter(task=AVERAGE)
     beyond = (pl.col("seeds_low") > 0) | (pl.col("seeds_high") < 0)
@@ -38,6 +41,8 @@ def directions(compared: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit("equivalent"))
         .when(higher)
         .then(pl.lit("these runs only"))
+        .when(pl.col("conclusion") == CANNOT_TELL)
+        .then("conclusion")
         .otherwise(pl.lit("undecided"))
     )
     return averages.with_columns(holds=holds)
@@ -60,6 +65,7 @@ def trends(measures: pl.DataFrame, generator: np.random.Generator) -> dict[str, 
     return {
         name: spearman_over_pairs(by_pair(rows, name).mean(axis=1, keepdims=True), improvement_P1, generator)
         for name in ("size", "agreement", "fidelity")
+        if not rows[name].has_nulls()  # scores that are no decisions have no agreement
     }
 
 
@@ -101,7 +107,8 @@ def _of_family(claim: Mapping[str, Any], members: pl.DataFrame, count: int) -> d
     elif hits:
         verdict = f"{PARTLY}, {hits} of {len(holds)}"
     else:
-        verdict = UNDECIDED if all(one == "undecided" for one in holds) else NOT
+        kinds = set(holds)
+        verdict = CANNOT_TELL if kinds == {CANNOT_TELL} else UNDECIDED if kinds <= {UNDECIDED, CANNOT_TELL} else NOT
     return _row(claim, "; ".join(_found(row) for row in members.to_dicts()) or "–", _FAMILY_TEST, verdict)
 
 
@@ -120,9 +127,12 @@ def _signed(points: float) -> str:
 
 def _of_trend(claim: Mapping[str, Any], found: Mapping[str, Correlation]) -> dict[str, str]:
     trend = found.get(claim["trend"])
-    if trend is None or trend.rho is None or trend.low is None or trend.high is None:
+    if trend is None or trend.rho is None or trend.p_value is None:
         return _row(claim, "not scored yet", _TREND_TEST, UNDECIDED)
-    sign = "positive" if trend.low > 0 else "negative" if trend.high < 0 else "none"
+    if trend.low is None or trend.high is None:
+        return _row(claim, f"rho = {trend.rho:+.2f} of {trend.n} runs".replace("-", "−"), _TREND_TEST, CANNOT_TELL)
+    certain = trend.p_value <= 0.05  # a bootstrap of five runs in order holds nothing but runs in order
+    sign = "positive" if trend.low > 0 and certain else "negative" if trend.high < 0 and certain else "none"
     text = (
         f"rho = {trend.rho:+.2f} ({trend.low:+.2f} to {trend.high:+.2f}), p = {trend.p_value:.2g}, n = {trend.n} runs"
     )

@@ -6,10 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 import statsmodels.api as sm
-from scipy import stats
+from scipy import optimize, stats
 from statsmodels.stats.power import normal_power
 from statsmodels.stats.weightstats import ttost_paired
 
+from tutelage.errors import DataError
 from tutelage.evaluator.statistics import paired
 from tutelage.evaluator.statistics.equivalence import equivalence_test
 from tutelage.evaluator.statistics.group_tests import friedman, kruskal_wallis
@@ -128,12 +129,63 @@ def test_effect_sizes_by_hand() -> None:
     assert effect.cohens_h == pytest.approx(2 * np.arcsin(np.sqrt(0.75)) - 2 * np.arcsin(np.sqrt(0.25)))
 
 
-def test_a_constant_difference_has_no_error() -> None:
-    same, shifted = (paired.cluster_robust_interval([value] * 5, np.arange(5)) for value in (0.0, 1.0))
-    assert paired.t_test(same).p_value == 1.0
-    assert paired.t_test(shifted).p_value == 0.0
-    assert equivalence_test(same, margin=0.1).equivalent
-    assert not equivalence_test(shifted, margin=0.1).equivalent
+@pytest.mark.parametrize(("items", "p_value"), [(1, 1.0), (2, 0.5), (5, 0.0625), (6, 0.03125), (20, 2 / 2**20)])
+def test_items_that_all_gain_have_the_p_value_of_the_sign_test(items: int, p_value: float) -> None:
+    interval = paired.cluster_robust_interval([1.0] * items, np.arange(items), bound=1.0)
+    assert paired.t_test(interval).p_value >= p_value * (1 - 1e-9)
+    exact = paired.SameTail(1.0, 1.0, items)
+    assert min(1.0, 2 * exact.p_at_most(0.0)) == pytest.approx(p_value)
+    assert exact.bounds(0.025)[0] == pytest.approx(1 - 2 * (1 - 0.025 ** (1 / items)))  # Clopper and Pearson, by hand
+    assert (interval.low > 0) == (p_value < 0.05)
+    assert interval.high >= 1.0
+
+
+@pytest.mark.parametrize("items", [1, 2, 20])
+def test_items_that_all_tie_are_not_shown_to_be_equivalent(items: int) -> None:
+    interval = paired.cluster_robust_interval([0.0] * items, np.arange(items), bound=100.0)
+    assert paired.t_test(interval).p_value == 1.0
+    equivalence = equivalence_test(interval, margin=2.0)
+    assert not equivalence.equivalent
+    assert equivalence.p_value >= 0.98**items  # if 2 % of all items differed by all, this often none would show
+    assert interval.low < -2.0 < 2.0 < interval.high
+
+
+def test_three_hundred_ties_are_equivalent_within_two_points() -> None:
+    interval = paired.cluster_robust_interval([0.0] * 300, np.arange(300), bound=100.0)
+    assert equivalence_test(interval, margin=2.0).p_value == pytest.approx(0.98**300)
+    assert equivalence_test(interval, margin=2.0).equivalent
+
+
+def test_a_constant_difference_of_unknown_bound_says_nothing() -> None:
+    for value in (0.0, 1.0, 0.1 + 0.2):
+        interval = paired.cluster_robust_interval([value] * 50, np.arange(50))
+        assert paired.t_test(interval).p_value == 1.0
+        assert not equivalence_test(interval, margin=10.0).equivalent
+        assert (interval.low, interval.high) == (-np.inf, np.inf)
+
+
+def test_a_task_without_spread_makes_the_average_less_certain_not_more() -> None:
+    noisy = np.random.default_rng(2).choice([-1.0, 0.0, 1.0], 40)
+    tied, other = np.zeros(5), np.random.default_rng(3).choice([-1.0, 0.0, 1.0], 5)
+    parts = [paired.cluster_robust_interval(one, np.arange(len(one)), bound=1.0) for one in (noisy, tied, other)]
+    widths = [paired.mean_of_intervals([parts[0], part]) for part in parts[1:]]
+    assert widths[0].high - widths[0].low > 0.25
+    assert paired.t_test(widths[0]).p_value > 0.05
+    alone = paired.mean_of_intervals([parts[1], parts[1]])
+    assert paired.t_test(alone).p_value > 0.5
+    assert alone.low < -0.2 < 0.2 < alone.high
+
+
+@pytest.mark.parametrize("method", ["interval", "bootstrap", "signs"])
+def test_a_score_that_is_no_number_is_refused_with_a_count(method: str) -> None:
+    differences, clusters, generator = [1.0, np.nan, 0.0, np.nan], np.arange(4), np.random.default_rng(0)
+    functions = {
+        "interval": lambda: paired.cluster_robust_interval(differences, clusters),
+        "bootstrap": lambda: paired.cluster_bootstrap_interval(differences, clusters, generator),
+        "signs": lambda: paired.sign_flip_test(differences, clusters, generator),
+    }
+    with pytest.raises(DataError, match="2 of 4 paired differences are no numbers"):
+        functions[method]()
 
 
 def test_mean_of_intervals_is_welch_for_two() -> None:
@@ -212,3 +264,63 @@ def test_mixed_model_finds_what_was_put_in() -> None:
     assert model.variances["task"] > 10 * model.variances["seed"]
     assert model.residual_variance == pytest.approx(1, abs=0.3)
     assert model.observations == 216
+
+
+def crossed_cells(seed: int) -> pl.DataFrame:
+    """Scores of three methods over tasks, seeds and students, each with a shift of its own, some of them none."""
+    generator = np.random.default_rng(seed)
+    tasks, seeds = int(generator.integers(2, 8)), int(generator.integers(2, 6))
+    shifts = [
+        generator.normal(0, generator.choice(spreads), count)
+        for spreads, count in (([0, 1, 8], tasks), ([0, 0.5, 3], seeds), ([0, 5], 3))
+    ]
+    rows = [
+        (method, f"t{t}", s, f"u{u}", 50 + shifts[0][t] + shifts[1][s] + shifts[2][u] + gain + generator.normal(0, 1))
+        for t in range(tasks)
+        for s in range(seeds)
+        for u in range(3)
+        for method, gain in (("sft", 0.0), ("gkd", 3.0), ("seq_kd", 0.0))
+    ]
+    return pl.DataFrame(rows, schema=["method", "task", "seed", "student", "score"], orient="row")
+
+
+def restricted_likelihood(cells: pl.DataFrame, random: list[str], variances: list[float]) -> float:
+    """The restricted log-likelihood by its formula, with the whole covariance matrix (Patterson & Thompson 1971).
+
+    `variances` are of the random intercepts, then of the residual.
+    """
+    y = cells["score"].to_numpy()
+    methods = cells["method"].unique().sort().to_list()
+    design = np.stack([np.ones(len(y)), *((cells["method"] == one).to_numpy() for one in methods[1:])], axis=1)
+    covariance = variances[-1] * np.eye(len(y))
+    for column, variance in zip(random, variances, strict=False):
+        labels = cells[column].to_numpy()
+        covariance += variance * (labels[:, None] == labels)
+    inverse = np.linalg.inv(covariance)
+    information = design.T @ inverse @ design
+    rest = y - design @ np.linalg.solve(information, design.T @ inverse @ y)
+    logs = np.linalg.slogdet(covariance)[1] + np.linalg.slogdet(information)[1]
+    return float(-0.5 * (logs + rest @ inverse @ rest))
+
+
+@pytest.mark.parametrize("seed", [1, 4, pytest.param(7, marks=pytest.mark.long)])
+def test_mixed_models_reach_the_highest_likelihood(seed: int) -> None:
+    cells, random = crossed_cells(seed), ["task", "seed", "student"]
+    model = mixed_model(cells, "score", "method", "sft", random)
+
+    def loss(roots: np.ndarray) -> float:
+        return -restricted_likelihood(cells, random, [*np.square(roots[:-1]), np.square(roots[-1]) + 1e-9])
+
+    found = [*(model.variances[name] for name in random), model.residual_variance]
+    ours = restricted_likelihood(cells, random, found)
+    options = {"xatol": 1e-5, "fatol": 1e-7, "maxiter": 250}
+    starts = (np.sqrt(found) + 0.05, [1.0, 1.0, 1.0, 1.0])
+    best = min(optimize.minimize(loss, start, method="Nelder-Mead", options=options).fun for start in starts)
+    assert ours == pytest.approx(-best, abs=1e-4)
+    assert model.converged
+
+
+def test_a_cell_without_a_score_is_refused_by_the_mixed_model() -> None:
+    cells = crossed_cells(1).with_columns(score=pl.when(pl.col("seed") == 0).then(float("nan")).otherwise("score"))
+    with pytest.raises(DataError, match=r"\d+ of 144 values of score are no numbers"):
+        mixed_model(cells, "score", "method", "sft", ["task"])

@@ -223,6 +223,40 @@ def test_kinds_of_errors_are_shown_before_and_after(tmp_path: Path, monkeypatch:
     assert "The questions of SVAMP are not here" in out.read_text()
 
 
+def test_open_questions_are_compared_by_their_scores(tmp_path: Path) -> None:
+    levels = {("big", 0): 0.6, ("s", 0): 0.2, ("s", 9): 0.4}
+    generator = random.Random(0)
+    for (student, step), level in levels.items():
+        rows = [
+            {
+                **dict.fromkeys(fr.SCHEMA),
+                **{"run": "r1", "student": student, "teacher": "" if student == "big" else "big", "objective": "gkd"},
+                **{"temperature": 1.0, "noise": 0.0, "step": step, "training_seed": 0, "template": "alpaca"},
+                **{"evaluation_id": f"{student}-{step}", "task": "self_instruct", "protocol": "open", "seed": seed},
+                **{"item_id": str(item), "item_hash": f"h{item}", "output": "text", "metric": "rougeL", "error": ""},
+                **{"output_tokens": 9, "seconds": 0.1, "finish_reason": "length" if seed == 10 else "stop"},
+                "score": None if item == 12 else min(1.0, max(0.0, level + generator.gauss(0, 0.03))),
+            }
+            for item in range(13)
+            for seed in (10, 20, 30, 40, 50)
+        ]
+        path = fr.frame_path(tmp_path / "frames", "r1", "self_instruct", f"{student}-{step}", "open")
+        fr.write_frame(fr.frame_of_rows(rows), path)
+    data = read_run(tmp_path / "frames", None, None)
+    change = changes(data).row(0, named=True)
+    assert (change["items"], change["gained"], change["lost"], change["test"]) == (12, None, None, "t")
+    assert change["low"] < 0.2 < change["high"]
+    assert change["p_value"] < 0.001
+    after = likeness(data).filter(step=9).row(0, named=True)
+    assert (after["agreement"], after["kappa"], after["when_teacher_right"]) == (None, None, None)
+    assert after["low"] < -0.2 < after["high"] < 0
+    out = write_report(frames=tmp_path / "frames", run_dir=None, run=None, out=tmp_path / "out" / "report.html")
+    text = out.with_name("report.md").read_text()
+    assert "nan" not in text.lower()
+    assert "minus the teacher's" in text
+    assert "| big (teacher), self_instruct | 20.0 | 65 |" in text  # one answer of five was cut off
+
+
 def test_without_a_run_folder_it_is_scores_alone(run: Path, tmp_path: Path) -> None:
     out = write_report(frames=run / "frames", run_dir=None, run="r1", out=tmp_path / "report.html")
     assert "<h2>Learning</h2>" not in out.read_text()

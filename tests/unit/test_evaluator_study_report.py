@@ -189,6 +189,67 @@ def test_a_failed_item_is_not_scored_silently(study, tmp_path):
         read_study(study, tmp_path / "frames")
 
 
+def write_answers(frames: Path, described: dict[str, object], generator: np.random.Generator) -> None:
+    """Five answers an item under `open`: the last item has no reference, the one before it is too long to be asked."""
+    rows = []
+    level = 0.6 if described["role"] == "tuned" else 0.4 if described["method"] == "kd" else 0.2
+    for item in range(40):
+        for seed in (10, 20, 30, 40, 50):
+            score = float(np.clip(level + generator.normal(0, 0.05), 0, 1))
+            rows.append(
+                {
+                    **dict.fromkeys(SCHEMA),
+                    **{"run": "known", "student": described["model"], "teacher": described["teacher"], "step": 5},
+                    **{"objective": described["objective"], "temperature": 1.0, "noise": 0.0, "template": "alpaca"},
+                    **{"training_seed": described["seed"], "evaluation_id": described["evaluation_id"]},
+                    **{"task": "self_instruct", "protocol": "open", "sampling_temperature": 1.0, "seed": seed},
+                    **{"item_id": str(item), "item_hash": f"hash {item}", "output": f"words {seed}"},
+                    "score": None if item >= 38 else score,
+                    "error": "the prompt has 300 tokens" if item == 38 else "",
+                    "finish_reason": "error" if item == 38 else "length" if seed == 10 else "stop",
+                }
+            )
+    path = frame_path(frames, "known", "self_instruct", str(described["evaluation_id"]), "open")
+    write_frame(frame_of_rows(rows), path)
+
+
+def test_a_study_of_open_questions_reports(tmp_path):
+    cells = [cell("tuned", "big")]
+    for model in SIZES:
+        for seed in SEEDS:
+            cells += [cell("student", model, "sft", seed), cell("student", model, "kd", seed, teacher="big")]
+    generator = np.random.default_rng(1)
+    for described in cells:
+        write_answers(tmp_path / "frames", described, generator)
+    (tmp_path / "study.json").write_text(json.dumps(declared(cells)))
+    out = write_study_report(frames=tmp_path / "frames", study=tmp_path, out=tmp_path / "out" / "report.html")
+    compared = pl.read_csv(out.parent / "tables" / "comparisons.csv", infer_schema_length=None)
+    one = compared.filter(pl.col("comparison") == "KD against SFT", pl.col("task") == "self_instruct").row(
+        0, named=True
+    )
+    assert (one["items"], one["clusters"], one["seeds"]) == (38, 38, 9)
+    assert one["difference"] == pytest.approx(20, abs=1)
+    assert one["p_mcnemar"] is None
+    assert verdicts(out)["KD helps"] == "shows"
+    text = out.with_name("report.md").read_text()
+    assert "2 items have no score and are left out" in text
+    assert "figures/agreement.png" not in text
+    assert "20.0" in next(line for line in text.splitlines() if line.startswith("| large, kd"))  # cut off, percent
+
+
+def test_a_study_of_one_training_a_method_says_what_it_cannot_tell(tmp_path):
+    cells = [cell("tuned", "big"), *(cell("student", "small", method, 0, teacher="big") for method in ("kd", "seq_kd"))]
+    cells.append(cell("student", "small", "sft", 0))
+    generator = np.random.default_rng(1)
+    for described in cells:
+        write_rows(tmp_path / "frames", described, generator)
+    (tmp_path / "study.json").write_text(json.dumps(declared(cells)))
+    out = write_study_report(frames=tmp_path / "frames", study=tmp_path, out=tmp_path / "out" / "report.html")
+    text = out.with_name("report.md").read_text()
+    assert "cannot be told from one score a method" in text
+    assert "| sums | kruskal | 1 | – | cannot tell | – |" in text
+
+
 def test_a_folder_without_a_study_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"not the folder of a study .*run it first"):
         read_study(tmp_path, tmp_path)

@@ -117,6 +117,70 @@ def test_two_runs_in_one_side_are_refused() -> None:
         compare(items, [vague], np.random.default_rng(0))
 
 
+def few(*scores: tuple[float | None, float | None]) -> pl.DataFrame:
+    """Items of one task with these scores of gkd and of sft."""
+    sides = (("gkd", "big", 1.0), ("sft", None, None))
+    rows = [
+        (teacher, "small", objective, temperature, 0.0, 0, "t", f"t-{item}", f"t-{item}", both[side])
+        for item, both in enumerate(scores)
+        for side, (objective, teacher, temperature) in enumerate(sides)
+    ]
+    return pl.DataFrame(rows, schema=ITEMS, orient="row")
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [[(1.0, 0.0)], [(1.0, 0.0)] * 2, [(1.0, 1.0)], [(1.0, 1.0)] * 2, [(1.0, 1.0)] * 20, [(0.3, 0.3)] * 20],
+    ids=["one gains", "two gain", "one ties", "two tie", "twenty tie", "twenty texts tie"],
+)
+def test_items_that_do_not_differ_among_themselves_cannot_tell(scores: list[tuple[float, float]]) -> None:
+    frame = compare(few(*scores), [comparison("gkd", margin=2.0)], np.random.default_rng(0))
+    assert frame["conclusion"].to_list() == ["cannot tell", "cannot tell"]
+    assert frame["p_value"].min() > 0.05
+    assert frame["p_equivalence"].min() > 0.05
+    assert (frame["low"] < frame["difference"]).all() or frame["difference"][0] == 100
+    assert frame["detectable"].min() > 10
+
+
+def test_items_of_one_cluster_cannot_tell() -> None:
+    items = few(*[(1.0, 0.0)] * 3, (0.0, 0.0)).with_columns(cluster=pl.lit("one text"))
+    frame = compare(items, [comparison("gkd", margin=2.0)], np.random.default_rng(0))
+    assert frame["conclusion"].to_list() == ["cannot tell", "cannot tell"]
+    assert frame["standard_error"].to_list() == [None, None]
+    assert (frame["low"] < 0).all()
+
+
+def test_many_items_that_all_gain_do_tell() -> None:
+    frame = compare(few(*[(1.0, 0.0)] * 20), [comparison("gkd")], np.random.default_rng(0))
+    assert frame["conclusion"].to_list() == ["first higher", "first higher"]
+    assert (frame["low"] > 0).all()
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_items_without_a_score_are_refused_by_name(missing: float | None) -> None:
+    with pytest.raises(DataError, match="1 rows of first have no score, for example task 't', item 't-1'"):
+        compare(few((1.0, 0.0), (missing, 0.0), (0.0, 1.0)), [comparison("gkd")], np.random.default_rng(0))
+
+
+def test_scores_that_are_no_decisions_have_no_mcnemar_test() -> None:
+    frame = compare(few((0.31, 0.2), (0.5, 0.4), (0.1, 0.2)), [comparison("gkd")], np.random.default_rng(0))
+    assert frame["p_mcnemar"].to_list() == [None, None]
+    assert frame["p_value"].is_not_null().all()
+
+
+def test_one_method_or_one_cell_a_method_cannot_tell() -> None:
+    cells = cells_of_items(study(seeds=1, items=5))
+    alone = cells.filter(objective="gkd")
+    assert compare_methods(alone).is_empty()
+    assert compare_methods(alone).columns == compare_methods(cells).columns
+    one_each = cells.filter(task="easy", student="small")
+    assert method_model(one_each, "sft") is None
+    table = compare_methods(one_each)
+    assert table["p_value"].null_count() == table.height > 0
+    same = cells.with_columns(score=pl.lit(50.0))
+    assert compare_methods(same)["p_value"].null_count() == compare_methods(same).height > 0
+
+
 def test_methods_are_told_apart_where_they_differ() -> None:
     cells = cells_of_items(study(seeds=4)).filter(pl.col("objective") != "sft")
     table = compare_methods(cells)
