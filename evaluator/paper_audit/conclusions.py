@@ -42,11 +42,11 @@ def methods_by_pair(scores: pl.DataFrame) -> pl.DataFrame:
         average = improvements(scores, selection).filter(task=AVERAGE)
         for (track,), group in average.group_by("track", maintain_order=True):
             methods = tuple(sorted(group["method"].unique()))
-            gain_PM = by_pair(group, "improvement")
-            overall = friedman(gain_PM, methods).p_value
-            labels = {"track": track, "selection": selection, "p_friedman": overall, "n": len(gain_PM)}
+            gain_GK = by_pair(group, "improvement")
+            overall = friedman(gain_GK, methods).p_value
+            labels = {"track": track, "selection": selection, "p_friedman": overall, "n": len(gain_GK)}
             for first, second in combinations(range(len(methods)), 2):
-                interval = cluster_robust_interval(gain_PM[:, first] - gain_PM[:, second], np.arange(len(gain_PM)))
+                interval = cluster_robust_interval(gain_GK[:, first] - gain_GK[:, second], np.arange(len(gain_GK)))
                 rows.append(
                     labels
                     | {"first": methods[first], "second": methods[second], "difference": interval.estimate}

@@ -44,10 +44,10 @@ def correlations(scores: pl.DataFrame, similarities: pl.DataFrame, generator: np
 
 
 def _three_ways(group: pl.DataFrame, quantity: str, generator: np.random.Generator) -> dict[str, float | int | None]:
-    gain_PM, value_PM = by_pair(group, "improvement"), by_pair(group, quantity)
-    pooled = spearman_over_pairs(gain_PM, value_PM, generator)
-    pairs = spearman_over_pairs(gain_PM.mean(axis=1, keepdims=True), value_PM[:, :1], generator)
-    single = [stats.spearmanr(gain_PM[:, m], value_PM[:, m]).statistic for m in range(gain_PM.shape[1])]
+    gain_GK, value_GK = by_pair(group, "improvement"), by_pair(group, quantity)
+    pooled = spearman_over_pairs(gain_GK, value_GK, generator)
+    pairs = spearman_over_pairs(gain_GK.mean(axis=1, keepdims=True), value_GK[:, :1], generator)
+    single = [stats.spearmanr(gain_GK[:, m], value_GK[:, m]).statistic for m in range(gain_GK.shape[1])]
     return {
         "rho_pooled": pooled.rho,
         "p_pooled": pooled.p_value,

@@ -1,7 +1,7 @@
 """More than two methods at once: do any differ, and which.
 
 Kruskal-Wallis is for unrelated groups; Friedman is for the same blocks (pairs, tasks) under each method, and
-sees more because what blocks share cancels. Shapes: B blocks, K methods.
+sees more because what blocks share cancels. Shapes (docs/architecture.md): L blocks, K methods.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def kruskal_wallis(groups: Mapping[str, ArrayLike]) -> GroupTest:
     )
 
 
-def friedman(scores_BK: ArrayLike, methods: tuple[str, ...]) -> GroupTest:
+def friedman(scores_LK: ArrayLike, methods: tuple[str, ...]) -> GroupTest:
     """Friedman's test over complete blocks, then Nemenyi's pairwise comparison (Demšar 2006, JMLR 7).
 
-    `effect` is Kendall's W, chi² / (B·(K - 1)): 0 no agreement of the blocks, 1 all rank alike.
+    `effect` is Kendall's W, chi² / (L·(K - 1)): 0 no agreement of the blocks, 1 all rank alike.
 
     Args:
-        scores_BK: one row a block, one column a method, at least three methods.
+        scores_LK: one row a block, one column a method, at least three methods.
         methods: names of the columns.
 
     """
-    scores = np.asarray(scores_BK, dtype=np.float64)
+    scores = np.asarray(scores_LK, dtype=np.float64)
     result = stats.friedmanchisquare(*scores.T)
     pairwise = scikit_posthocs.posthoc_nemenyi_friedman(scores).to_numpy()
     blocks, count = scores.shape

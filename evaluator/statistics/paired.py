@@ -1,7 +1,7 @@
 """Two models on the same items: the difference of their scores, its error, and whether it is zero.
 
 Items can come in clusters (several seeds of one item, several questions on one text, duplicates); whatever
-shares a cluster is not independent. Shapes: N paired observations, G clusters, R resamples.
+shares a cluster is not independent. Shapes (docs/architecture.md): N paired observations, G clusters, R resamples.
 """
 
 from __future__ import annotations

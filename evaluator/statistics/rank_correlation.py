@@ -1,6 +1,6 @@
 """Correlations over teacher-student pairs: one value a pair, and intervals that resample whole pairs.
 
-Shapes: P pairs, M methods, R resamples.
+Shapes (docs/architecture.md): G pairs, which are the clusters here, K methods, R resamples.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class Correlation:
 
 
 def spearman_over_pairs(
-    first_PM: ArrayLike,
-    second_PM: ArrayLike,
+    first_GK: ArrayLike,
+    second_GK: ArrayLike,
     generator: np.random.Generator,
     *,
     resamples: int = 2000,
     confidence: float = 0.95,
 ) -> Correlation:
-    """Spearman's rho of all P·M values, with a percentile interval that resamples the P pairs.
+    """Spearman's rho of all G·K values, with a percentile interval that resamples the G pairs.
 
-    The rows of one pair move together, so values that are repeated for each of M methods count once in
+    The rows of one pair move together, so values that are repeated for each of K methods count once in
     the interval, however often they enter rho. Resamples in which one side is constant are left out.
 
     The p-value is Student's approximation as scipy has it, and exact (every order of the rows) up to seven rows, where
@@ -56,7 +56,7 @@ def spearman_over_pairs(
         DataError: a value is no number.
 
     """
-    first, second = np.asarray(first_PM, dtype=np.float64), np.asarray(second_PM, dtype=np.float64)
+    first, second = np.asarray(first_GK, dtype=np.float64), np.asarray(second_GK, dtype=np.float64)
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise DataError("a value to correlate is no number; leave its pair out")
     if np.ptp(first) == 0 or np.ptp(second) == 0:
@@ -68,8 +68,8 @@ def spearman_over_pairs(
         p_value = np.mean(np.abs(rho_all) >= abs(rho) - 1e-12)
     if len(first) < _FEWEST_PAIRS:
         return Correlation(float(rho), float(p_value), None, None, first.size)
-    chosen_RP = generator.integers(0, len(first), size=(resamples, len(first)))
-    rho_R = _spearman_rows(first[chosen_RP].reshape(resamples, -1), second[chosen_RP].reshape(resamples, -1))
+    chosen_RG = generator.integers(0, len(first), size=(resamples, len(first)))
+    rho_R = _spearman_rows(first[chosen_RG].reshape(resamples, -1), second[chosen_RG].reshape(resamples, -1))
     low, high = np.nanquantile(rho_R, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Correlation(float(rho), float(p_value), float(low), float(high), first.size)
 
@@ -85,7 +85,7 @@ def _spearman_rows(first_RN: Floats, second_RN: Floats) -> Floats:
 
 
 def by_pair(rows: pl.DataFrame, column: str) -> Floats:
-    """A column of one task's improvements as P × M: pairs in rows, methods in columns, both sorted.
+    """A column of one task's improvements as G × K: pairs in rows, methods in columns, both sorted.
 
     Args:
         rows: one row a teacher, student and method, every pair under every method.

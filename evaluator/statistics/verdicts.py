@@ -61,9 +61,9 @@ def trends(measures: pl.DataFrame, generator: np.random.Generator) -> dict[str, 
 
     """
     rows = measures.with_columns(teacher=pl.col("seed").cast(pl.String))
-    improvement_P1 = by_pair(rows, "improvement").mean(axis=1, keepdims=True)
+    improvement_G1 = by_pair(rows, "improvement").mean(axis=1, keepdims=True)
     return {
-        name: spearman_over_pairs(by_pair(rows, name).mean(axis=1, keepdims=True), improvement_P1, generator)
+        name: spearman_over_pairs(by_pair(rows, name).mean(axis=1, keepdims=True), improvement_G1, generator)
         for name in ("size", "agreement", "fidelity")
         if not rows[name].has_nulls()  # scores that are no decisions have no agreement
     }

@@ -153,7 +153,7 @@ FEW = [pytest.param(300, 0.03, id="short"), pytest.param(4000, 0.008, id="long",
 
 
 def covered(differences_SN: np.ndarray, truth: float) -> dict[str, float]:
-    """Share of studies whose intervals hold the truth: the one of these items, and the one of an average with others."""
+    """Share of studies whose intervals hold the truth: the interval of the items, and of an average with others."""
     items = np.arange(differences_SN.shape[1])
     hits = {"interval": 0, "average": 0}
     other = np.random.default_rng(70).choice([-1.0, 0.0, 1.0], size=(len(differences_SN), 5), p=[0.1, 0.7, 0.2])
