@@ -126,9 +126,7 @@ class TrainStep:
             part = self._reduce(self._token_loss(hidden_ND, head, batch), batch.sequences, totals) * batch.counts
             part.backward()
             self._student.collect_gradients()
-            loss += float(
-                part.detach()
-            )  # Parts of one mean, so that their sum is the step's loss whatever the batches.
+            loss += float(part.detach())  # Parts of one mean: their sum is the step's loss, however it was divided.
         learning_rate = learning_rate_at(step, self._config.steps, self._config.optimizer)
         self._student.sum_gradients(self._workers)
         norm = self._student.step(learning_rate)
