@@ -162,6 +162,14 @@ def test_held_out_sequences_are_scored_once(teacher, student, data, tmp_path):
     assert teacher.sequences_scored - before == 4
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"\x08" + bytes(20)])
+def test_held_out_answers_that_cannot_be_read_are_refused_with_what_to_do(content, teacher, student, data, tmp_path):
+    config = student_config(student, data, objective={"name": "sft"}, steps=1)
+    (tmp_path / "held_out.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"held_out\.safetensors cannot be read: .*; remove it"):
+        train(config, folder=tmp_path, teacher=teacher)
+
+
 def test_without_teacher_the_data_alone_teaches(student, data, tmp_path):
     config = student_config(student, data, objective={"name": "sft"}, steps=3)
     assert train(config, folder=tmp_path, teacher=None).finished

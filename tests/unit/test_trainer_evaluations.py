@@ -111,3 +111,17 @@ def test_every_run_and_student_has_evaluations_that_the_evaluator_takes_and_none
         assert re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,127}", name), name
     assert evaluation_id_of("run", "ann", 10) == "run.ann.step-10"
     assert evaluation_id_of("r" * 64, "a" * 64, 10).endswith(".step-10")
+
+
+def test_a_record_that_cannot_be_written_is_told_in_the_log(tmp_path, tiny_model, caplog):
+    (tmp_path / "evaluations.jsonl").mkdir()
+    recorder = Recorder()
+    with (
+        caplog.at_level(logging.WARNING),
+        serving(recorder) as address,
+        client_of(address, tmp_path, tiny_model) as client,
+    ):
+        client.submit(6, tmp_path)
+    assert len(recorder.requests) == 1
+    assert "evaluations.jsonl cannot be written" in caplog.text
+    assert "run.ann.step-6" in caplog.text

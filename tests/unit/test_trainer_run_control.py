@@ -419,3 +419,22 @@ def test_an_output_that_cannot_be_written_is_refused_with_its_path(finished):
     (finished / "file").write_text("")
     with pytest.raises(CheckpointError, match=f"cannot write {finished}/file/run"):
         train(["--config", str(finished / "cohort.yaml"), "--output", str(finished / "file/run")])
+
+
+def test_a_disk_that_is_full_for_a_while_ends_nobody_and_a_command_waits_for_it(cohort, monkeypatch, caplog):
+    tell(cohort)
+    with monkeypatch.context() as full:
+
+        def refuse(path: Path, _content: str) -> None:
+            raise CheckpointError(f"cannot write {path}: no space left")
+
+        full.setattr(run_control, "write_atomically", refuse)
+        path = leave(cohort, "0", json.dumps(asdict(Command("pause", "ann"))).encode())
+        for _ in range(3):
+            cohort.turn()
+        assert path.exists()
+        assert caplog.text.count("the status is not up to date") == 1
+    cohort.turn()
+    assert not path.exists()
+    assert shown(cohort) == ["paused", "running", "queued"]
+    assert cohort.students[0].actor.told == ["pause"]

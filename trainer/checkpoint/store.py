@@ -62,13 +62,14 @@ class CheckpointStore:
         folder = self.path(step)
         try:
             with reporting_disk_errors(folder, SafetensorError):
-                remove(folder)
+                remove(folder)  # What a kill left of this very step.
                 folder.mkdir(parents=True)
                 write(folder)
                 commit(folder)
         except CheckpointError:
             shutil.rmtree(folder, ignore_errors=True)  # Half a checkpoint is of no use, and takes room.
             raise
+        # In this order: a kill in between leaves a checkpoint too many, and never a link to one that is gone.
         if best:
             self.link_best(best)
         self._prune({step, best, *protected})

@@ -20,6 +20,7 @@ from tutelage.trainer.data.sequences import TokenIds
 
 STATE_FILE = "state.json"
 _ADVICE = "go on with what it began with, or begin a new run in another output folder"
+# The addresses of teacher and evaluator are the cohort's settings, and no student's: those may change in any case.
 # Other values of these change no number of a training, but that the order of sums depends on the workers: a checkpoint
 # goes on with however many there are.
 _FREE_SETTINGS = {

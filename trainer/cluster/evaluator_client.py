@@ -111,8 +111,11 @@ class EvaluatorClient:
             problem = str(error)
             _log.warning("evaluation %s was not submitted: %s", request.evaluation_id, problem)
         line = {"evaluation_id": request.evaluation_id, "step": step, "submitted": not problem, "error": problem}
-        with self._log_path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        try:
+            with self._log_path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+        except OSError as error:  # In this thread nobody would hear of it.
+            _log.warning("%s cannot be written: %s; what it was to say: %s", self._log_path, error, line)
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return ((STUDENT_METADATA_KEY, self._student.id), *token_metadata(self._config.token_file))

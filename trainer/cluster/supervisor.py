@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tutelage.errors import Conflict, NotFound, TutelageError
+from tutelage.errors import CheckpointError, Conflict, NotFound, TutelageError
 from tutelage.trainer.cluster.run_control import Action, RunControl, RunStatus, StudentStatus, read_run_status
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.config.student import StudentConfig
@@ -184,6 +184,7 @@ class Cohort:
                 student.before = known.get(student.config.id)
         self._concurrency = config.concurrency or len(self.students)
         self._control = RunControl(config.output)
+        self._unpublished = False
 
     @property
     def is_on(self) -> bool:
@@ -217,7 +218,15 @@ class Cohort:
         status = RunStatus(
             self._config.run, self._concurrency, self._control.started_at_ns, time.time(), ended, students
         )
-        self._control.publish(status)
+        try:
+            self._control.publish(status)
+        except CheckpointError as error:
+            # A disk that is full for a moment must not end the students, each of which meets it, or not, by itself.
+            if not self._unpublished:
+                _log.warning("the status is not up to date: %s", error)
+            self._unpublished = True
+        else:
+            self._unpublished = False
         return status
 
     def _schedule(self) -> None:

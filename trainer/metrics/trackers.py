@@ -34,6 +34,7 @@ Finish = Callable[[], None]
 _log = logging.getLogger(__name__)
 _PROJECT = "tutelage"
 _QUEUED_ROWS = 1000
+# At the end of a training, which has saved by then: a network that hangs delays the next student by so much.
 _CLOSING_SECONDS = 10.0
 
 

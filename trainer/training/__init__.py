@@ -1,4 +1,5 @@
-"""The training of one student: batches that the teacher has scored, optimizer steps, validation, control.
+"""The training of one student: preflight, batches that the teacher has scored, optimizer steps, validation,
+control.
 
 May import every room but `cluster`; knows nothing of Ray.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 
+# No TutelageError: nothing failed, and nothing should turn it into a message or an exit code.
 class Stopped(Exception):
     """The training was asked to stop while it waited for the teacher."""
 

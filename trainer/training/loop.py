@@ -119,6 +119,7 @@ def train(
     if not workers.first:
         with closing(_Training(config, folder, teacher, _ignore, workers)) as training:
             return training.follow()
+    # The lock first: what is read after it may be what another process is writing.
     with (
         folder_lock(folder, advice="stop that one, or give this student another id", field="students.id"),
         closing(_Training(config, folder, teacher, report, workers)) as training,
@@ -153,6 +154,7 @@ class _Training:
             gradient_checkpointing=config.gradient_checkpointing,
             sharded=config.sharding == "full",
         )
+        # Here, where a refusal costs seconds: a first save comes after `save_every_steps` steps.
         if workers.first:
             check_saving(self._student, config.init, folder)
         dataset, held_out = _read_data(config, self._student)
@@ -284,7 +286,7 @@ class _Training:
             self._student.save(folder)
             state.save(folder)
 
-        # The evaluator may not have got to them yet, and only then makes links of its own (`pin`).
+        # Kept, however old: the evaluator may not have got to them yet, and only then makes links of its own (`pin`).
         every = evaluations.every_steps
         scored_steps = range(every, self._step + 1, every) if every else ()
         self._checkpoint = self._checkpoints.save(self._step, write, protected=scored_steps, best=self._state.best.step)

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from tutelage.errors import CheckpointError
 from tutelage.files import write_durably
 from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.losses.diagnostics import diagnostics
@@ -93,10 +94,16 @@ def _stored_or_fetched(sequences: Sequence[TokenSequence], path: Path, teacher: 
         total.update(len(item.ids).to_bytes(4, "little") + item.start.to_bytes(4, "little") + item.ids.tobytes())
     key = total.hexdigest()
     if path.exists():
-        with safe_open(path, framework="pt") as stored:
-            if stored.metadata() == {"key": key}:
-                kept_ND: Tensor = stored.get_tensor("hidden_ND")
-                return kept_ND
+        try:
+            with safe_open(path, framework="pt") as stored:
+                if stored.metadata() == {"key": key}:
+                    kept_ND: Tensor = stored.get_tensor("hidden_ND")
+                    return kept_ND
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read: {error}; remove it, and the teacher is asked for the held-out sequences anew, "
+                "with answers that differ from the former ones by its noise floor"
+            ) from error
     answers = teacher.score(sequences, SignalSpec("hidden"))
     # numpy knows no bfloat16: the bits travel as uint16. Copied, since what came over the wire is read-only.
     hidden_ND = torch.cat([torch.from_numpy(answer["hidden_RD"].copy()) for answer in answers])
