@@ -53,7 +53,6 @@ class ActorStatus:
 
 def tokens_per_second(metrics: Mapping[str, float]) -> float | None:
     """Scored tokens of the newest step by its seconds; None before the first."""
-    # Not `seconds/…` of all names: validation and saving are no part of a step.
     phases = [metrics.get(f"seconds/{name}", 0.0) for name in ("sampling", "scoring", "stepping", "waiting")]
     return metrics["train/tokens"] / sum(phases) if sum(phases) > 0 else None
 

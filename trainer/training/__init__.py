@@ -1,5 +1,4 @@
-"""The training of one student: preflight, batches that the teacher has scored, optimizer steps, validation,
-control.
+"""The training of one student: preflight, batches that the teacher scored, optimizer steps, validation, control.
 
 May import every room but `cluster`; knows nothing of Ray.
 """
