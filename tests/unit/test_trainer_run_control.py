@@ -347,7 +347,7 @@ def test_of_a_student_that_was_refused_an_earlier_end_stays_what_is_known(cohort
     again.turn()
     refusal = CheckpointError("this student's training began with other data")
     ann, bob, _ = again.students
-    ann.status, ann.actor.ended.value = None, refusal  # Before it took its checkpoint.
+    ann.has_begun, ann.actor.ended.value = False, refusal  # Before it took its checkpoint.
     bob.actor.ended.value = refusal  # The disk is full, or the like: it had begun to train.
     tell(again)
     assert ann.was_refused

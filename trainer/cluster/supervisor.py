@@ -47,6 +47,8 @@ class StudentRun:
     """Whether it has to save, end, and wait for its turn, because fewer may run. What is wanted of it stays."""
     status: ActorStatus | None = None
     """Its newest answer."""
+    has_begun: bool = False
+    """Whether it was seen with metrics: it has taken its checkpoint, or written a first row."""
     outcome: Outcome | None = None
     """Set when it finished or stopped."""
     error: TutelageError | None = None
@@ -88,8 +90,7 @@ class StudentRun:
     @property
     def was_refused(self) -> bool:
         """Whether it failed before it trained: what an earlier supervisor said of it is still so."""
-        # The newest metrics are there from the moment on at which a checkpoint was taken or a first row was written.
-        return self.state == "failed" and not (self.status and self.status.progress.metrics)
+        return self.state == "failed" and not self.has_begun
 
     def as_status(self) -> StudentStatus:
         """What the run's status says of it."""
@@ -270,7 +271,9 @@ class Cohort:
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_POLL_SECONDS) if asked else ([], [])
         for future in answered:
             try:
-                asked[future].status = ray.get(future)
+                status: ActorStatus = ray.get(future)
+                asked[future].status = status
+                asked[future].has_begun |= bool(status.progress.metrics)
             except ray.exceptions.RayActorError:
                 asked[future].status = None
 
