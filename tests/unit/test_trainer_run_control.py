@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -401,6 +402,23 @@ def test_a_student_without_a_checkpoint_may_begin_with_other_settings(finished):
     shutil.rmtree(finished / "run/students/ann/checkpoints")
     config = CohortConfig.model_validate(yaml.safe_load((finished / "cohort.yaml").read_text()))
     refuse_other_settings(config.students[0].model_copy(update={"seed": 3}), config.folder("ann"))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_cohort_none_of_which_trained_leaves_the_earlier_ones_file(trained, finished, monkeypatch):
+    """Its settings are the same; what differs, the data perhaps, its processes find out."""
+    refusal = CheckpointError("this student's training began with other data")
+
+    def supervise(config: CohortConfig, _watch: Any) -> list[supervisor.StudentRun]:
+        assert yaml.safe_load((config.output / "cohort.yaml").read_text())["run"] == "run"
+        return [supervisor.StudentRun(config.students[0], state="failed", error=refusal, has_begun=trained)]
+
+    monkeypatch.setattr(supervisor, "supervise", supervise)
+    monkeypatch.setattr(supervisor, "local_or_connected_ray", nullcontext)
+    before = (finished / "run/cohort.yaml").read_text()
+    with pytest.raises(CheckpointError, match="other data"):
+        train(["--config", str(finished / "cohort.yaml")])
+    assert ((finished / "run/cohort.yaml").read_text() == before) is not trained
 
 
 def test_two_runs_do_not_write_one_folder(finished):
