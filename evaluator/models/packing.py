@@ -39,6 +39,7 @@ class Layout:
             end_of_context = len(self.ids) - 1
             for branch, continuation in enumerate(group.continuations, start=1):
                 first = len(self.ids)
+                # The last token predicts nothing that is scored.
                 self._append(continuation[:-1], len(group.context), number, branch)
                 self.predictors += [end_of_context, *range(first, len(self.ids))]
                 self.targets += continuation

@@ -29,6 +29,7 @@ class TransformersEngine:
 
         transformers_logging.disable_progress_bar()
         self.dtype, self.batch_size, self._pack_tokens = dtype, batch_size, pack_tokens
+        # One device: an evaluation is a process of its own, and a larger model is vLLM's.
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype), use_safetensors=True)
@@ -38,6 +39,7 @@ class TransformersEngine:
             model.set_attn_implementation(ATTENTION)
         self._model = model.to(self._device).eval()
         self.max_tokens = context_length(model.config)
+        # Chat models end a turn with another token than a text; generation_config has both, the tokenizer one.
         configured = model.generation_config.eos_token_id  # None, one id, or several
         ends = [*(configured if isinstance(configured, list) else [configured]), self.tokenizer.eos_token_id]
         self._end_ids = frozenset(end for end in ends if end is not None)

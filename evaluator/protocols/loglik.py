@@ -98,6 +98,7 @@ def prepare(task: Task, item: Item, engine: Engine, settings: EvaluationSettings
         if room < 1:
             raise InvalidRequest(f"a choice has {len(continuation_ids)} tokens; the model reads {engine.max_tokens}")
         key = tuple(context_ids[-room:])
+        # Neighbours alone are grouped: choices stay in their order, and only winogrande has several contexts.
         if not grouped or grouped[-1][0] != key:
             grouped.append((key, []))
         grouped[-1][1].append(tuple(continuation_ids))
@@ -135,4 +136,5 @@ def answer(
 
 def _argmax(values: Sequence[float]) -> int:
     """Index of the greatest value, the first of equals."""
+    # As numpy's argmax, which the harness uses.
     return max(range(len(values)), key=values.__getitem__)

@@ -19,6 +19,7 @@ from tutelage.evaluator.tasks.base import Item, Task
 
 METRIC = "rougeL"
 _TEMPLATE: Template = "alpaca"
+# MiniLLM's scripts/gpt2/eval/run_eval.sh.
 SEEDS = (10, 20, 30, 40, 50)
 _TEMPERATURE = 1.0
 _MAX_PROMPT_TOKENS = 256

@@ -62,6 +62,7 @@ def answer(
     assert task.extraction is not None
     rows = []
     for question, completion in zip(questions, completions, strict=True):
+        # A model that goes on asks itself the next question; LLM-Adapters cuts there as well.
         output = completion.text.split(_RESPONSE)[0].strip()
         extracted, corrected = task.extraction.paper(output), task.extraction.corrected(output)
         target = question.item.target

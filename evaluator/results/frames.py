@@ -101,6 +101,7 @@ def write_frame(frame: pl.DataFrame, path: Path, *, metadata: dict[str, str] | N
 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In memory first: a file has at most some ten thousand rows, and what is renamed into place is complete.
     buffer = io.BytesIO()
     said_by_path = {folder.partition("=")[0] for folder in path.parent.parts if "=" in folder}
     frame.drop(said_by_path & {*_HIVE}).write_parquet(buffer, metadata=metadata)

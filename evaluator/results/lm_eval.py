@@ -127,7 +127,7 @@ def _means(lines: Iterator[dict[str, Any]]) -> dict[str, float]:
     for (metric, name), scores in values.items():
         mean = sum(scores) / len(scores)
         means[f"{metric},{name}"] = mean
-        if len(scores) > 1:
+        if len(scores) > 1:  # `mean_stderr` of the harness: the sample standard deviation over the square root of n
             variance = sum((score - mean) ** 2 for score in scores) / (len(scores) - 1)
             means[f"{metric}_stderr,{name}"] = (variance / len(scores)) ** 0.5
     return means

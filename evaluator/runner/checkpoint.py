@@ -50,6 +50,7 @@ def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except OSError as error:
+        # Links do not cross file systems; a full disk or a lost file is another matter.
         if error.errno != errno.EXDEV:
             raise
         shutil.copy2(source, target)

@@ -237,6 +237,7 @@ class _TaskWork:
             rows.append(self._answer(questions[start : start + size], engine))
             fr.write_frame(rows[-1], part)
             counter.add(rows[-1])
+        # Ids are text in the rows; as text, 10 would stand before 2.
         frame = pl.concat(rows).sort(pl.col("item_id").cast(pl.UInt32), "seed")
         fr.write_frame(frame, self.path, metadata={"tutelage.work": self.digest})
 
@@ -250,6 +251,7 @@ class _TaskWork:
                 raise
             except TutelageError as error:
                 failures.append(self._row(item, seed, "", engine, 0.0, _failure(error)))
+        # Of like length in a batch, so that little is padding; `sorted` is stable, so batches are cut alike every time.
         return sorted(questions, key=lambda question: question.tokens), failures
 
     def _answer(self, batch: Sequence[Question], engine: Engine) -> pl.DataFrame:
@@ -267,6 +269,10 @@ class _TaskWork:
         """The batch's answers; if it fails, each item's alone, so that one bad item costs only itself."""
         try:
             yield from self.protocol.answer(self.task, batch, engine, self.settings)
+        except ConfigurationError:  # an engine that cannot do this at all; no item's fault either
+            raise
+        # What torch, tokenizers and a task's own functions raise for an item. An OSError is none: a full disk, or
+        # vLLM's process gone (Unreachable), would fail every further item as well.
         except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
             if len(batch) == 1:
                 _logger.warning("item %s of %s failed: %r", batch[0].item.item_id, self.task.name, error)

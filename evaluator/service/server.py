@@ -46,7 +46,9 @@ _STATES = {
     "failed": pb.EVALUATION_STATE_FAILED,
     "cancelled": pb.EVALUATION_STATE_CANCELLED,
 }
+# A watcher sees a batch this long after it is done; entries are read from memory, so looking costs nothing.
 _WATCH_SECONDS = 0.2
+# Calls that are still open when the workers have stopped, watchers mostly, are ended after this.
 _GRACE_SECONDS = 2.0
 _logger = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ class EvaluatorServicer(pb_grpc.EvaluatorServiceServicer):
     async def SubmitEvaluation(self, request: pb.SubmitEvaluationRequest, context: Any) -> pb.SubmitEvaluationResponse:
         """See the contract."""
         try:
+            # In a thread: it syncs to disk and links files, while the loop answers health checks.
             entry = await asyncio.to_thread(self._submit, check(_evaluation_of(request)))
         except TutelageError as error:
             await context.abort(status_code(error), str(error))

@@ -41,6 +41,7 @@ class Workers:
         self._queue, self._settings, self._frames, self._engines = queue, settings, frames, engines
         self._stopping = threading.Event()
         self._threads = [
+            # Daemons: an interpreter that ends without `stop` must not wait for a batch of minutes. Parts are durable.
             threading.Thread(target=self._run, name=f"evaluator-worker-{number}", daemon=True)
             for number in range(count)
         ]
@@ -64,6 +65,7 @@ class Workers:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
+                # Short, because `stop` is only seen between two waits.
                 entry = self._queue.take(timeout_seconds=0.2)
                 if entry is not None:
                     self._work(entry.evaluation)
@@ -99,6 +101,7 @@ class Workers:
             )
             scores = scores_of(paths)
         except Stopped:
+            # An entry that was cancelled meanwhile has ended and stays so; one of a stopping service waits again.
             if self._queue.change(name, state="queued").ended:
                 _logger.info("cancelled %s", name)
                 forget(self._frames, evaluation)

@@ -15,6 +15,7 @@ _COUNT = 1000
 def _choices(item: Item) -> Choices:
     """The answer among three near misses, in an order drawn from the item."""
     options = [int(item.target), *arithmetic.distractors(int(item.target), item.item_hash)]
+    # Without a shuffle the answer would always be the first choice, and a tie would count as right.
     random.Random(f"order {item.item_hash}").shuffle(options)  # noqa: S311
     texts = [str(option) for option in options]
     return shared_context(QUESTION_AND_ANSWER.format(question=item.instruction), texts, texts, texts.index(item.target))

@@ -11,6 +11,7 @@ import pytest
 from evaluator_support import EchoEngine, write_checkpoint
 from tutelage.errors import CheckpointError, ConfigurationError, DataError, InvalidRequest
 from tutelage.evaluator.config import EvaluationSettings
+from tutelage.evaluator.models.base import Generation
 from tutelage.evaluator.results import frames as fr
 from tutelage.evaluator.runner.evaluation import Progress, Stopped, evaluate
 from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest, check
@@ -115,6 +116,16 @@ def test_an_item_that_fails_is_a_row_with_its_error(checkpoint: Path, tmp_path: 
     summary = fr.summarize(rows.lazy()).filter(protocol="paper").collect()
     assert summary["failed"][0] == len(failed)
     assert summary["n"][0] == 10 - len(failed)
+
+
+def test_an_engine_that_cannot_generate_at_all_fails_no_item(checkpoint: Path, tmp_path: Path) -> None:
+    class Refusing(EchoEngine):
+        def generate(self, *_: object) -> list[Generation]:
+            raise ConfigurationError("Mamba does not take a cache of transformers; use the engine vllm", "engine")
+
+    with pytest.raises(ConfigurationError, match="use the engine vllm"):
+        evaluate(evaluation_of(checkpoint), SETTINGS, tmp_path / "f", engines=opening(Refusing()))
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 def test_a_prompt_that_does_not_fit_is_a_row_with_its_error(checkpoint: Path, tmp_path: Path) -> None:
