@@ -78,8 +78,10 @@ class TransformersEngine:
     ) -> list[list[int]]:
         import torch
 
+        from tutelage.decoding import shared_length
         from tutelage.evaluator.models.decoding import decode
 
+        longest = max(map(len, prompts)) + sampling.max_new_tokens
         return decode(
             self._model,
             prompts,
@@ -87,7 +89,8 @@ class TransformersEngine:
             temperature=sampling.temperature,
             max_new_tokens=sampling.max_new_tokens,
             end_ids=end_ids,
-            share_prefix=self._may_share(max(map(len, prompts)) + sampling.max_new_tokens),
+            # The probe of `_may_share` costs some forward passes, which is for nothing where nothing is shared.
+            share_prefix=shared_length(prompts) > 0 and self._may_share(longest),
         )
 
     def loglikelihood(self, groups: Sequence[ScoringGroup]) -> list[list[float]]:
@@ -106,7 +109,7 @@ class TransformersEngine:
         from tutelage.evaluator.models.probes import reason_not_to_share
 
         if not self._why_not and tokens > self._shares_up_to:
-            size = min(max(self._pack_tokens, 1 << (tokens - 1).bit_length()), self.max_tokens)
+            size = min(1 << (tokens - 1).bit_length(), self.max_tokens)
             self._why_not = reason_not_to_share(
                 self._model, lambda groups: self._packed(groups, Layout(groups)), self._plain, tokens=size
             )
