@@ -22,7 +22,7 @@ from tutelage.errors import ConfigurationError, DataError
 from tutelage.study.cells import Cell, base_cells, student_cells, tuning_cells
 from tutelage.study.config import ComparisonConfig, Settings, Side, StudyConfig
 from tutelage.study.folder import Folder
-from tutelage.study.programs import tutelage
+from tutelage.study.programs import flags, tutelage
 
 _UNNAMED_TEACHER = "127.0.0.1:50051"
 _LONGEST_STUDY_NAME = 59  # in an evaluation's id, which has 128 characters at most: 59 + 1 + a cell's 59 + 1 + 8
@@ -106,9 +106,10 @@ def resolve(study: StudyConfig) -> Study:
     """Builds every cell, lets the trainer check it, and names it.
 
     Raises:
-        ConfigurationError: the trainer refuses a setting; its own words say which and why.
+        ConfigurationError: a service refuses a setting; its own words say which and why.
 
     """
+    _check_servers(study)
     base, tuned, students = base_cells(study), tuning_cells(study), student_cells(study)
     drafts = [*base, *tuned, *students]
     resolved = _settings_of(study, drafts)
@@ -180,13 +181,34 @@ def _settings_of(study: StudyConfig, drafts: Sequence[Cell]) -> dict[int, Settin
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file)
         file.flush()
-        command = [*tutelage("train"), "--config", file.name, "--dry-run"]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ran.returncode:
-        raise ConfigurationError(f"the trainer refuses this study: {ran.stderr.strip()}", "settings")
-    filled = yaml.safe_load(ran.stdout)["students"]
+        filled = _dry_run("trainer", [*tutelage("train"), "--config", file.name], "settings")["students"]
     settings: dict[int, Settings] = {id(cell): {} for cell in drafts}
     return settings | {id(cell): given for cell, given in zip(trained, filled, strict=True)}
+
+
+def _check_servers(study: StudyConfig) -> None:
+    """Lets teacher server and evaluator check their flags now, and not hours later when they are started."""
+    checked: list[dict[str, Any]] = []
+    for name, teacher in study.teachers.items():
+        if teacher.serve and teacher.serve not in checked:
+            command = [*tutelage("teacher", "serve"), *flags({"model": "."}), *flags(teacher.serve)]
+            _dry_run("teacher", command, f"teachers.{name}.serve")
+            checked.append(teacher.serve)
+    _dry_run("evaluator", [*tutelage("evaluate", "serve"), *flags(study.evaluation.serve)], "evaluation.serve")
+
+
+def _dry_run(service: str, command: list[str], field: str) -> dict[str, Any]:
+    """The configuration that a service's command would run with.
+
+    Raises:
+        ConfigurationError: the service refuses it, in its own words.
+
+    """
+    ran = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise ConfigurationError(f"the {service} refuses this study: {ran.stderr.strip()}", field)
+    filled: dict[str, Any] = yaml.safe_load(ran.stdout)
+    return filled
 
 
 def _content(study: StudyConfig, cell: Cell) -> dict[str, Any]:

@@ -1,9 +1,15 @@
-"""What the documentation says of objectives is what the table in code says; links lead somewhere, commands parse."""
+"""What the documentation says of objectives is what the table in code says; what it names is there, commands parse."""
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
+import importlib
+import io
 import re
 import shlex
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -14,7 +20,13 @@ from tutelage.teacher_server.config import GenerateConfig, PrecomputeConfig, Tea
 from tutelage.trainer.losses.registry import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
+# Besides the pages: what stands in files that a user opens.
+OPENED = [*(ROOT / "deploy").rglob("*.yaml"), *(ROOT / "deploy").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+NAMING = [*PAGES, ROOT / "Makefile", *sorted(OPENED)]
+FOLDERS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+MADE = {"build", "runs"}
+"""Folders that commands make."""
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -67,3 +79,80 @@ def test_documented_commands_are_accepted(line, name):
     with pytest.raises(SystemExit) as ended:
         load(CONFIGURED[name], [*arguments, "--dry-run"], program="tutelage", environment_prefix="TUTELAGE_DOCS_")
     assert ended.value.code == 0
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", NAMING, ids=name_of)
+def test_every_path_of_the_tree_that_a_page_names_is_there(page):
+    named = re.findall(rf"(?<![\w/.<…-])(?:{'|'.join(FOLDERS)})/[\w./*%{{}},-]*[\w/*%}}]", page.read_text())
+    for path in {path for path in named if path.split("/")[0] not in MADE}:
+        pattern = re.sub(r"\{[^}]*\}|%|NAME", "*", path)
+        assert any(ROOT.glob(pattern.rstrip("/"))) or any(page.parent.glob(pattern.rstrip("/"))), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_module_that_a_page_names_is_there(page):
+    files = {path.name for folder in FOLDERS if folder not in MADE for path in (ROOT / folder).rglob("*.py")}
+    for name in re.findall(r"`([\w*]+\.py)`", page.read_text()):
+        assert fnmatch.filter(files, name), name
+    for name in set(re.findall(r"\btutelage(?:\.\w+)+", page.read_text())):
+        assert resolves(name), name
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one; an entry-point group is a name, too."""
+    parts = name.split(".")
+    if any(group == name for group in entry_points().groups):
+        return True
+    for cut in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:cut]))
+        except ImportError:
+            continue
+        for part in parts[cut:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+@cache
+def subcommands(command: str) -> set[str]:
+    """The names that a command's help lists; none if it takes options only."""
+    (entry,) = entry_points(group="tutelage.commands", name=command)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        entry.load()(["--help"])
+    listed = re.search(r"^commands:\n((?:  .*\n)+)", printed.getvalue(), re.MULTILINE)
+    actions = re.findall(r"^ {2,4}(\w[\w-]*)  ", listed[1] if listed else printed.getvalue(), re.MULTILINE)
+    return set(actions)
+
+
+@pytest.mark.parametrize("page", NAMING, ids=name_of)
+def test_every_tutelage_command_that_a_page_names_is_there(page):
+    commands = {entry.name for entry in entry_points(group="tutelage.commands")}
+    line = r"(?:`|^ *#? *|\$\(BIN\)/)tutelage +([\w-]+)(?: +([a-z][\w-]*)(?![\w./=]))?"
+    named = re.findall(line, page.read_text(), re.MULTILINE)
+    for command, then in named:
+        assert command in commands, command
+        if then and subcommands(command):
+            assert then in subcommands(command), f"{command} {then}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_target_of_make_that_a_page_names_is_there(page):
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.MULTILINE):
+        assert target in targets, target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_flag_of_a_program_that_a_page_names_is_there(page):
+    for program, flags in re.findall(r"((?:benchmarks|deploy)/[a-z_/]+\.py)((?: +[^\n`#]*)?)", page.read_text()):
+        source = (ROOT / program).read_text()
+        for flag in re.findall(r"--[a-z][\w-]*", flags):
+            assert f'"{flag}"' in source, f"{program} {flag}"

@@ -108,6 +108,15 @@ def test_the_trainers_own_words_refuse_a_setting(config):
         resolve(config(settings={"stepz": 3}))
 
 
+def test_a_servers_own_words_refuse_a_flag_before_anything_is_trained(config):
+    task = config().evaluation.tasks[0].model_dump()
+    with pytest.raises(ConfigurationError, match=r"evaluation.serve: the evaluator refuses .*promt"):
+        resolve(config(evaluation={"tasks": [task], "serve": {"promt": "chat"}}))
+    teachers = {"big": {"model": "tiny", "tuned": False, "serve": {"max_model_length": 64}}}
+    with pytest.raises(ConfigurationError, match=r"teachers.big.serve: the teacher refuses .*max-model-length"):
+        resolve(config(teachers=teachers, evaluation={"tasks": [task]}))
+
+
 def test_a_comparison_without_its_cells_is_refused_before_anything_runs(config):
     missing = {"name": "x", "family": "f", "first": {"method": "kd"}, "second": {"method": "sft"}}
     with pytest.raises(ConfigurationError, match="x: its sides have 0 and 2 cells"):
