@@ -1,6 +1,6 @@
 """The whole way once: a served teacher, two students on Ray, an evaluation, a report.
 
-    make demo                                  # the packaged SmolLM2-135M-Instruct and a student carved from it
+    make demo                                  # the packaged SmolLM2-135M-Instruct and a student of some of its layers
     make demo TEACHER=… STUDENT=…              # names on the hub, or folders
 
 Writes everything below `runs/demo-<time>/`; models and data are made once, below `build/`. Ctrl-C at any
@@ -64,18 +64,18 @@ def resolve_model(name: str) -> Path:
 
 
 def models(teacher: str | None, student: str | None) -> tuple[Path, Path]:
-    """Teacher and student: the packaged ones, or those named; a student that is not named is carved."""
+    """Teacher and student: the packaged ones, or those named; without a name the student has some of its layers."""
     if teacher is None:
-        own_teacher, carved = prepare(BUILD / "models")
-        return own_teacher, resolve_model(student) if student else carved
+        own_teacher, pruned = prepare(BUILD / "models")
+        return own_teacher, resolve_model(student) if student else pruned
     from tutelage.trainer.model.layer_pruning import prune_layers
 
     chosen = resolve_model(teacher)
     if student:
         return chosen, resolve_model(student)
     layers = max(2, json.loads((chosen / "config.json").read_text())["num_hidden_layers"] // 4)
-    carved = BUILD / "models" / f"{chosen.name.lower()}-{layers}-layers"
-    return chosen, make_directory_once(carved, lambda out: prune_layers(chosen, out, layers=layers))
+    pruned = BUILD / "models" / f"{chosen.name.lower()}-{layers}-layers"
+    return chosen, make_directory_once(pruned, lambda out: prune_layers(chosen, out, layers=layers))
 
 
 def training_data(data_dir: Path | None) -> Path:
@@ -250,7 +250,7 @@ def main() -> int:
     """0 and a report, 130 after Ctrl-C; no process of ours is left either way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", metavar="NAME", help="a name on the hub or a folder")
-    parser.add_argument("--student", metavar="NAME", help="the same; carved from the teacher if absent")
+    parser.add_argument("--student", metavar="NAME", help="the same; made of some of the teacher's layers if absent")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the run's folder is made")
     options = parser.parse_args()
     run = options.runs.resolve() / f"demo-{datetime.now():%Y%m%d-%H%M%S}"

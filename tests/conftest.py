@@ -28,7 +28,7 @@ def tiny_model() -> Path:
 
 @pytest.fixture(scope="session")
 def packaged_models() -> tuple[Path, Path]:
-    """SmolLM2-135M-Instruct and the student carved from it."""
+    """SmolLM2-135M-Instruct and the student made of its layers."""
     from tutelage.studies.prepare_models import prepare
 
     return prepare(BUILD / "models")

@@ -1,4 +1,4 @@
-"""What `smollm.yaml` starts from: the packaged SmolLM2-135M-Instruct, three students carved from it, and GSM8K rows.
+"""What `smollm.yaml` starts from: the packaged SmolLM2-135M-Instruct, students of some of its layers, and GSM8K rows.
 
     python deploy/studies/smollm_inputs.py build
 
