@@ -76,12 +76,13 @@ def read_run(frames: Path, run_dir: Path | None, run: str | None) -> RunData:
 def with_roles(summary: pl.DataFrame) -> pl.DataFrame:
     """Adds `role` (teacher; before, between or after training) and `label`, which names a row for people.
 
-    A teacher's rows name no teacher. A student's first step in the frames is "before" if it is 0, its last
+    A teacher's rows name neither a teacher nor an objective; those of a student that no teacher taught, or whose
+    evaluation did not name it, have an objective. A student's first step in the frames is "before" if it is 0, its last
     step "after" if it is not 0.
     """
     first, last, step = pl.col("step").min().over("student"), pl.col("step").max().over("student"), pl.col("step")
     role = (
-        pl.when(pl.col("teacher") == "")
+        pl.when((pl.col("teacher") == "") & (pl.col("objective") == ""))
         .then(pl.lit("teacher"))
         .when((step == first) & (step == 0))
         .then(pl.lit("before"))

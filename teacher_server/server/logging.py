@@ -7,8 +7,6 @@ import os
 import time
 from typing import Literal
 
-from pythonjsonlogger.json import JsonFormatter
-
 FIELDS = ("student", "request")
 """What a message may carry besides its text, by `extra=`."""
 
@@ -28,12 +26,18 @@ class _Readable(logging.Formatter):
 def to_stderr(form: Literal["text", "json"]) -> None:
     """Sends our own messages to standard error; vLLM logs by itself."""
     handler = logging.StreamHandler()
-    as_json = JsonFormatter(
-        ["levelname", "name", "message"],
-        rename_fields={"levelname": "level", "name": "logger"},
-        timestamp="time",  # with the time zone, which `%(asctime)s` lacks
-    )
-    handler.setFormatter(as_json if form == "json" else _Readable())
+    if form == "json":
+        # Only here: the command's help, and a dry run, answer where the extra `teacher` is not installed.
+        from pythonjsonlogger.json import JsonFormatter
+
+        as_json = JsonFormatter(
+            ["levelname", "name", "message"],
+            rename_fields={"levelname": "level", "name": "logger"},
+            timestamp="time",  # with the time zone, which `%(asctime)s` lacks
+        )
+        handler.setFormatter(as_json)
+    else:
+        handler.setFormatter(_Readable())
     own = logging.getLogger("tutelage")
     own.addHandler(handler)
     own.setLevel(os.environ.get("TUTELAGE_LOG_LEVEL", "INFO"))

@@ -280,3 +280,19 @@ def test_a_broken_metrics_file_is_named(run: Path, tmp_path: Path) -> None:
     (tmp_path / "students" / "s" / "metrics.jsonl").write_text("not json\n")
     with pytest.raises(DataError, match=r"metrics\.jsonl"):
         write_report(frames=run / "frames", run_dir=tmp_path, run=None, out=tmp_path / "r.html")
+
+
+def test_a_student_whose_rows_name_no_teacher_is_still_a_student(tmp_path: Path) -> None:
+    """Fine-tuned, taught by stored signals or evaluated by hand: its rows say how it was trained, a teacher's do not."""
+    write_rows(tmp_path / "frames", "big", right=lambda index: index < 15)
+    write_rows(tmp_path / "frames", "sft", right=lambda index: index < 5, objective="sft", step=2)
+    folder = tmp_path / "students" / "sft"
+    folder.mkdir(parents=True)
+    lines = [json.dumps({"step": step, "train/loss": 1.0, "heldout/forward_kl": 1.0}) for step in (0, 2)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    data = read_run(tmp_path / "frames", tmp_path, None)
+    assert data.students == ["sft"]
+    roles = dict(data.summary.select("student", "role").rows())
+    assert roles == {"big": "teacher", "sft": "after"}
+    out = write_report(frames=tmp_path / "frames", run_dir=tmp_path, run=None, out=tmp_path / "out" / "report.html")
+    assert "sft" in out.read_text()
