@@ -283,7 +283,7 @@ def test_a_broken_metrics_file_is_named(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_student_whose_rows_name_no_teacher_is_still_a_student(tmp_path: Path) -> None:
-    """Fine-tuned, taught by stored signals or evaluated by hand: its rows say how it was trained, a teacher's do not."""
+    """Fine-tuned, taught by stored signals or evaluated by hand: its rows say how it was trained, no teacher's do."""
     write_rows(tmp_path / "frames", "big", right=lambda index: index < 15)
     write_rows(tmp_path / "frames", "sft", right=lambda index: index < 5, objective="sft", step=2)
     folder = tmp_path / "students" / "sft"
