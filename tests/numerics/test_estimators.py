@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from numerics.cases import make_case
+from trainer_cases import student_config
 from tutelage.errors import ConfigurationError
 from tutelage.trainer.losses import divergences, estimators
-from tutelage.trainer.losses.losses import token_policy_gradient
+from tutelage.trainer.losses.losses import token_divergence, token_policy_gradient
 from tutelage.trainer.losses.teacher_distribution import TeacherDistribution, counter_normal
 from tutelage.trainer.teacher.rows import CandidateRows
+from tutelage.trainer.training.objective import teacher_distribution_of
 
 GRADIENT_OF = {
     "policy_gradient": divergences.reverse_kl,
@@ -115,3 +119,58 @@ def test_estimates_from_samples_agree_within_five_standard_errors():
     for estimator in (estimators.policy_gradient, estimators.k3_forward_kl):
         samples = estimator(student[0, ids], teacher[0, ids])
         assert abs(samples.mean().item() - exact) < 5 * samples.std().item() / math.sqrt(len(ids))
+
+
+SETTINGS = [
+    {"objective": {"temperature": temperature, "student_temperature": own}, "sampling": {"temperature": own}}
+    for temperature, own in ((1.0, 1.0), (2.0, 2.0), (0.5, 0.5), (2.0, 1.0), (1.0, 0.7))
+] + [{}, {"objective": {"scale_by_temperature_squared": True}}, {"objective": {"noise": 1.5}}]
+WRONG = {
+    "another temperature": ({"objective": {"temperature": 2.0}}, "sampling.temperature", "allowed is 2.0"),
+    "a colder sample": ({"sampling": {"temperature": 0.5}}, "sampling.temperature", "allowed is 1.0"),
+    "the teacher's temperature": (
+        {"objective": {"temperature": 2.0, "student_temperature": 1.5}, "sampling": {"temperature": 2.0}},
+        "sampling.temperature",
+        "allowed is 1.5",
+    ),
+    "a nucleus": ({"sampling": {"top_p": 0.7}}, "sampling.top_p", "allowed is 1"),
+    "tokens of the prompt": ({"loss_on_prompt": True}, "loss_on_prompt", "allowed is false"),
+}
+
+
+def sampled_token_config(**changes):
+    objective = {"name": "policy_gradient_kl", "signal": "hidden"} | changes.pop("objective", {})
+    return student_config(Path("student"), Path("rows.jsonl"), objective=objective, **changes)
+
+
+@pytest.mark.parametrize("estimator", ["policy_gradient", "k2_reverse_kl", "k3_forward_kl"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_over_what_is_sampled_the_estimate_is_the_exact_gradient(settings, estimator):
+    """Every token enumerated, each weighed with the probability with which the sampler draws it."""
+    settings = {key: dict(value) for key, value in settings.items()}
+    objective = settings.pop("objective", {}) | {"estimator": estimator}
+    config = sampled_token_config(objective=objective, **settings)
+    distribution = teacher_distribution_of(config.objective, noise_seed=3)
+    case = make_case(rows=6, vocabulary=11)
+    hidden = case.hidden_ND.clone().requires_grad_()
+    sampled = (case.student_logits / config.sampling.temperature).softmax(-1).detach()
+    expected = 0.0
+    for token in range(11):
+        ids = torch.full((6,), token)
+        value = token_policy_gradient(
+            hidden, case.head, case.teacher, ids, estimator=estimator, distribution=distribution
+        )
+        expected = expected + (sampled[:, token] * value).sum()
+    (found,) = torch.autograd.grad(expected, hidden)
+    name = "forward_kl" if estimator == "k3_forward_kl" else "reverse_kl"
+    exact = token_divergence(hidden, case.head, case.teacher, objective=name, distribution=distribution)
+    (wanted,) = torch.autograd.grad(exact.sum(), hidden)
+    assert torch.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) >= 0.999
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_samples_of_another_distribution_are_refused(name):
+    settings, field, allowed = WRONG[name]
+    with pytest.raises(ValidationError, match=rf"{field}: .*{allowed}"):
+        sampled_token_config(**{key: dict(each) if isinstance(each, dict) else each for key, each in settings.items()})

@@ -214,3 +214,30 @@ def test_each_learning_rate_is_that_of_the_formula(kind, warmup_steps):
         decayed = {"linear": 1 - progress, "cosine": 0.5 + 0.5 * math.cos(math.pi * progress)}.get(kind, 1.0)
         factor = (step + 1) / (warmup_steps + 1) if step < warmup_steps else decayed
         assert learning_rate_at(step, 20, settings) == pytest.approx(3e-4 * factor, rel=1e-14)
+
+
+def test_a_weight_without_a_gradient_in_some_steps_resumes_bit_for_bit(tiny_model, tmp_path):
+    """As that of an expert that no token of a step was sent to: AdamW counts its steps apart."""
+    skipped = "model.layers.1.mlp.up_proj.weight"
+
+    def step(student: Student, number: int) -> None:
+        for name, master in student._masters.items():
+            generator = torch.Generator().manual_seed(number)
+            gradient = torch.randn(master.shape, generator=generator)
+            master.grad = None if name == skipped and number in (0, 2) else gradient
+        student.step(0.1)
+
+    settings = {"dtype": "bfloat16", "optimizer": OptimizerConfig(), "vocabulary_size": 512}
+    undisturbed = Student(tiny_model, **settings)
+    for number in range(5):
+        step(undisturbed, number)
+    stopped = Student(tiny_model, **settings)
+    for number in range(3):
+        step(stopped, number)
+    stopped.save(tmp_path)
+    resumed = Student(tiny_model, **settings)
+    resumed.load_state(tmp_path)
+    for number in range(3, 5):
+        step(resumed, number)
+    for name, master in undisturbed._masters.items():
+        assert torch.equal(master, resumed._masters[name]), name

@@ -107,6 +107,11 @@ class ObjectiveConfig(Config):
         return self
 
     @property
+    def temperature_of_student(self) -> float:
+        """What divides the student's logits."""
+        return self.temperature if self.student_temperature is None else self.student_temperature
+
+    @property
     def parameters(self) -> dict[str, Setting]:
         """The objective's parameters that were given."""
         given = {name: getattr(self, name) for name in PARAMETERS}

@@ -43,7 +43,8 @@ class SamplingConfig(Config):
     max_new_tokens: Positive = 128
     """Tokens to write at most; `batch.max_tokens` limits prompt and continuation together."""
     temperature: Temperature = 1.0
-    """Sampling temperature; has nothing to do with the objective's."""
+    """Sampling temperature. It has nothing to do with the objective's, but for an estimate from the sampled tokens
+    (`policy_gradient_kl`), which takes the same one."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus mass; below 1 the samples are not the student's own distribution."""
     max_staleness: NotNegative = 0
@@ -238,11 +239,35 @@ class StudentConfig(StudentSettings):
             self._check_sharding()
         if self.best and not self.held_out.sequences:
             raise ConfigurationError("is a held-out metric; give held_out.sequences", "best.metric")
+        if entry.sampled_token:
+            self._check_sampled_token()
         if self.sampling.max_staleness:
             self._check_stale()
         if self.sampling.engine == "vllm":
             self._check_vllm()
         return self
+
+    def _check_sampled_token(self) -> None:
+        """Estimates from sampled tokens are expectations over the very distribution q that they compare."""
+        name, T = self.objective.name, self.objective.temperature_of_student
+        if self.sampling.temperature != T:
+            raise ConfigurationError(
+                f"{self.sampling.temperature}, but {name} compares the student at temperature {T}, and only tokens "
+                f"that are drawn at it have that gradient in expectation; allowed is {T}",
+                "sampling.temperature",
+            )
+        if self.sampling.top_p < 1.0:
+            raise ConfigurationError(
+                f"{self.sampling.top_p}, but {name} is an expectation over all of the student's tokens, and those that "
+                "are cut off would never be seen; allowed is 1",
+                "sampling.top_p",
+            )
+        if self.loss_on_prompt:
+            raise ConfigurationError(
+                f"true, but {name} is an expectation over the student's own tokens, which those of a prompt are not; "
+                "allowed is false",
+                "loss_on_prompt",
+            )
 
     def _check_stale(self) -> None:
         objective, stale = self.objective, self.sampling.max_staleness

@@ -32,11 +32,20 @@ from tutelage.trainer.model.fsdp import full_tensor, part_of, shard, unsharded
 from tutelage.trainer.model.lora import add_adapters
 from tutelage.trainer.model.optimizer import adamw
 from tutelage.trainer.model.process_group import Workers
+from tutelage.trainer.model.self_check import (
+    OwnOutputs,
+    body_of,
+    own_outputs,
+    require_gradients,
+    require_same_logits,
+    texts_of,
+)
 from tutelage.trainer.teacher.rows import Unembedding
 
 STATE_FILE = "trainer_state.st"
 """Safetensors by another suffix: engines take every `*.safetensors` of a folder for weights."""
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+# Steps are counted for each weight apart: AdamW leaves one alone that has no gradient in a step, such as an expert's.
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class Student:
@@ -53,7 +62,8 @@ class Student:
         sharded: keep only this worker's part of it; the other workers of the process group make the same student.
 
     Raises:
-        ConfigurationError: as `add_adapters`.
+        ConfigurationError: as `add_adapters`; or the loss would not see what the model computes, or not reach what is
+            trained (`self_check`).
 
     """
 
@@ -82,17 +92,21 @@ class Student:
         # Before FSDP2 changes the model: what a checkpoint is to hold, under the names that loaders expect.
         self._saved_names = list((self._adapters or self.model).state_dict())
         self.model.final_hidden = MethodType(_final_hidden, self.model)
+        self.vocabulary_size = vocabulary_size
+        if not sharded:
+            self.model.to(self.device)
+        # With the model's own code as it is: before it is shared out or attends otherwise.
+        own = own_outputs(self.model, vocabulary_size)
+        require_gradients(self.model, self._seen_by_loss, vocabulary_size)
         if sharded:
             shard(self.model, dtype=getattr(torch, dtype), device=self.device, forward="final_hidden")
-        else:
-            self.model.to(self.device)
         use_fast_attention(self.model)
         # Reentrant checkpointing needs inputs with a gradient: behind frozen embeddings, LoRA would train nothing.
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._require_own_logits(own)
         self.model.train()
         self._settings = optimizer
-        self.vocabulary_size = vocabulary_size
         # Tied weights occur once in named_parameters.
         self._parameters: dict[str, Tensor] = {
             name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
@@ -103,6 +117,22 @@ class Student:
             for name, parameter in self._parameters.items()
         }
         self._optimizer = adamw(self._masters, optimizer)
+
+    def _seen_by_loss(self, ids_BT: Tensor) -> list[Tensor]:
+        """What the loss is a function of."""
+        head = self.head()
+        return [self.model.final_hidden(ids_BT), head.matrix_VD, *([] if head.bias_V is None else [head.bias_V])]
+
+    @torch.no_grad()
+    def _require_own_logits(self, own: OwnOutputs) -> None:
+        """Compares what the loss sees, padding and attention included, with what the model's own code makes."""
+        texts = texts_of(self.vocabulary_size)
+        self.model.eval()
+        with self.unsharded():
+            hidden_ND, head = self.hidden(texts), self.head()
+            of_texts = head.logits(hidden_ND).cpu().split([text.rows for text in texts])
+            of_states_RV = head.logits(own.states_RD.to(hidden_ND)).cpu()
+        require_same_logits(own, of_texts, of_states_RV, hidden_ND.dtype, type(self.model).__name__)
 
     @property
     def parameters_count(self) -> int:
@@ -130,7 +160,8 @@ class Student:
         """
         layer = self.model.get_output_embeddings()
         bias = getattr(layer, "bias", None)
-        config = self.model.config
+        # A model of several modalities has its language model's settings in a part of its own.
+        config = self.model.config.get_text_config()
         # A slice, be it of everything, costs the backward pass a matrix of zeros and a copy.
         padded = len(layer.weight) > self.vocabulary_size
         return Unembedding(
@@ -238,7 +269,7 @@ class Student:
         return {name: tensors[name] for name in self._saved_names}
 
     @torch.no_grad()
-    def load_state(self, folder: Path, *, steps_done: int) -> None:
+    def load_state(self, folder: Path) -> None:
         """Takes weights and optimizer from a checkpoint of `save`.
 
         Raises:
@@ -251,16 +282,13 @@ class Student:
                 raise CheckpointError(f"{folder / STATE_FILE} is of another model; begin a new run in another folder")
             for name, master in self._masters.items():
                 master.copy_(part_of(tensors.get_tensor(f"master.{name}"), master))
-                moments = {
-                    moment: part_of(tensors.get_tensor(f"{moment}.{name}"), master)
-                    for moment in _MOMENTS
-                    if f"{moment}.{name}" in stored
+                if f"step.{name}" not in stored:  # A weight that never had a gradient has no moments.
+                    continue
+                moments = {key: tensors.get_tensor(f"{key}.{name}") for key in _MOMENTS}
+                self._optimizer.state[master] = {
+                    key: tensor.to(self.device) if key == "step" else part_of(tensor, master)
+                    for key, tensor in moments.items()
                 }
-                if moments:  # A weight that never had a gradient has none.
-                    self._optimizer.state[master] = {
-                        "step": torch.tensor(float(steps_done), device=self.device),
-                        **moments,
-                    }
         self._publish()
 
     def _publish(self) -> None:
@@ -272,5 +300,5 @@ class Student:
 
 def _final_hidden(model: Any, ids_BT: Tensor) -> Tensor:
     """Final hidden states [B, T, D]; a method that the model is given."""
-    hidden_BTD: Tensor = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    hidden_BTD: Tensor = body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
     return hidden_BTD

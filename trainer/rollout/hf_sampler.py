@@ -14,17 +14,34 @@ import torch
 from torch import Tensor
 
 from tutelage.decoding import decode
+from tutelage.errors import ConfigurationError
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.seeding import derived_seed
 from tutelage.trainer.data.sequences import TokenIds
+from tutelage.trainer.model.self_check import TEXT_TOLERANCE
 from tutelage.trainer.model.student import Student
+
+# Lengths of the prompts that a model is tried with; the shortest is mostly padding beside the longest.
+_PROBE_TOKENS = (5, 17, 40)
 
 
 class TransformersSampler:
-    """A `Sampler` that uses the very model that is trained."""
+    """A `Sampler` that uses the very model that is trained.
+
+    Args:
+        config: the student's.
+        student: whose weights write; it is tried at once, if it is to write at all.
+
+    Raises:
+        ConfigurationError: token by token the model computes otherwise than at once.
+
+    """
 
     def __init__(self, config: StudentConfig, student: Student) -> None:
         self._config, self._student = config, student
+        if config.objective.on_policy_fraction > 0:
+            with student.unsharded():
+                _require_plain_decoding(student)
 
     def generate(self, step: int, batch_indices: Sequence[int], prompts: Sequence[TokenIds]) -> list[TokenIds]:
         """As `Sampler.generate`."""
@@ -44,6 +61,46 @@ class TransformersSampler:
         )
         model.train()
         return completions
+
+
+@torch.inference_mode()
+def _require_plain_decoding(student: Student) -> None:
+    """Refuses a model that computes otherwise token by token, in a batch whose prompts differ in length, than at once.
+
+    Such are models whose state is no `past_key_values` (Mamba), or is reached by the padding before a prompt.
+    """
+    longest = student.vocabulary_size - 1
+    prompts = [np.linspace(0, longest, length).astype(np.int64).tolist() for length in _PROBE_TOKENS]
+    model = student.model
+    steps: list[list[Tensor]] = [[] for _ in prompts]
+
+    def likeliest(logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
+        for row, logits_V in zip(rows, logits_BV, strict=True):
+            steps[row].append(logits_V.float())
+        return logits_BV.argmax(-1)
+
+    model.eval()
+    try:
+        # Of different lengths, so that the batch shrinks on the way and its cache is cut.
+        completions = decode(model, prompts, next_ids=likeliest, room=(4, 2, 3), end_ids=frozenset())
+        found = 0.0
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            ids_1T = torch.tensor([[*prompt, *completion[:-1]]], device=model.device)
+            plain_TV = model(input_ids=ids_1T, use_cache=False).logits[0, len(prompt) - 1 :].float()
+            found = max(
+                found, float((torch.stack(steps[row]) - plain_TV).abs().mean() / plain_TV.std().clamp(min=1e-6))
+            )
+        problem = f"its logits differ from those of a plain pass by {found:.2g} of their spread"
+    # Whatever a cache that was not made to be cut raises.
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        found, problem = float("inf"), f"{type(error).__name__}: {error}"
+    model.train()
+    if found > TEXT_TOLERANCE[model.dtype]:
+        raise ConfigurationError(
+            f"{type(model).__name__} does not compute token by token what it computes at once ({problem}), so it "
+            "cannot write here; learn from given sequences (0), or choose another model",
+            "objective.on_policy_fraction",
+        )
 
 
 @torch.inference_mode()

@@ -304,7 +304,7 @@ class _Training:
         checkpoint = Checkpoint(self._checkpoints.path(step), step)
         state = read_state(checkpoint.path)
         state.require_same_training(self._state, differing_settings(self._config, folder))
-        self._student.load_state(checkpoint.path, steps_done=state.step)
+        self._student.load_state(checkpoint.path)
         self._state, self._step = state, state.step
         if state.best.step and self._workers.first:
             # The link is made after the checkpoint: a kill between them leaves it one behind.
