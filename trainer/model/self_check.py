@@ -29,8 +29,8 @@ _SMALL, _LARGE = 1.0, 1024.0
 # The model's own loss and the cross-entropy of its own logits are sums of the same float32 numbers.
 _LOSS_TOLERANCE = 1e-4
 # Logits of a text may differ by so much of their spread, on average; bfloat16 products are known to 1/256, and layers
-# add to it. What is left out (a cap, a scale, a window) moves them by far more.
-TEXT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1 / 16}
+# add to it: a model of 30 came to 1/40. What is left out (a cap, a scale, a window) moves them by far more.
+TEXT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1 / 8}
 # Logits of given states, of the largest one.
 _STATE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1 / 32}
 
