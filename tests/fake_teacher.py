@@ -66,6 +66,8 @@ class FakeGenerationEngine:
     dead: bool = False
 
     async def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[CompletionDelta]:
+        if self.dead:
+            raise Unreachable("the teacher's generating engine is dead")
         shift = sampling.seed if sampling.temperature > 0 else 0
         for step in range(sampling.max_new_tokens):
             for sample in range(sampling.samples):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _SPAWN_CHECK_SECONDS = 0.05
 # An engine has nothing to save; after so long vLLM kills its process.
 _SHUTDOWN_SECONDS = 1.0
-_DEAD = "the teacher's engine is dead; the server is exiting"
+_DEAD = "the teacher's {} engine is dead; start the teacher again"
 
 
 def prepare_environment(config: TeacherConfig) -> None:
@@ -111,7 +111,7 @@ def _start(
                 # On a CPU vLLM would add a process for its worker. Its front end spins for a second after each answer
                 # while it waits for the next (`SpinCondition` in shm_broadcast.py): 0.9 ms a token on the head's core.
                 distributed_executor_backend=UniProcExecutor,
-                **(scoring_arguments() if role == "score" else {}),
+                **(scoring_arguments() if role == "score" else generation_arguments()),
                 **lora_arguments,
             )
         )
@@ -139,6 +139,19 @@ def scoring_arguments() -> dict[str, Any]:
         "enable_prefix_caching": False,
         "skip_tokenizer_init": True,
     }
+
+
+def generation_arguments() -> dict[str, Any]:
+    """What a vLLM engine needs to generate on this device.
+
+    After a step in which a prompt was computed in part, vLLM takes back what it drew for it: it moves the request's
+    generator back (`gen.set_offset(gen.get_offset() - 4)` in gpu_model_runner.py), which torch's generators on a CPU
+    cannot ("CPU Generator does not use offset"), and the engine dies. So no prompt is computed in part there. A batch
+    always has room for the longest sequence, hence every prompt, also one that is computed again after a preemption.
+    """
+    from vllm.platforms import current_platform
+
+    return {"enable_chunked_prefill": False} if current_platform.is_cpu() else {}
 
 
 def version() -> str:
@@ -193,7 +206,7 @@ class VllmScoringEngine(_VllmEngine):
                 async for output in outputs:
                     hidden: torch.Tensor = output.outputs.data
         except EngineDeadError as error:
-            raise Unreachable(_DEAD) from error
+            raise Unreachable(_DEAD.format("scoring")) from error
         return hidden
 
 
@@ -225,7 +238,7 @@ class VllmGenerationEngine(_VllmEngine):
                     for piece in output.outputs:
                         yield CompletionDelta(piece.index, piece.token_ids, piece.text, piece.finish_reason or "")
         except EngineDeadError as error:
-            raise Unreachable(_DEAD) from error
+            raise Unreachable(_DEAD.format("generating")) from error
 
 
 class _LoraEngine:

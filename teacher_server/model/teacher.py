@@ -155,8 +155,12 @@ class Teacher:
 
     @property
     def dead(self) -> bool:
-        """Whether an engine is gone."""
-        return any(engine.dead for engine in self.engines)
+        """Whether an engine is gone without which nothing is left to serve.
+
+        Students that train need scores, not rationales: the death of the generating engine leaves the scoring one to
+        them, and `WriteRationales` answers UNAVAILABLE.
+        """
+        return self.engines[0].dead
 
     def shutdown(self) -> None:
         """Ends the engines' processes and closes the store."""

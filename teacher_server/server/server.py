@@ -154,8 +154,13 @@ async def _until_stopped(
     server: TeacherServer, teacher: Teacher, stopped: asyncio.Task[bool], drain_seconds: float
 ) -> None:
     try:
+        generating = teacher.generation
         while not (stopped.done() or teacher.dead):
             await asyncio.wait({stopped}, timeout=_DEATH_CHECK_SECONDS)
+            if generating is not None and generating.dead and not teacher.dead:
+                logger.error("the generating engine died (vLLM's message is above); scoring goes on. Start the teacher "
+                             "again to generate")  # fmt: skip
+                generating = None
         if not stopped.done():
             logger.error("an engine died")
             await server.stop(_DEATH_GRACE_SECONDS)

@@ -413,6 +413,32 @@ async def test_the_death_of_an_engine_ends_the_server_within_two_seconds(connect
         await asyncio.wait_for(running, 2)
 
 
+async def test_the_death_of_the_generating_engine_leaves_scoring_alone(connect, serve, caplog):
+    generating = FakeGenerationEngine()
+    running, address = await serve(fake_teacher(FakeScoringEngine(), generating))
+    stub, health = connect(address), connect(address, health_pb2_grpc.HealthStub)
+    generating.dead = True
+    await _until(lambda: "the generating engine died" in caplog.text)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.WriteRationales(
+            pb.WriteRationalesRequest(request_id="w", prompt_token_ids=encode(tokens(3)), max_new_tokens=2)
+        ).read()
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    (answer,) = (await answers_of(stub.ScoreSequences(iter([topk("s", tokens(5))]))))["s"]
+    assert answer.WhichOneof("outcome") == "frame"
+    assert await _health(health) == "SERVING"
+    assert not running.done()
+    assert caplog.text.count("the generating engine died") == 1
+
+
+async def test_the_death_of_the_only_engine_ends_the_server(serve):
+    generating = FakeGenerationEngine()
+    running, _ = await serve(fake_teacher(None, generating))
+    generating.dead = True
+    with pytest.raises(TutelageError, match="an engine died"):
+        await asyncio.wait_for(running, 5)
+
+
 async def test_the_noise_floor_is_measured_before_serving(connect, serve):
     class Batched(FakeScoringEngine):
         """Adds a little in batches: the second time that it is given the same tokens."""
