@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, cast
 
 from tutelage import identity
 from tutelage.data.signal_cache import teacher_key
-from tutelage.errors import ConfigurationError
+from tutelage.errors import ConfigurationError, DataError
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.runtime.installed import require_vllm
 from tutelage.teacher_server.config import TeacherConfig
@@ -74,28 +73,41 @@ def read_checkpoint(folder: Path, config: TeacherConfig) -> Checkpoint:
 
     Raises:
         ConfigurationError: the model is shorter than `max_model_len`.
-        DataError: tokenizer or weights are missing.
+        DataError: tokenizer, weights or configuration are missing, or cannot be read.
 
     """
     digests = identity.tokenizer_digests(folder)
-    model_config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    sizes = _text_config(folder)
+    # Some models have no limit of their own; then `max_position_embeddings` is not there, or None.
+    longest, wanted = getattr(sizes, "max_position_embeddings", None), config.max_model_len
+    if wanted is not None and longest is not None and wanted > longest:
+        raise ConfigurationError(f"{wanted} tokens are more than the model's {longest}", "max_model_len")
     return Checkpoint(
         folder=folder,
         weights_digest=identity.weights_digest(folder),
         tokenizer_digests=digests,
         chat_template_digest=identity.chat_template_digest(folder),
         vocabulary_size=identity.vocabulary_size(folder),
-        hidden_size=model_config["hidden_size"],
-        max_model_len=_longest(config.max_model_len, model_config.get("max_position_embeddings")),
+        hidden_size=sizes.hidden_size,
+        max_model_len=wanted or min(DEFAULT_SEQUENCE_TOKENS, longest or DEFAULT_SEQUENCE_TOKENS),
     )
 
 
-def _longest(wanted: int | None, of_model: int | None) -> int:
-    if wanted is None:
-        return min(DEFAULT_SEQUENCE_TOKENS, of_model or DEFAULT_SEQUENCE_TOKENS)
-    if of_model is not None and wanted > of_model:
-        raise ConfigurationError(f"{wanted} tokens are more than the model's {of_model}", "max_model_len")
-    return wanted
+def _text_config(folder: Path) -> Any:
+    """What `config.json` says of the model's text part: the one place where a teacher's sizes are read.
+
+    transformers knows where a type of model keeps them (`text_config`, `llm_config`) and what it calls them (`n_embd`).
+
+    Raises:
+        DataError: it does not know that type, or the file is no configuration.
+
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder).get_text_config(decoder=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # the last three for odd JSON
+        raise DataError(f"transformers cannot read {folder / 'config.json'}: {error}", "model") from error
 
 
 def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: float) -> Teacher:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from fake_teacher import FakeScoringEngine
 from tutelage.config import validate
 from tutelage.data.signal_cache import teacher_key
-from tutelage.errors import ConfigurationError
+from tutelage.errors import ConfigurationError, DataError
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.config import TeacherConfig
 from tutelage.teacher_server.engine.cpu_affinity import cores_of
@@ -110,11 +111,38 @@ def test_the_longest_sequence_is_the_models_unless_that_is_very_long(tiny_model,
     assert read_checkpoint(tiny_model, config()).max_model_len == 512
     assert read_checkpoint(tiny_model, config(max_model_len=100)).max_model_len == 100
     long = json.loads((tiny_model / "config.json").read_text()) | {"max_position_embeddings": 10**6}
-    for file in tiny_model.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "config.json").unlink()
-    (tmp_path / "config.json").write_text(json.dumps(long))
-    assert read_checkpoint(tmp_path, config()).max_model_len == 2048
+    assert read_checkpoint(with_config(tmp_path, tiny_model, long), config()).max_model_len == 2048
+
+
+def with_config(folder: Path, model: Path, content: dict) -> Path:
+    """The model's files with another config.json."""
+    for file in model.iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model_type": "gpt2", "n_embd": 96, "n_positions": 300},
+        {"model_type": "gemma3", "text_config": {"hidden_size": 96, "max_position_embeddings": 300}},
+        {"model_type": "llama", "hidden_size": 96, "max_position_embeddings": 300},
+    ],
+    ids=lambda content: content["model_type"],
+)
+def test_sizes_are_read_whatever_a_model_calls_them(content, tiny_model, tmp_path):
+    checkpoint = read_checkpoint(with_config(tmp_path, tiny_model, content), config())
+    assert (checkpoint.hidden_size, checkpoint.max_model_len) == (96, 300)
+    with pytest.raises(ConfigurationError, match="the model's 300"):
+        read_checkpoint(tmp_path, config(max_model_len=301))
+
+
+@pytest.mark.parametrize("content", [{}, {"model_type": "never-heard-of"}, {"model_type": 3}, [], "no"])
+def test_a_configuration_that_says_nothing_is_refused(content, tiny_model, tmp_path):
+    with pytest.raises(DataError, match=r"config\.json"):
+        read_checkpoint(with_config(tmp_path, tiny_model, content), config())
 
 
 def test_the_description_of_a_teacher(tiny_model):
