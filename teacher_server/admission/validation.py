@@ -193,7 +193,8 @@ class Validator:
             max_new_tokens=request.max_new_tokens,
             temperature=temperature,
             top_p=top_p,
-            seed=request.seed % 2**63,  # the engine adds the sample's index and wants a signed integer
+            # vLLM adds the sample's index (`ParentRequest`), and torch takes seeds below 2**64.
+            seed=request.seed % 2**63,
             stop=tuple(request.stop),
         )
 

@@ -1,7 +1,7 @@
 """Scoring and generation on vLLM's asynchronous engine, through its public interface alone.
 
-Scoring runs the pooling runner, which returns the final hidden state of every token. Chunked prefill and
-prefix caching are off: with either, states of tokens that were computed earlier would be missing.
+Scoring runs the pooling runner, which returns the final hidden state of every token (`scoring_arguments`); generation
+runs the generate runner. vLLM's behaviours that lines here answer to were read in 0.32.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ def prepare_environment(config: TeacherConfig) -> None:
     """Sets what torch, vLLM and its children read from the environment; to be called before either is used."""
     # torch's allocator then asks Linux for pages of 2 MiB: the head's 0.57 ms a token became 0.51 (docs/teacher.md).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    os.environ["VLLM_LOGGING_LEVEL"] = config.engine_log_level
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ["VLLM_LOGGING_LEVEL"] = config.engine_log_level  # vLLM reads it once, when it is imported
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # else it sends model and hardware to its makers
     if config.engine_log_level == "ERROR":
+        # What torch's C++ and Python's warnings say in the engines' processes goes past vLLM's logger.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
 
@@ -65,7 +66,8 @@ def start_engines(checkpoint: Path, config: TeacherConfig, max_model_len: int) -
         for role, share in wanted:
             spawned = len(multiprocessing.active_children())
             starting.append(threads.submit(_start, role, checkpoint, config, max_model_len, share))
-            # vLLM configures itself through globals and the environment: one process is spawned after the other.
+            # vLLM configures itself through globals (`set_current_vllm_config`) and the environment, so one process is
+            # spawned after the other; from then on they load their models side by side.
             while not starting[-1].done() and len(multiprocessing.active_children()) == spawned:
                 time.sleep(_SPAWN_CHECK_SECONDS)
         engines = [engine.result() for engine in starting]
@@ -102,8 +104,10 @@ def _start(
                 model=str(checkpoint),
                 dtype=config.dtype,
                 max_model_len=max_model_len,
+                # Room for the longest sequence: with chunked prefill off, vLLM refuses less.
                 max_num_batched_tokens=max(config.batched_tokens, max_model_len),
                 max_num_seqs=config.max_num_seqs,
+                # By itself vLLM would take what `gpu_memory_utilization` allows, and leave the signal head no room.
                 kv_cache_memory_bytes=config.kv_cache_memory_bytes,
                 enforce_eager=config.enforce_eager,
                 disable_log_stats=True,
@@ -135,9 +139,12 @@ def scoring_arguments() -> dict[str, Any]:
         "pooler_config": PoolerConfig(task="token_embed", use_activation=False),
         # `ModelConfig.head_dtype` is float32 for pooling models: the same numbers, in twice the bytes.
         "hf_overrides": {"head_dtype": "model"},
+        # A sequence is computed at once; a batch has room for the longest.
         "enable_chunked_prefill": False,
+        # With it, a pooling request reads what is cached of its prefix, and gets states of the other tokens only
+        # (`PoolingParams.skip_reading_prefix_cache`).
         "enable_prefix_caching": False,
-        "skip_tokenizer_init": True,
+        "skip_tokenizer_init": True,  # token ids in, states out: nothing is ever text
     }
 
 
@@ -169,6 +176,7 @@ class _VllmEngine:
     @property
     def dead(self) -> bool:
         """As `Engine.dead`."""
+        # `errored` turns true when the engine's process ends; nobody has to ask it something for that.
         return self._llm is None or bool(self._llm.errored)
 
     def shutdown(self) -> None:
@@ -202,6 +210,7 @@ class VllmScoringEngine(_VllmEngine):
             **self._identity(adapter),
         )
         try:
+            # Closing aborts the request in vLLM, if this is cancelled before the end.
             async with aclosing(outputs):
                 async for output in outputs:
                     hidden: torch.Tensor = output.outputs.data
@@ -229,7 +238,7 @@ class VllmGenerationEngine(_VllmEngine):
             top_p=sampling.top_p,
             seed=sampling.seed,
             stop=list(sampling.stop),
-            output_kind=RequestOutputKind.DELTA,
+            output_kind=RequestOutputKind.DELTA,  # by default every output holds all tokens so far once more
         )
         outputs = self._llm.generate(tokens_input(list(prompt_token_ids)), parameters, **self._identity(adapter))
         try:

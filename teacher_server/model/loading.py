@@ -15,7 +15,7 @@ from tutelage.runtime.installed import require_vllm
 from tutelage.teacher_server.config import TeacherConfig
 from tutelage.teacher_server.engine import vllm as vllm_engine
 from tutelage.teacher_server.engine.base import GenerationEngine, ScoringEngine
-from tutelage.teacher_server.engine.lora_adapters import Adapter, read_adapters
+from tutelage.teacher_server.engine.lora_adapters import read_adapters
 from tutelage.teacher_server.model.head_check import check_head
 from tutelage.teacher_server.model.self_check import COMPARED_TEXT, check_sequences
 from tutelage.teacher_server.model.teacher import Teacher, adapted_parts, generation_queue, scoring_parts
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _ROLES = {"score": pb.TEACHER_ROLE_SCORE, "write": pb.TEACHER_ROLE_WRITE}
 DEFAULT_SEQUENCE_TOKENS = 2048
+# No pickles (`*.bin`, `*.pt`), which run what is in them when they are loaded.
 _NEEDED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -125,40 +126,43 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
     vllm_engine.prepare_environment(config)
     import torch
 
-    read_adapters(config)  # to refuse them before the minute that an engine takes
+    adapters = read_adapters(config)  # to refuse them before the minute that an engine takes
     logger.info("reading %s", config.model)
     checkpoint = read_checkpoint(find_checkpoint(config.model, config.revision), config)
     texts = check_sequences(checkpoint.folder, checkpoint.max_model_len)
     head = load_head(checkpoint, config) if "score" in config.roles else None
     own_logits = None if head is None else check_head(checkpoint.folder, head, texts[COMPARED_TEXT])
     torch.set_num_threads(1)  # each head thread computes alone; more would fight the engine for its cores
-    use_bfloat16_products()
-    logger.info("starting vLLM to %s, in %s", " and to ".join(config.roles), config.dtype)
-    engines = vllm_engine.start_engines(checkpoint.folder, config, checkpoint.max_model_len)
+    use_bfloat16_products()  # not before the model's own code has computed in float32, for the comparison
     info = describe(checkpoint, config, head)
     info.instance_id, info.started_at_seconds, info.engine = instance_id, started_at_seconds, vllm_engine.version()
+    infos = {"": info}
+    for adapter in adapters:
+        infos[adapter.name] = of_adapter = pb.GetTeacherInfoResponse()
+        of_adapter.CopyFrom(info)
+        of_adapter.model_name = f"{info.model_name}@{adapter.name}"
+        of_adapter.weights_digest = adapter.weights_digest(info.weights_digest)
+    # Before the engines are started, so that a store that is refused is so at once.
+    stores = {name: _open_store(config, each) for name, each in infos.items()} if head else {}
+    logger.info("starting vLLM to %s, in %s", " and to ".join(config.roles), config.dtype)
+    engines = vllm_engine.start_engines(checkpoint.folder, config, checkpoint.max_model_len)
     scoring = None
     if head is not None:
-        engine, longest = cast(ScoringEngine, engines["score"]), checkpoint.max_model_len
-        scoring = scoring_parts(engine, head, config, longest, _open_store(config, info))
+        engine = cast(ScoringEngine, engines["score"])
+        scoring = scoring_parts(engine, head, config, checkpoint.max_model_len, stores[""])
     generation = cast(GenerationEngine | None, engines.get("write"))
-    teacher = Teacher(info, scoring, generation, generation_queue(config), texts, own_logits)
-    adapters = {adapter.name: _with_adapter(teacher, adapter, config) for adapter in read_adapters(config)}
-    return replace(teacher, adapters=adapters)
-
-
-def _with_adapter(base: Teacher, adapter: Adapter, config: TeacherConfig) -> Teacher:
-    info = pb.GetTeacherInfoResponse()
-    info.CopyFrom(base.info)
-    info.model_name = f"{base.info.model_name}@{adapter.name}"
-    info.weights_digest = adapter.weights_digest(base.info.weights_digest)
-    scoring, generation = None, None
-    if base.scoring is not None:
-        engine = vllm_engine.LoraScoringEngine(base.scoring.engine, adapter)
-        scoring = adapted_parts(base.scoring, engine, _open_store(config, info))
-    if base.generation is not None:
-        generation = vllm_engine.LoraGenerationEngine(base.generation, adapter)
-    return replace(base, info=info, scoring=scoring, generation=generation, own_logits=None)
+    base = Teacher(info, scoring, generation, generation_queue(config), texts, own_logits)
+    with_adapters = {}
+    for adapter in adapters:
+        scoring = generation = None
+        if base.scoring is not None:
+            lora_engine = vllm_engine.LoraScoringEngine(base.scoring.engine, adapter)
+            scoring = adapted_parts(base.scoring, lora_engine, stores[adapter.name])
+        if base.generation is not None:
+            generation = vllm_engine.LoraGenerationEngine(base.generation, adapter)
+        parts = replace(base, scoring=scoring, generation=generation, own_logits=None)
+        with_adapters[adapter.name] = replace(parts, info=infos[adapter.name])
+    return replace(base, adapters=with_adapters)
 
 
 def _open_store(config: TeacherConfig, info: pb.GetTeacherInfoResponse) -> SignalStore | None:

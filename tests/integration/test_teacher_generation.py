@@ -96,7 +96,7 @@ def generation_requests(draw) -> pb.WriteRationalesRequest:
         temperature=temperature,
         samples=draw(st.integers(0, 4)) if temperature > 0 else 1,
         top_p=draw(st.just(0.0) | st.floats(0.001, 1.0)),
-        seed=draw(st.integers(0, 2**64 - 1)),
+        seed=draw(st.integers(0, 2**64 - 1) | st.sampled_from([2**63 - 1, 2**63, 2**64 - 1])),
         stop=draw(st.lists(st.text(min_size=1, max_size=4), max_size=3)),
     )
 
