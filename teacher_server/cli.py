@@ -46,6 +46,7 @@ def serve(arguments: list[str]) -> int:
     from tutelage.teacher_server.model.loading import load_teacher
     from tutelage.teacher_server.server.server import serve as serve_teacher
 
+    # vLLM's processes outlive a server that is killed with -9: nothing of it runs any more that could end them.
     orphan_reaper.start(uuid.uuid4().hex)
     asyncio.run(serve_teacher(config, lambda *identity: load_teacher(config, *identity)))
     return EXIT_DONE

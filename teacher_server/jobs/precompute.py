@@ -99,6 +99,7 @@ async def precompute(
             raise ConfigurationError(message, "store.bytes")
         await check(teacher)
         states.describe(teacher.info, head.unembedding)
+        # The batch that the engine computes, and the next one.
         await _fill(states, sequences, 2 * config.max_num_seqs, progressed)
         missing = sum(sequence not in states.store for sequence in sequences)
         if missing:

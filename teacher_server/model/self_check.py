@@ -64,6 +64,7 @@ async def check(teacher: Teacher) -> None:
         floor = await check_scoring(teacher.scoring, teacher.check_sequences)
         teacher.info.noise_floor.CopyFrom(floor)
         logger.info("noise floor: KL %.2g nats a token, over %d tokens", floor.mean_kl, floor.positions)
+        # None if its layers could not be run beside the engine, and of an adapter, whose layers are others.
         if teacher.own_logits is not None:
             text = teacher.check_sequences[COMPARED_TEXT]
             kl = await check_states(teacher.scoring, text, teacher.own_logits)

@@ -163,7 +163,7 @@ class Teacher:
         return self.engines[0].dead
 
     def shutdown(self) -> None:
-        """Ends the engines' processes and closes the store."""
+        """Ends the engines' processes, side by side, and closes the stores."""
         for teacher in self.all:
             if teacher.scoring is not None:
                 teacher.scoring.states.close()

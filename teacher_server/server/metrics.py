@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from tutelage.errors import ConfigurationError
 from tutelage.rpc.v1 import teacher_pb2 as pb
 
-_HOST = "127.0.0.1"
+_HOST = "127.0.0.1"  # its server knows no authentication, and student ids are nobody else's business
 _STUDENT_COUNTERS = {
     "sequences": "Sequences answered in full.",
     "tokens": "Tokens of those sequences.",

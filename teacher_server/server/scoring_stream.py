@@ -82,6 +82,7 @@ class ScoringStream:
         self._output = output
         self._draining = draining
         self._slots = asyncio.Semaphore(teacher.limits.max_requests_in_flight)
+        # Of one student, so fair by order of arrival; a sequence larger than all of it is admitted alone.
         self._held = FairQueue(capacity=held_bytes)
         self._ids_in_flight: set[str] = set()
 
@@ -99,6 +100,7 @@ class ScoringStream:
                 async for request in self._requests():
                     tasks.create_task(self._answer(request))
         except* (TutelageError, grpc.aio.InternalError) as errors:
+            # The call has one status. Raised below, because what is raised in `except*` is wrapped in a group again.
             failure = errors.exceptions[0]
         else:
             return
@@ -139,7 +141,7 @@ class ScoringStream:
                 count_sequence(self._counters, scoring)
             finally:
                 self._ids_in_flight.discard(request_id)
-        except (Unreachable, Stalled):
+        except (Unreachable, Stalled):  # about the stream, not the request: they end it
             raise
         except TutelageError as error:
             self._counters.refusals += 1

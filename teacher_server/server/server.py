@@ -131,6 +131,7 @@ async def serve(config: TeacherConfig, load: Callable[[str, float], Teacher]) ->
         return teacher
 
     stop = asyncio.Event()
+    # Both drain: Kubernetes sends SIGTERM, a person Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await server.start()
@@ -155,6 +156,7 @@ async def _until_stopped(
 ) -> None:
     try:
         generating = teacher.generation
+        # vLLM calls nobody when its process dies: `AsyncLLM.errored` has to be looked at.
         while not (stopped.done() or teacher.dead):
             await asyncio.wait({stopped}, timeout=_DEATH_CHECK_SECONDS)
             if generating is not None and generating.dead and not teacher.dead:

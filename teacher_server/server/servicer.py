@@ -100,7 +100,9 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
                 await ScoringStream(
                     teacher, teacher.scoring, counters, output, self._draining, held_bytes=held_bytes
                 ).run()
-            if self._draining.is_set():
+            if (
+                self._draining.is_set()
+            ):  # ended by us, not by the student: a status says that more may be asked elsewhere
                 raise Unreachable(_DRAINING)
 
     async def WriteRationales(  # type: ignore[override]
@@ -116,7 +118,7 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
                     ) as responses:
                         async for response in responses:
                             await output.send(response)
-                except (Unreachable, Stalled):
+                except (Unreachable, Stalled):  # about the call, not the request: they end it
                     raise
                 except TutelageError as error:
                     counters.refusals += 1
@@ -149,6 +151,7 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
                 raise Unreachable(_DRAINING)
             if self._teacher is None:
                 raise Unreachable(_STARTING)
+            # Not gRPC's `maximum_concurrent_rpcs`, which would also refuse health checks when the teacher is busy.
             if self._calls_open > self._max_streams:
                 raise Overloaded(f"{self._max_streams} calls are open already; ask again later")
             yield self._teacher.adapted(metadata.get(ADAPTER_METADATA_KEY, "")), student_id

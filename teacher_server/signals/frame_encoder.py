@@ -13,6 +13,7 @@ from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.admission.validation import Scoring, Signal
 from tutelage.teacher_server.signals.logit_head import SignalHead, Signals, row_lengths
 
+# Ids take two bytes where they can: 392 bytes a token of `topk` with k = 64, against 520 (docs/teacher.md).
 _LARGEST_UINT16_VOCABULARY = 2**16
 
 
@@ -67,6 +68,7 @@ def frame(
 
 
 def _signals(scoring: Scoring, hidden_RD: torch.Tensor, head: SignalHead, start: int, end: int) -> Signals:
+    # One fewer than rows at the end of a sequence, whose last position has no target.
     signal, target_ids = scoring.signal, scoring.token_ids[start + 1 : end + 1].tolist()
     if signal.candidate_ids_RC is None:
         return head.topk(hidden_RD, target_ids, k=signal.k, temperatures=signal.temperatures)
@@ -84,7 +86,7 @@ def _fill(message: pb.SignalFrame, signals: Signals, signal: Signal, id_dtype: n
         logsumexp_R = signals.logsumexp_RM[:, signal.temperatures.index(temperature)]
         lengths = row_lengths(signals.logits_RK, logsumexp_R, temperature=temperature, min_mass=signal.min_mass)
         lengths_R: npt.NDArray[np.int32] = lengths.numpy()
-        kept_RK = np.arange(signal.k) < lengths_R[:, None]
+        kept_RK = np.arange(signal.k) < lengths_R[:, None]  # by falling logit, so what is kept is a row's beginning
         ids, logits = ids[kept_RK], logits[kept_RK]
         message.row_lengths.CopyFrom(encode(lengths_R))
     if ids is not None:

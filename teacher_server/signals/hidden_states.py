@@ -47,6 +47,7 @@ class HiddenStates:
 
     def __init__(self, engine: ScoringEngine, queue: FairQueue, store: SignalStore | None) -> None:
         self._engine, self.queue, self.store = engine, queue, store
+        # Reading, hashing and forcing to disk would hold up the event loop, which answers health checks and students.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="signal-store")
         self._under_way: dict[str, _Computation] = {}
         self.engine_passes = 0

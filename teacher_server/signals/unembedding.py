@@ -25,7 +25,7 @@ KNOWN_MODEL_TYPES = frozenset(
         "mixtral", "olmo2", "olmo3", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
     }
 )  # fmt: skip
-_HEAD_NAMES = ("lm_head", "embed_out")
+_HEAD_NAMES = ("lm_head", "embed_out")  # embed_out: GPT-NeoX
 _EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
 
@@ -128,4 +128,5 @@ def _as_served(weight: torch.Tensor) -> torch.Tensor:
 
     if weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise NotServed(f"the head is stored as {weight.dtype}; only unquantized heads are served", "model")
+    # float32 holds every float16 number; bfloat16, which the contract has besides, does not.
     return weight.float() if weight.dtype == torch.float16 else weight
