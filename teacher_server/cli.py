@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     commands = {
         "serve": Command("load a teacher and serve it over gRPC until SIGTERM", serve),
         "precompute": Command("fill a signal store for a data set, without a server", precompute),
-        "write": Command("have a served teacher write for a file of prompts, as a data set", write),
+        "write": Command("have a served teacher generate for a file of prompts, as a data set", write),
         "info": Command("who a served teacher is, what it serves and how exactly", info),
         "usage": Command("what it has done since it started, by student", usage),
         "top": Command("the same, live", top),
@@ -84,7 +84,7 @@ def precompute(arguments: list[str]) -> int:
 
 
 def write(arguments: list[str]) -> int:
-    """Has a served teacher write a data set."""
+    """Has a served teacher generate a data set."""
     from tutelage.config import load
     from tutelage.teacher_server.config import GenerateConfig
 
@@ -243,7 +243,7 @@ def _print_usage(answer: Any) -> None:
     from rich.table import Table
 
     table = Table(
-        "student", "streams", "sequences", "tokens", "rows", "MiB", "store hits", "refused", "written", "last seen"
+        "student", "streams", "sequences", "tokens", "rows", "MiB", "store hits", "refused", "generated", "last seen"
     )
     for student in answer.students:
         numbers = (student.open_streams, student.sequences, student.tokens, student.rows)

@@ -95,7 +95,7 @@ def adapted_parts(parts: ScoringParts, engine: ScoringEngine, store: SignalStore
 
 
 def generation_queue(config: TeacherConfig) -> FairQueue:
-    """The queue in front of a writing engine; a job's size is its continuations."""
+    """The queue in front of a generating engine; a job's size is its continuations."""
     capacity = config.max_num_seqs
     return FairQueue(capacity=capacity, max_waiting=config.max_waiting_requests, weights=config.weights)
 
