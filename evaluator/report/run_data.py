@@ -24,7 +24,7 @@ class RunData:
 
     Attributes:
         rows: one row an item, of one run.
-        summary: one row an evaluation, task and protocol, with `role`, `label`, `outputs`, `cut_off`.
+        summary: one row an evaluation, task and protocol, with `role`, `label`, `outputs`, `outputs_cut_off`.
         metrics: one row a student and training step; empty without a run folder.
         usage: the teacher's counters, if it left them.
 
@@ -67,7 +67,7 @@ def read_run(frames: Path, run_dir: Path | None, run: str | None) -> RunData:
     return RunData(
         run=run or runs[0],
         rows=rows,
-        summary=with_cut_off(with_roles(summarize(rows.lazy()).collect()), rows),
+        summary=with_outputs(with_roles(summarize(rows.lazy()).collect()), rows),
         metrics=read_metrics(run_dir) if run_dir else pl.DataFrame(),
         usage=usage,
     )
@@ -100,14 +100,16 @@ def with_roles(summary: pl.DataFrame) -> pl.DataFrame:
     return summary.with_columns(role=role).with_columns(label=label)
 
 
-def with_cut_off(summary: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """Adds `outputs`, how many texts were written, and `cut_off`, how many of them reached the limit of new tokens."""
+def with_outputs(summary: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """Adds `outputs`, how many texts were written, and `outputs_cut_off`, how many reached the limit of new tokens.
+
+    The summary's own `cut_off` counts items: under `open` one with five answers counts if any of them was cut off.
+    """
     keys = ["evaluation_id", *CELL]
     written = rows.filter(pl.col("finish_reason").is_in(["stop", "length"])).group_by(keys)
-    counts = written.agg(outputs=pl.len(), cut_off=(pl.col("finish_reason") == "length").sum())
-    kept = summary.drop("outputs", "cut_off", strict=False)
-    return kept.join(counts, on=keys, how="left", maintain_order="left").with_columns(
-        pl.col("outputs", "cut_off").fill_null(0)
+    counts = written.agg(outputs=pl.len(), outputs_cut_off=(pl.col("finish_reason") == "length").sum())
+    return summary.join(counts, on=keys, how="left", maintain_order="left").with_columns(
+        pl.col("outputs", "outputs_cut_off").fill_null(0)
     )
 
 

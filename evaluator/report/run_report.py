@@ -13,6 +13,7 @@ from tutelage.evaluator.report.formats import signed_percent
 from tutelage.evaluator.report.page import Page, Tile
 from tutelage.evaluator.report.run_data import CELL, RunData, read_run
 from tutelage.evaluator.report.run_sections import SECTIONS
+from tutelage.evaluator.results.frames import LEFT_OUT
 
 
 def write_report(*, frames: Path, run_dir: Path | None, run: str | None, out: Path) -> Path:
@@ -44,11 +45,14 @@ def facts(data: RunData) -> list[tuple[str, str]]:
         row = trained.row(0, named=True) if len(trained) else None
         noise = f", σ = {row['noise']:g}" if row and row["noise"] else ""
         described.append(f"{student} ({row['objective']}, T = {row['temperature']:g}{noise})" if row else student)
+    left_out = rows["finish_reason"].is_in(LEFT_OUT).fill_null(value=False)
+    counted = [f"{len(rows):,} rows", f"{int(((rows['error'] != '') & ~left_out).sum())} failed"]
+    counted += [f"{int(left_out.sum())} left out by their protocol"] * bool(left_out.any())
     known = [
         ("teacher", ", ".join(teachers) or "not evaluated"),
         ("students", ", ".join(described) or "none"),
         ("tasks", ", ".join(f"{task} ({protocol})" for task, protocol in rows.select(CELL).unique().sort(CELL).rows())),
-        ("items", f"{len(rows):,} rows, {int((rows['error'] != '').sum())} failed"),
+        ("items", ", ".join(counted)),
         ("prompts", ", ".join(rows["template"].unique().sort())),
         ("training seeds", ", ".join(map(str, rows["training_seed"].unique().sort()))),
     ]

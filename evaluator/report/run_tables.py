@@ -11,6 +11,7 @@ import polars as pl
 from tutelage.evaluator.report.formats import NONE, decimals, p_value, percent, signed_percent
 from tutelage.evaluator.report.page import Column, Table, column
 from tutelage.evaluator.report.run_data import CELL, RunData
+from tutelage.evaluator.results.frames import LEFT_OUT
 from tutelage.evaluator.scoring.math_errors import KINDS
 from tutelage.evaluator.tasks import TASKS
 
@@ -47,7 +48,8 @@ def scores(data: RunData) -> Table:
             chance = TASKS[task].chance(protocol)
             rows["chance"][key] = {"score": chance, "standard_error": None, "n": None, "failed": 0}
     caption = (
-        "Mean score in points ± standard error over items; n is the number of items; chance is uniform guessing. "
+        "Mean score in points ± standard error over items; n is the number of items; chance is uniform guessing; left "
+        "out: items that the protocol does not ask. "
         "paper: zero-shot generation, LLM-Adapters' extraction, accuracy. loglik: lm-evaluation-harness' acc."
     )
     return Table("scores", columns, list(rows.values()), summary, caption)
@@ -58,10 +60,12 @@ def _score_with_count(row: Mapping[str, Any]) -> str:
 
 
 def _score(row: Mapping[str, Any], *, with_count: bool = False) -> str:
-    if row["score"] is None:
+    if row["score"] is None and row["failed"]:
         return f"{NONE} ({row['failed']} failed)"
     error = "" if row["standard_error"] is None else f" ± {percent(row['standard_error'])}"
+    left_out = sum(row.get(reason) or 0 for reason in LEFT_OUT)
     notes = [f"n = {row['n']}"] * with_count + [f"{row['failed']} failed"] * bool(row["failed"])
+    notes += [f"{left_out} left out"] * bool(left_out)
     return percent(row["score"]) + error + (f" ({', '.join(notes)})" if notes else "")
 
 
@@ -98,7 +102,7 @@ def cut_off(data: RunData) -> Table:
     summary = ordered(data.summary.filter(pl.col("protocol") != "loglik"))
     columns = [
         Column("evaluation", lambda row: f"{row['label']}, {row['task']}"),
-        Column("cut off", lambda row: percent(row["cut_off"] / row["outputs"]) if row["outputs"] else NONE),
+        Column("cut off", lambda row: percent(row["outputs_cut_off"] / row["outputs"]) if row["outputs"] else NONE),
         column("outputs", "outputs"),
     ]
     caption = "Percent of the outputs that reached the limit of new tokens before the model ended them."

@@ -15,7 +15,7 @@ import polars as pl
 
 from tutelage.errors import DataError
 from tutelage.evaluator.report.run_data import read_metrics
-from tutelage.evaluator.results.frames import read
+from tutelage.evaluator.results.frames import LEFT_OUT, read
 from tutelage.evaluator.statistics.planned_comparisons import ITEMS, Comparison, rows_with
 
 _CELL = ["cell", "role", "method", "parameters"]
@@ -28,7 +28,7 @@ class StudyData:
 
     Attributes:
         name: of the study.
-        left_out: items without a score: open questions without a reference, or longer than their protocol asks.
+        left_out: items without a score in any evaluation: without a reference, or left out by their protocol.
         cells: one row a declared cell: what it is, as the study wrote it, and `scored`.
         rows: one row an item of the scored cells: the frames' columns and `cell`, `role`, `method`, `parameters`.
         comparisons: as declared.
@@ -120,10 +120,8 @@ def read_study(folder: Path, frames: Path) -> StudyData:
     rows = read(frames).filter(pl.col("evaluation_id").is_in(cells["evaluation_id"].to_list())).collect()
     if rows.is_empty():
         raise DataError(f"{frames} has no row of the study in {folder} yet; let a cell be finished", "frames")
-    # MiniLLM leaves out what does not fit its prompt (protocol `open`); that fails alike in every evaluation, and no
-    # comparison is the worse for it. An item that failed in some evaluations only is another matter.
-    everywhere = (pl.col("error") != "").all().over("task", "item_id") & (pl.col("protocol") == "open")
-    without = rows.filter(everywhere | (pl.col("error") == "") & pl.col("score").is_null())
+    # What a protocol leaves out of one evaluation, and an open question without a reference, has no score to compare.
+    without = rows.filter(pl.col("finish_reason").is_in(LEFT_OUT) | (pl.col("error") == "") & pl.col("score").is_null())
     rows = rows.join(without.select("task", "item_id").unique(), on=["task", "item_id"], how="anti")
     failed = rows.filter(pl.col("error") != "")
     if len(failed):

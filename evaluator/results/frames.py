@@ -76,7 +76,8 @@ EVALUATION_KEYS = (
     "training_seed",
     "evaluation_id",
 )
-_LEFT_OUT = (JoinSpanned.finish_reason, TooLong.finish_reason)
+# Finish reasons of items that their protocol leaves out.
+LEFT_OUT = (JoinSpanned.finish_reason, TooLong.finish_reason)
 SUMMARY_KEYS = (*EVALUATION_KEYS, "task", "protocol", "template", "metric")
 
 
@@ -134,13 +135,13 @@ def summarize(rows: pl.LazyFrame) -> pl.LazyFrame:
     An item counts if any of its answers does.
     """
     means = [pl.col(name).mean() for name in ("score", "score_corrected", "score_normalized")]
-    counts = ("failed", "cut_off", "unparsable", *_LEFT_OUT)
+    counts = ("failed", "cut_off", "unparsable", *LEFT_OUT)
     reason = pl.col("finish_reason")
     marked = rows.with_columns(
-        failed=(pl.col("error") != "") & ~reason.is_in(_LEFT_OUT),
+        failed=(pl.col("error") != "") & ~reason.is_in(LEFT_OUT),
         cut_off=reason == "length",
         unparsable=pl.col("extracted") == "",
-        **{name: reason == name for name in _LEFT_OUT},
+        **{name: reason == name for name in LEFT_OUT},
     )
     items = marked.group_by(*SUMMARY_KEYS, "item_id").agg(
         *means, pl.col(*counts).any(), pl.col("output_tokens", "seconds").sum()

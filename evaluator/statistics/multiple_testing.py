@@ -9,6 +9,8 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 from statsmodels.stats.multitest import multipletests
 
+from tutelage.errors import DataError
+
 
 @dataclass(frozen=True)
 class Adjusted:
@@ -24,8 +26,16 @@ def holm(p_values: ArrayLike, *, alpha: float = 0.05) -> Adjusted:
 
     The k-th smallest of m is multiplied by m - k + 1, then made monotone and cut at 1 (Holm 1979,
     Scandinavian Journal of Statistics 6), by statsmodels. No assumption on dependence.
+
+    Raises:
+        DataError: a p-value is no number; statsmodels would make every larger one NaN.
+
     """
     values = np.asarray(p_values, dtype=np.float64)
+    if np.isnan(values).any():
+        raise DataError(
+            f"{int(np.isnan(values).sum())} of {len(values)} p-values are no numbers; leave these tests out"
+        )
     if not len(values):  # statsmodels divides by the number of hypotheses
         return Adjusted(values, np.zeros(0, dtype=bool), alpha)
     rejected, adjusted, *_ = multipletests(values, alpha=alpha, method="holm")
@@ -39,7 +49,6 @@ def holm_within(frame: pl.DataFrame, family: list[str], *, p_value: str = "p_val
     """
 
     def adjust(values: pl.Series) -> pl.Series:
-        # multipletests counts a NaN as a hypothesis, and makes every p-value after it NaN: only known ones go in.
         known = values.is_not_null()
         adjusted = np.full(len(values), np.nan)
         adjusted[known.to_numpy()] = holm(values.drop_nulls().to_numpy()).p_values

@@ -301,7 +301,13 @@ def compare_methods(cells: pl.DataFrame) -> pl.DataFrame:
         Columns of `METHODS`, a row a pair of objectives; no rows of fewer than two objectives. Statistic and p-values
         are null where nothing can be told: one score an objective, or all scores equal.
 
+    Raises:
+        DataError: a cell has no score.
+
     """
+    lacking = cells.filter(pl.col("score").is_null() | pl.col("score").is_nan()).height
+    if lacking:
+        raise DataError(f"{lacking} of {cells.height} cells have no score; leave them out, or score their items again")
     by_task = [(str(task), part) for (task,), part in cells.group_by("task", maintain_order=True)]
     rows: list[dict[str, Any]] = []
     for task, part in [*by_task, (AVERAGE, cells)]:

@@ -17,6 +17,7 @@ from tutelage.evaluator.statistics.group_tests import friedman, kruskal_wallis
 from tutelage.evaluator.statistics.mixed_model import mixed_model
 from tutelage.evaluator.statistics.multiple_testing import holm, holm_within
 from tutelage.evaluator.statistics.power import minimum_detectable_difference
+from tutelage.evaluator.statistics.rank_correlation import spearman_over_pairs
 
 
 @pytest.fixture
@@ -241,6 +242,28 @@ def test_kruskal_equals_scipy_and_its_effect_by_hand() -> None:
     assert result.p_value == pytest.approx(stats.kruskal(*groups.values()).pvalue)
     assert result.effect == pytest.approx(result.statistic / 17)
     assert result.methods == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(("pairs", "p_value"), [(2, 1.0), (3, 2 / 6), (4, 2 / 24), (5, 2 / 120), (7, 2 / 5040)])
+def test_few_pairs_in_order_are_as_likely_as_their_orders(pairs: int, p_value: float) -> None:
+    values = np.arange(float(pairs))[:, None]
+    found = spearman_over_pairs(values, values**2, np.random.default_rng(0))
+    assert found.rho == pytest.approx(1.0)
+    assert found.p_value == pytest.approx(p_value)
+    assert (found.low is None) == (pairs < 5)
+
+
+def test_more_pairs_have_scipys_p_value() -> None:
+    first, second = np.random.default_rng(1).normal(size=(2, 11, 1))
+    found = spearman_over_pairs(first, second, np.random.default_rng(0))
+    assert found.p_value == pytest.approx(stats.spearmanr(first.ravel(), second.ravel()).pvalue)
+
+
+def test_values_that_are_no_numbers_are_refused_by_correlation_and_adjustment() -> None:
+    with pytest.raises(DataError, match="no number"):
+        spearman_over_pairs([[1.0], [np.nan], [3.0]], [[1.0], [2.0], [3.0]], np.random.default_rng(0))
+    with pytest.raises(DataError, match="1 of 3 p-values"):
+        holm([0.01, float("nan"), 0.04])
 
 
 def test_mixed_model_finds_what_was_put_in() -> None:

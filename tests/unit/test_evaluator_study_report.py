@@ -206,7 +206,7 @@ def write_answers(frames: Path, described: dict[str, object], generator: np.rand
                     **{"item_id": str(item), "item_hash": f"hash {item}", "output": f"words {seed}"},
                     "score": None if item >= 38 else score,
                     "error": "the prompt has 300 tokens" if item == 38 else "",
-                    "finish_reason": "error" if item == 38 else "length" if seed == 10 else "stop",
+                    "finish_reason": "too_long" if item == 38 else "length" if seed == 10 else "stop",
                 }
             )
     path = frame_path(frames, "known", "self_instruct", str(described["evaluation_id"]), "open")

@@ -19,6 +19,7 @@ from tutelage.evaluator.statistics.planned_comparisons import (
     pair_items,
 )
 from tutelage.evaluator.statistics.scores import AVERAGE, SCORES, SIMILARITIES, improvements
+from tutelage.evaluator.statistics.verdicts import directions, trends, verdicts
 
 CHANCE = {"sft": 0.50, "gkd": 0.65, "reverse_kl": 0.66, "seq_kd": 0.50}
 
@@ -179,6 +180,32 @@ def test_one_method_or_one_cell_a_method_cannot_tell() -> None:
     assert table["p_value"].null_count() == table.height > 0
     same = cells.with_columns(score=pl.lit(50.0))
     assert compare_methods(same)["p_value"].null_count() == compare_methods(same).height > 0
+
+
+@pytest.mark.parametrize(("runs", "verdict"), [(3, "cannot tell"), (5, "shows")])
+def test_a_trend_of_few_runs_in_order_does_not_show(runs: int, verdict: str) -> None:
+    rows = pl.DataFrame({"student": [f"s{n}" for n in range(runs)], "improvement": [float(-n) for n in range(runs)]})
+    measures = rows.with_columns(seed=pl.lit(0), method=pl.lit("kd"), size=-pl.col("improvement"))
+    measures = measures.with_columns(agreement=pl.col("size"), fidelity=pl.col("size"))
+    claim = {"text": "smaller gain more", "family": None, "trend": "size", "expects": "negative"}
+    found = trends(measures, np.random.default_rng(0))
+    averages = pl.DataFrame(schema={"family": pl.String, "holds": pl.String})
+    assert verdicts([claim], averages, found, {})["verdict"].to_list() == [verdict]
+
+
+def test_a_family_without_spread_cannot_tell() -> None:
+    declared = comparison("gkd", margin=2.0)
+    averages = directions(compare(few(*[(1.0, 1.0)] * 20), [declared], np.random.default_rng(0)))
+    claim = {"text": "alike", "family": "primary", "trend": None, "expects": "equivalent"}
+    assert verdicts([claim], averages, {}, {"primary": 1})["verdict"].to_list() == ["cannot tell"]
+
+
+def test_a_cell_without_a_score_is_refused_by_the_tests_over_methods() -> None:
+    cells = cells_of_items(study(seeds=1, items=5)).with_columns(
+        score=pl.when(pl.col("task") == "hard").then(float("nan")).otherwise("score")
+    )
+    with pytest.raises(DataError, match=r"8 of 16 cells have no score"):
+        compare_methods(cells)
 
 
 def test_methods_are_told_apart_where_they_differ() -> None:
