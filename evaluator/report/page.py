@@ -19,7 +19,7 @@ from markupsafe import Markup
 from tutelage.evaluator.report.chart_style import Chart
 from tutelage.evaluator.report.formats import NONE
 
-_PNG_SCALE = 2
+_PNG_SCALE = 2  # pixels a point, for screens and printers that have two
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Page:
         environment = Environment(
             loader=PackageLoader("tutelage.evaluator.report"),
             autoescape=True,
-            undefined=StrictUndefined,
+            undefined=StrictUndefined,  # a misspelt name in the template is an error, not an empty cell
             trim_blocks=True,
         )
         return environment.get_template("report.html.jinja").render(page=self)
@@ -175,6 +175,7 @@ class Page:
         """Writes `out` and, beside it, `report.md`, `figures/*.svg`, `figures/*.png` and `tables/*.csv`."""
         folder = out.parent
         folder.mkdir(parents=True, exist_ok=True)
+        # The same figure is rendered again for its files: inline it carries its name in every id, beside the page not.
         charts = [figure for section in self.sections for figure in section.figures]
         frames = {table.name: table.frame for section in self.sections for table in section.tables}
         if charts:
@@ -205,6 +206,7 @@ def _quoted(text: str) -> str:
 
 
 def _rendered(chart: Chart, form: str) -> bytes:
+    # Altair writes PNG as bytes, and SVG as text in some versions and as bytes in others.
     target = io.BytesIO() if form == "png" else io.StringIO()
     chart.save(target, format=form, **({"scale_factor": _PNG_SCALE} if form == "png" else {}))
     content = target.getvalue()

@@ -120,6 +120,7 @@ def read_metrics(run_dir: Path) -> pl.DataFrame:
     """
     rows = []
     for path in sorted(run_dir.glob("students/*/metrics.jsonl")):
+        # Not `splitlines`, which also splits at U+2028. The last piece is empty, or what the trainer is writing now.
         for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
             try:
                 row = json.loads(line)

@@ -41,6 +41,7 @@ def curve(metrics: pl.DataFrame, column: str, students: Sequence[str], *, title:
 def scores(summary: pl.DataFrame, order: Sequence[str], students: Sequence[str]) -> Chart:
     """Mean scores of one task with standard errors, a line a model."""
     data = summary.with_columns(
+        # A standard error does not know that a share ends at 0 and 1; the axis does.
         low=pl.max_horizontal(pl.col("score") - pl.col("standard_error"), pl.lit(0.0)),
         high=pl.min_horizontal(pl.col("score") + pl.col("standard_error"), pl.lit(1.0)),
         series=pl.when(role="teacher").then(pl.lit(_TEACHER)).otherwise(pl.col("student")),

@@ -73,6 +73,7 @@ class StudyData:
         An item of two students is one cluster: they answered the same question. An item that was answered several
         times (protocol `open`) is the mean of its answers.
         """
+        # A comparison knows one column of runs, and models of different sizes were trained with the same seeds.
         runs = (pl.col("student") + "/" + pl.col("training_seed").cast(pl.String)).rank("dense")
         answers = self.rows.filter(role="student").select(
             pl.when(pl.col("teacher") != "").then(pl.col("teacher")).alias("teacher"),
@@ -87,6 +88,7 @@ class StudyData:
             "score",
             "evaluation_id",
         )
+        # By evaluation too: two evaluations of one training must not be averaged away, but refused by `pair_items`.
         keys = [name for name in answers.columns if name != "score"]
         means = answers.group_by(keys, maintain_order=True).agg(pl.col("score").mean())
         return means.drop("evaluation_id").match_to_schema(ITEMS)

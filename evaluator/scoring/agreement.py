@@ -73,6 +73,7 @@ def pair(teacher: pl.DataFrame, student: pl.DataFrame) -> pl.DataFrame:
     answer = pl.int_range(pl.len()).over("item_id").alias("answer")
     left, right = (one.filter(error="").sort("seed").select(*columns, answer) for one in (teacher, student))
     both = left.join(right, on=["task", "item_id", "item_hash", "answer"], suffix="_student", validate="1:1")
+    # Items are numbered as text: "10" comes after "9".
     return both.sort(pl.col("item_id").cast(pl.UInt32), "answer")
 
 

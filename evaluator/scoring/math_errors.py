@@ -33,6 +33,7 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ONE_OPERATION_TASKS = ("SVAMP",)  # the others' problems take several steps, of which these rules know nothing
+# A model that repeats itself writes megabytes: what is read of it is bounded, so that its reading is.
 _READ = 10_000  # characters
 _EQUATIONS = 200
 _QUESTION_NUMBERS = 12

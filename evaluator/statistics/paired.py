@@ -335,7 +335,8 @@ def cluster_bootstrap_interval(
 
     `bca` corrects for bias and skewness (Efron 1987, JASA 82, "Better bootstrap confidence intervals"), its
     acceleration from the jackknife over clusters. It sees no more than what was drawn: of few clusters it is too narrow
-    (of two it covers a half), and where all are alike it is a point; see `cluster_robust_interval` for those.
+    (of two it covers a half), and where all are alike, or there is one, it says nothing and has no end; see
+    `cluster_robust_interval` for those.
 
     Args:
         differences_N: as in `cluster_robust_interval`.
@@ -349,6 +350,11 @@ def cluster_bootstrap_interval(
     sums_G, sizes_G = cluster_totals(differences_N, clusters_N)
     count, total = len(sums_G), sizes_G.sum()
     mean = sums_G.sum() / total
+    if np.abs(sums_G / sizes_G - mean).max() <= _ALIKE * np.abs(sums_G / sizes_G).max():
+        nothing = SameTail(float(mean), np.inf, count)
+        error = 0.0 if count > 1 else np.nan
+        return Interval(float(mean), error, -np.inf, np.inf, confidence, int(total), count, (nothing,))
+    # Counts of a multinomial are the resample: how often each cluster was drawn.
     weights_RG = generator.multinomial(count, np.full(count, 1 / count), size=resamples)
     means_R = (weights_RG @ sums_G) / (weights_RG @ sizes_G)
     tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
@@ -357,13 +363,13 @@ def cluster_bootstrap_interval(
         tails = _bca_tails(tails, means_R, mean, jackknife_G)
     low, high = np.quantile(means_R, tails)
     error = float(np.std(means_R, ddof=1))
-    tail = StudentTail(float(mean), error, count - 1) if error > 0 else SameTail(float(mean), np.inf, count)
+    tail = StudentTail(float(mean), error, count - 1)
     return Interval(float(mean), error, float(low), float(high), confidence, int(total), count, (tail,))
 
 
 def _bca_tails(tails: Floats, means_R: Floats, mean: float, jackknife_G: Floats) -> Floats:
     below = np.mean(means_R < mean) + np.mean(means_R == mean) / 2  # ties are common with binary scores
-    if not 0 < below < 1:
+    if not 0 < below < 1:  # the mean lies outside its own resamples, where the normal quantile is infinite
         return tails
     bias = stats.norm.ppf(below)
     deviations_G = jackknife_G.mean() - jackknife_G

@@ -176,6 +176,7 @@ def pair_items(items: pl.DataFrame, comparison: Comparison) -> pl.DataFrame:
                 f"{side} {chosen} has an item more than once at one seed; name the columns that tell its runs apart",
                 f"comparison {comparison.name}",
             )
+    # A full join, so that what one side lacks is seen and not dropped; a cluster may be null, and is then a value.
     pairs = sides["first"].join(sides["second"], on=_PAIR, how="full", coalesce=True, nulls_equal=True)
     lonely = pairs.filter(pl.col("first").is_null() | pl.col("second").is_null())
     if lonely.height:

@@ -60,6 +60,7 @@ def trends(measures: pl.DataFrame, generator: np.random.Generator) -> dict[str, 
         By name of what it goes with; n is the number of runs.
 
     """
+    # `by_pair` groups by teacher and student; here a pair is a run, which is a student and a seed.
     rows = measures.with_columns(teacher=pl.col("seed").cast(pl.String))
     improvement_G1 = by_pair(rows, "improvement").mean(axis=1, keepdims=True)
     return {

@@ -163,6 +163,9 @@ def test_a_constant_difference_of_unknown_bound_says_nothing() -> None:
         assert paired.t_test(interval).p_value == 1.0
         assert not equivalence_test(interval, margin=10.0).equivalent
         assert (interval.low, interval.high) == (-np.inf, np.inf)
+        drawn = paired.cluster_bootstrap_interval([value] * 50, np.arange(50), np.random.default_rng(0))
+        assert (drawn.low, drawn.high) == (-np.inf, np.inf)
+    assert paired.cluster_bootstrap_interval([1.0, 0.0], [0, 0], np.random.default_rng(0)).high == np.inf
 
 
 def test_a_task_without_spread_makes_the_average_less_certain_not_more() -> None:
