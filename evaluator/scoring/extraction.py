@@ -95,10 +95,10 @@ _NUMBER = re.compile(
     r"(?P<sign>(?<![\d)])[-−])?(?:\$(?P<sign_after>-)?)?"
     r"(?P<value>(?>\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?|\.\d++)(?P<denominator>/\d++)?"
 )
-# What may stand between two numbers of a calculation, and that there is one.
-_CALCULATION = re.compile(r"(?>[\s$€£%()]|\\[a-z]++|[-+*/·×÷−x^])*+(?=[\d$.])")
+# What may stand between two numbers of a calculation, all on one line (a list goes on with "- 3"), and that it is one.
+_CALCULATION = re.compile(r"(?>[^\S\n]|[$€£%()]|\\[a-z]++|[-+*/·×÷−x^])*+(?=[\d$.])")
 _OPERATOR = re.compile(r"[-+*/·×÷−^]|\bx\b|\\(?:times|cdot|div)")
-_EQUALS = re.compile(r"[\s$€£%)}]*+=\s*+(?=[-−$€£.\d])[€£]?")
+_EQUALS = re.compile(r"(?>[^\S\n]|[$€£%)}])*+=[^\S\n]*+(?=[-−$€£.\d])[€£]?")
 
 
 def _answer(text: str) -> str:

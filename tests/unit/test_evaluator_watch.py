@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evaluator_support import EchoEngine, write_checkpoint
-from tutelage.errors import NotFound
+from tutelage.errors import CheckpointError, NotFound
 from tutelage.evaluator.config import WatchConfig
 from tutelage.evaluator.results.frames import read
 from tutelage.evaluator.runner import evaluation as evaluation_module
@@ -70,6 +70,17 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogC
     checkpoint_of(tmp_path, "a", 2)
     assert [one.labels.step for one in watch(config_of(tmp_path, once=True))] == [2]
     assert "passed over" in caplog.text
+
+
+def test_a_full_disk_is_no_fault_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint_of(tmp_path, "a", 1)
+
+    def full(*_: object, **__: object) -> None:
+        raise CheckpointError("cannot write one--loglik.parquet: no space left on device")
+
+    monkeypatch.setattr(evaluation_module.fr, "write_frame", full)
+    with pytest.raises(CheckpointError, match="no space left"):
+        list(watch(config_of(tmp_path, once=True)))
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
