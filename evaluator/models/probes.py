@@ -109,7 +109,8 @@ def check_decoding(model: Any, decode: Callable[[list[list[int]]], list[list[int
 def _tolerance(eps: float) -> float:
     """Nats a token that rounding explains.
 
-    It moves a logit by a few units in its last place, and logits are some tens at most: 1e-5 in float32, and 0.3 in
-    bfloat16, where only what is grossly wrong is seen.
+    It moves a logit by a few units in its last place, and logits are some tens at most: about 1e-5 in float32 (the
+    largest gap to another implementation was 1e-4 for a whole choice, docs/evaluation.md), and 0.3 in bfloat16, where
+    only what is grossly wrong is seen.
     """
-    return max(1e-5, 40 * eps)
+    return max(1e-4, 40 * eps)
