@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from tutelage.errors import ConfigurationError
 
@@ -23,16 +22,3 @@ def check_name(name: str, field: str) -> str:
             field,
         )
     return name
-
-
-def folder_of(root: Path, name: str, field: str) -> Path:
-    """`root/name`, which lies directly in `root`, whatever links there are.
-
-    Raises:
-        ConfigurationError: the name is not allowed, or a link leads out of `root`.
-
-    """
-    folder = root / check_name(name, field)
-    if folder.resolve().parent != root.resolve():
-        raise ConfigurationError(f"{folder} leads out of {root}", field)
-    return folder
