@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.data.conversations import Conversation, user_message
+from tutelage.data.rows import read_rows
 from tutelage.errors import DataError
 from tutelage.evaluator.scoring.extraction import NUMBER, Extraction
 
@@ -36,7 +37,7 @@ class Item:
     @property
     def conversation(self) -> Conversation:
         """The question as a template takes it, which is how a trainer gives it a data file's row."""
-        return Conversation([user_message(self.instruction)], None, self.input)
+        return Conversation([user_message(self.instruction)], None, self.input, f"item {self.item_id}")
 
     @property
     def item_hash(self) -> str:
@@ -164,9 +165,8 @@ def read_test_file(task: Task, data_dir: Path | None) -> list[Item]:
     """
     path = required_file(task, data_dir)
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-        return items_of_records(records)
-    except (ValueError, KeyError, TypeError) as error:
+        return items_of_records([row.values for row in read_rows(path)])
+    except KeyError as error:
         raise DataError(f"{path} is not a list of instruction, input, answer ({error!r})", "tasks") from error
 
 

@@ -1,7 +1,7 @@
 """A task of one's own, described by a YAML file beside its data.
 
 name: capitals
-data: capitals.jsonl              # JSON lines or a JSON list of records, beside this file
+data: capitals.jsonl              # a .jsonl, .json (a list) or .parquet file of records, beside this one
 question: "Capital of {country}?" # from fields of the record
 answer: "{capital}"
 extraction: number                # number, letter, truth, `label: answer` (answer1 … answer9), or none: open questions
@@ -13,7 +13,6 @@ max_new_tokens: 32
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ import yaml
 from pydantic import Field
 
 from tutelage.config import Config, validate
+from tutelage.data.rows import read_rows
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.evaluator.scoring.extraction import LETTER, NUMBER, TRUTH, Extraction, labelled
 from tutelage.evaluator.tasks.base import Choices, Item, Task
@@ -69,7 +69,7 @@ def read_task(path: Path) -> Task:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path} is not a readable YAML file: {error}", "tasks") from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path} is not a mapping; see evaluator/tasks/custom.py", "tasks")
@@ -97,12 +97,7 @@ def _extraction_of(described: TaskFile) -> Extraction | None:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        whole = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
-        return [dict(record) for record in whole]
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is not a file of JSON records: {error}", "data") from error
+    return [row.values for row in read_rows(path)]
 
 
 def _filled(template: str, record: dict[str, Any], path: Path) -> str:

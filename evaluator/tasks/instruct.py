@@ -6,10 +6,10 @@ call `prompt` is built anew from the first two.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from tutelage.data.rows import read_rows
 from tutelage.errors import DataError
 from tutelage.evaluator.tasks.base import Item, Task, required_file
 
@@ -25,11 +25,12 @@ def _read(task: Task, data_dir: Path | None) -> list[Item]:
 
     """
     path = required_file(task, data_dir)
-    try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        items = [_item(str(index), record) for index, record in enumerate(records)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not JSON lines of instruction, input, output ({error!r})", "tasks") from error
+    items = []
+    for index, row in enumerate(read_rows(path)):
+        try:
+            items.append(_item(str(index), row.values))
+        except (KeyError, TypeError, IndexError) as error:
+            raise DataError(f"{row.where}: is not instruction, input, output ({error!r})", "tasks") from error
     return items
 
 

@@ -184,7 +184,7 @@ def test_an_empty_choice_costs_its_item_and_no_other(tmp_path: Path) -> None:
         (("question:", "qestion:"), ConfigurationError, "question"),
         (("{country}", "{contry}"), DataError, "does not fill"),
         (('["{capital}", "{other}"]', '["{other}"]'), DataError, "is none of"),
-        (("capitals.jsonl", "elsewhere.jsonl"), DataError, "not a file of JSON records"),
+        (("capitals.jsonl", "elsewhere.jsonl"), DataError, "is not a file"),
     ],
 )
 def test_a_file_that_describes_no_task_is_refused(

@@ -73,7 +73,7 @@ def test_truncation_is_counted_and_cuts_the_end(tokenizer, tmp_path):
         ({"prompt": 3}, "prompt", "expected a string"),
         ({"prompt": " "}, "prompt", "not empty"),
         ({"prompt": "a", "completion": ["b"]}, "completion", "expected a string"),
-        ({"completion": "b"}, "prompt", "None"),
+        ({"completion": "b"}, "prompt", "is missing"),
     ],
 )
 def test_a_bad_row_is_named_by_file_line_and_field(row, field, problem, tokenizer, tmp_path):

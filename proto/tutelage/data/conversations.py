@@ -6,15 +6,31 @@
 | `prompt` | `prompt`, optionally `completion` | `prompt` | `completion` |
 | `instruction` | `instruction`, optionally `input`, `output`, `answer` | `instruction`, `input` | `output` |
 | `question` | `question`, optionally `answer` | `question` | `answer` |
+
+What a row says besides (tool calls, reasoning, images, a history) is not built yet, and a row that has it is refused:
+trained without it, an answer that is a tool call would teach to say nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Message = dict[str, str]
+
+FORMATS = ("messages", "prompt", "instruction", "question")
+ROLES = ("system", "user", "assistant")
+# Fields that chat templates and trainers of this field read (transformers' chat templating, TRL's data set formats,
+# OpenAI's and LLaMA-Factory's files). Other fields (ids, sources, scores) say nothing to a student.
+_UNREAD_OF_ROW = (
+    "tools", "functions", "documents", "chat_template_kwargs", "system", "history", "image", "images", "video",
+    "videos", "audio", "audios",
+)  # fmt: skip
+_UNREAD_OF_MESSAGE = (
+    "tool_calls", "function_call", "tool_call_id", "reasoning_content", "reasoning", "thinking", "name", "image",
+    "images", "video", "videos", "audio", "audios", "refusal",
+)  # fmt: skip
 
 
 class BadRow(ValueError):
@@ -29,6 +45,8 @@ class Conversation:
     completion: str | None
     instruction_input: str = ""
     """The `input` of the instruction format, which the Alpaca prompts set apart."""
+    where: str = ""
+    """Where it comes from, for messages: a file and its line, or an item."""
 
 
 def format_of(row: Mapping[str, Any]) -> str:
@@ -38,28 +56,36 @@ def format_of(row: Mapping[str, Any]) -> str:
         BadRow: it has none of them.
 
     """
-    for row_format in ("messages", "prompt", "instruction", "question"):
+    for row_format in FORMATS:
         if row_format in row:
             return row_format
-    raise BadRow("", f"has the keys {sorted(row)}, but none of messages, prompt, instruction, question")
+    raise BadRow("", f"has the keys {sorted(row)}, but none of {', '.join(FORMATS)}")
 
 
-def conversation_of(row: Mapping[str, Any], row_format: str) -> Conversation:
+def conversation_of(row: Mapping[str, Any], row_format: str, where: str = "") -> Conversation:
     """The row as a conversation.
 
     Raises:
-        BadRow: a field is missing, empty or no string.
+        BadRow: a field is missing, empty or no string; or the row says what no format here has room for.
 
     """
+    if row_format not in row:
+        raise BadRow(row_format, f"is missing; all rows of a file must have the first one's format, {row_format}")
+    _refuse_unread(row, _UNREAD_OF_ROW, "")
     match row_format:
         case "messages":
-            return _from_messages(row)
+            messages, completion = _turns(row["messages"])
+            return Conversation(messages, completion, where=where)
         case "prompt":
-            return Conversation([user_message(_text(row, "prompt"))], _optional_text(row, "completion"))
+            return Conversation([user_message(_text(row, "prompt"))], _optional_text(row, "completion"), where=where)
         case "instruction":
-            return _from_instruction(row)
+            extra = row.get("input") or ""
+            if not isinstance(extra, str):
+                raise BadRow("input", f"holds {extra!r:.80}, expected a string")
+            message = user_message(_text(row, "instruction"))
+            return Conversation([message], _optional_text(row, "output"), extra, where)
         case _:
-            return Conversation([user_message(_text(row, "question"))], _optional_text(row, "answer"))
+            return Conversation([user_message(_text(row, "question"))], _optional_text(row, "answer"), where=where)
 
 
 def with_completion(row: Mapping[str, Any], row_format: str, completion: str) -> dict[str, Any]:
@@ -93,24 +119,36 @@ def _optional_text(row: Mapping[str, Any], field: str) -> str | None:
     return _text(row, field) if row.get(field) is not None else None
 
 
-def _from_instruction(row: Mapping[str, Any]) -> Conversation:
-    extra = row.get("input", "")
-    if not isinstance(extra, str):
-        raise BadRow("input", f"holds {extra!r:.80}, expected a string")
-    return Conversation([user_message(_text(row, "instruction"))], _optional_text(row, "output"), extra)
+def _refuse_unread(values: Mapping[str, Any], fields: Sequence[str], prefix: str) -> None:
+    for field in fields:
+        if values.get(field):  # Tables have every field in every row, most of them null.
+            raise BadRow(
+                f"{prefix}{field}",
+                f"says {values[field]!r:.80}, which would be lost: only roles and their text are learned from yet; "
+                "leave such rows out, or write it into the text",
+            )
 
 
-def _from_messages(row: Mapping[str, Any]) -> Conversation:
-    messages = row["messages"]
+def _turns(messages: Any) -> tuple[list[Message], str | None]:
+    """What comes before the answer, and the answer; None if the last message is not the assistant's."""
     if not isinstance(messages, list) or not messages:
         raise BadRow("messages", f"holds {messages!r:.80}, expected a list that is not empty")
-    clean = []
+    turns = []
     for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise BadRow(f"messages[{index}]", f"is {message!r:.80}, expected strings `role` and `content`")
-        clean.append({"role": message["role"], "content": message["content"]})
-    if clean[-1]["role"] != "assistant":
-        return Conversation(clean, None)
-    if len(clean) == 1:
+        place = f"messages[{index}]"
+        if not isinstance(message, dict):
+            raise BadRow(place, f"is {message!r:.80}, expected strings `role` and `content`")
+        if message.get("role") not in ROLES:
+            raise BadRow(f"{place}.role", f"is {message.get('role')!r:.80}, expected one of {', '.join(ROLES)}")
+        _refuse_unread(message, _UNREAD_OF_MESSAGE, f"{place}.")
+        if not isinstance(message.get("content"), str):
+            problem = f"is {message.get('content')!r:.80}, expected strings `role` and `content`"
+            raise BadRow(f"{place}.content", problem)
+        turns.append({"role": message["role"], "content": message["content"]})
+    if turns[-1]["role"] != "assistant":
+        return turns, None
+    if len(turns) == 1:
         raise BadRow("messages", "holds only the assistant's message; what does it answer?")
-    return Conversation(clean[:-1], clean[-1]["content"])
+    if not turns[-1]["content"].strip():
+        raise BadRow(f"messages[{len(turns) - 1}].content", "is empty, and would teach to end at once")
+    return turns[:-1], turns[-1]["content"]

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tutelage.data.conversations import BadRow, Conversation, conversation_of, format_of
-from tutelage.data.hub import local_file
 from tutelage.data.prompts import Template, prompt_ids, prompt_text
+from tutelage.data.rows import read_rows
 from tutelage.errors import DataError
 
 TokenIds = npt.NDArray[np.int32]
@@ -53,12 +52,22 @@ def read_examples(path: Path, tokenizer: Any, *, template: Template) -> list[Tok
         template: as `tutelage.data.prompts` has them.
 
     Raises:
-        DataError: the file is missing, empty or of another kind; or a row is not as it must be, named
-            by file, line (row, for Parquet and JSON lists) and field.
+        DataError: the file is missing, empty or of another kind; or a row is not as it must be, or says what the
+            template would lose; named by file, line (row, for Parquet and JSON lists) and field.
 
     """
-    encode = _encoder(tokenizer, template)
-    return [encode(conversation) for _, conversation in read_conversations(path)]
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
+    encode_prompt = prompt_encoder(tokenizer, template)
+    examples = []
+    for _, conversation in read_conversations(path):
+        completion_ids = np.zeros(0, np.int32)
+        if conversation.completion is not None:
+            # Prompt and completion are tokenized apart, as sampling sees them: it begins after whole tokens.
+            ids = tokenizer(conversation.completion, add_special_tokens=False)["input_ids"]
+            completion_ids = np.asarray([*ids, tokenizer.eos_token_id], np.int32)
+        examples.append(TokenizedExample(encode_prompt(conversation), completion_ids))
+    return examples
 
 
 def read_conversations(path: Path) -> list[tuple[dict[str, Any], Conversation]]:
@@ -70,13 +79,13 @@ def read_conversations(path: Path) -> list[tuple[dict[str, Any], Conversation]]:
     """
     row_format = None
     conversations = []
-    for where, row in _rows(path):
+    for row in read_rows(path):
         try:
-            row_format = row_format or format_of(row)
-            conversations.append((row, conversation_of(row, row_format)))
+            row_format = row_format or format_of(row.values)
+            conversations.append((row.values, conversation_of(row.values, row_format, row.where)))
         except BadRow as error:
             field, problem = error.args
-            raise DataError(f"{path}, {where}: {problem}", field) from error
+            raise DataError(f"{row.where}: {problem}", field) from error
     if not conversations:
         raise DataError(f"{path} holds no rows")
     return conversations
@@ -109,66 +118,3 @@ def prompt_encoder(tokenizer: Any, template: Template) -> Callable[[Conversation
     return lambda conversation: np.asarray(
         prompt_ids(template, prompt_text(template, conversation, tokenizer), tokenizer), np.int32
     )
-
-
-def _encoder(tokenizer: Any, template: Template) -> Callable[[Conversation], TokenizedExample]:
-    """Turns a conversation into token ids; prompt and completion are tokenized apart, as sampling sees them."""
-    if tokenizer.eos_token_id is None:
-        raise DataError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
-    encode_prompt = prompt_encoder(tokenizer, template)
-
-    def encode(conversation: Conversation) -> TokenizedExample:
-        completion = np.zeros(0, np.int32)
-        if conversation.completion is not None:
-            ids = tokenizer(conversation.completion, add_special_tokens=False)["input_ids"]
-            completion = np.asarray([*ids, tokenizer.eos_token_id], np.int32)
-        return TokenizedExample(encode_prompt(conversation), completion)
-
-    return encode
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
-    if path.suffix not in readers:
-        raise DataError(f"{path} is none of {', '.join(readers)}; convert it to one of them")
-    file = local_file(path)
-    if not file.is_file():
-        raise DataError(f"{path} is not a file; give the path of a data set")
-    for where, row in readers[path.suffix](file):
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, {where}: holds {type(row).__name__}, expected an object with named fields")
-        yield where, row
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield f"line {number}", _parsed(line, path, f"line {number}")
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    rows = _parsed(path.read_text(encoding="utf-8"), path, "the whole file")
-    if not isinstance(rows, list):
-        raise DataError(f"{path} holds {type(rows).__name__}, expected a list of rows")
-    for number, row in enumerate(rows, start=1):
-        yield f"row {number}", row
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not readable as Parquet: {error}") from error
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"row {number}", row
-
-
-def _parsed(text: str, path: Path, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path}, {where}: is not JSON ({error})") from error

@@ -3,7 +3,7 @@
 | template | prompt |
 |---|---|
 | `chat` | the tokenizer's own chat template, with the generation prompt |
-| `plain` | the last message, as it is |
+| `plain` | the message, as it is |
 | `alpaca` | Stanford Alpaca's (Taori et al. 2023, github.com/tatsu-lab/stanford_alpaca) |
 | `alpaca_leaked_indentation` | LLM-Adapters' when it evaluates (Hu et al. 2023, arXiv 2304.01933; `evaluate.py`) |
 | `alpaca_leaked_indentation_training` | LLM-Adapters' when it trains (`finetune.py`) |
@@ -37,9 +37,16 @@ def prompt_text(template: Template, conversation: Conversation, tokenizer: Any) 
         tokenizer: a transformers tokenizer; only `chat` uses it.
 
     Raises:
-        DataError: the template is `chat` and the tokenizer has none.
+        DataError: the template is `chat` and the tokenizer has none; or another one has no room for what was said.
 
     """
+    here = f"{conversation.where}: " if conversation.where else ""
+    if template != "chat" and len(conversation.messages) > 1:
+        raise DataError(
+            f"{here}holds {len(conversation.messages)} messages before the answer, of which the template {template} "
+            "would show the last alone; use the template chat, or rows of one turn",
+            "messages",
+        )
     match template:
         case "chat":
             if not tokenizer.chat_template:
@@ -48,6 +55,12 @@ def prompt_text(template: Template, conversation: Conversation, tokenizer: Any) 
             messages = _chat_messages(conversation)
             return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         case "plain":
+            if conversation.instruction_input:
+                raise DataError(
+                    f"{here}has an input, which the template plain would not show; use alpaca or chat, or write it "
+                    "into the instruction",
+                    "input",
+                )
             return conversation.messages[-1]["content"]
         case "alpaca":
             return _alpaca(conversation)
