@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from tutelage.files import make_directory_once
@@ -22,10 +23,15 @@ def whole_model(checkpoint: Path) -> Path:
 
     def merge(folder: Path) -> None:
         from peft import AutoPeftModelForCausalLM
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, GenerationConfig
 
-        model = AutoPeftModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
-        model.merge_and_unload().save_pretrained(folder)
+        model = AutoPeftModelForCausalLM.from_pretrained(checkpoint, dtype="auto").merge_and_unload()
+        if (checkpoint / "generation_config.json").exists():  # It may end at more tokens than the base model.
+            model.generation_config = GenerationConfig.from_pretrained(checkpoint)
+        model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
+        shutil.copyfile(
+            checkpoint / "tokenizer.json", folder / "tokenizer.json"
+        )  # As it is, whatever its class writes.
 
     return make_directory_once(checkpoint.with_name(f"{checkpoint.name}-merged"), merge)

@@ -1,4 +1,4 @@
-"""Digests by which teacher and student know each other: weights, tokenizer, chat template.
+"""What teacher and student know each other by: digests of weights, tokenizer and chat template; end tokens.
 
 Two models can exchange token ids only if every field of their tokenizers that shapes ids is equal;
 equal vocabulary sizes say nothing. All digests are SHA-256 in hex.
@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tutelage.errors import DataError, IdentityMismatch
 
@@ -102,3 +103,80 @@ def require_same_tokenizer(teacher: Mapping[str, str], student: Mapping[str, str
             "the same to both. Use a student with the teacher's tokenizer",
             "tokenizer",
         )
+
+
+def end_token_ids(checkpoint: Path) -> list[int]:
+    """The tokens that end a text for this model: the tokenizer's and those of `generation_config.json`, ascending."""
+    ends: set[int] = set()
+    generation_file = checkpoint / "generation_config.json"
+    if generation_file.exists():
+        configured = json.loads(generation_file.read_text(encoding="utf-8")).get("eos_token_id")
+        ends.update(configured if isinstance(configured, list) else [] if configured is None else [configured])
+    config_file = checkpoint / "tokenizer_config.json"
+    token = json.loads(config_file.read_text(encoding="utf-8")).get("eos_token") if config_file.exists() else None
+    if token is not None:
+        text = token["content"] if isinstance(token, dict) else token
+        tokenizer = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
+        added = {each["content"]: each["id"] for each in tokenizer.get("added_tokens", [])}
+        found = added.get(text, tokenizer["model"]["vocab"].get(text))
+        ends.update([] if found is None else [found])
+    return sorted(ends)
+
+
+def require_same_template(teacher: str, student: str) -> None:
+    """Refuses a pair that writes chats in different ways; a side without a template (an empty digest) is no other way.
+
+    Raises:
+        IdentityMismatch: both have a chat template, and they differ.
+
+    """
+    if teacher and student and teacher != student:
+        raise IdentityMismatch(
+            f"the chat templates of teacher ({teacher[:12]}…) and student ({student[:12]}…) differ: the teacher would "
+            "score prompts that it has never seen so written. Copy the teacher's chat_template.jinja into the "
+            "student's folder, or say data.chat_template: student to use the student's with this teacher",
+            "data.chat_template",
+        )
+
+
+# Where pipelines of tokenizers differ: spaces and their runs, digits, contractions, case, accents in both forms,
+# scripts without spaces, emoji, code.
+_PROBES = (
+    "Ann has 3 apples and buys 24 more, so she has 1,234.50 in all.",
+    "  two  spaces\tand\ta tab\n\nnew lines\r\n",
+    "I'll say it's DON'T, won't we? (Yes!) [no] {maybe} <x>",
+    "Zürich, naïve, cafe\u0301, ÇA, ﬁn, ½, ²",
+    "東京は大きい。 Привет! مرحبا 👩\u200d🔬🙂",
+    "def f(x):\n    return x ** 2 if x != 0 else None  # 100%",
+)
+
+
+def require_tokenizer_as_its_file(tokenizer: Any, checkpoint: Path) -> None:
+    """Refuses a tokenizer that splits text otherwise than its `tokenizer.json`, which the digests are of, says.
+
+    transformers builds some classes' pipelines anew (LlamaTokenizer, Qwen2Tokenizer and others) and takes only
+    vocabulary and merges from the file.
+
+    Args:
+        tokenizer: what transformers made of the checkpoint.
+        checkpoint: its directory.
+
+    Raises:
+        IdentityMismatch: names the class and the first text that they split differently.
+
+    """
+    from tokenizers import Tokenizer
+
+    file = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    file.no_truncation()
+    file.no_padding()
+    added = {each.content for each in file.get_added_tokens_decoder().values()}
+    for text in (*_PROBES, " ".join(sorted(added | set(tokenizer.get_added_vocab())))):
+        if tokenizer.encode(text, add_special_tokens=False) != file.encode(text, add_special_tokens=False).ids:
+            raise IdentityMismatch(
+                f"{checkpoint / 'tokenizer.json'} and the class that transformers reads it with, "
+                f"{type(tokenizer).__name__}, split {text[:40]!r} into different tokens; token ids would not mean the "
+                'same to others who read the file. Set "tokenizer_class": "PreTrainedTokenizerFast" in '
+                "tokenizer_config.json, or use the model_type that the file was made for",
+                "tokenizer_class",
+            )

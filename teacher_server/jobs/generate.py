@@ -24,7 +24,7 @@ from tutelage.data.dataset_files import TokenIds, prompt_encoder, read_conversat
 from tutelage.data.hub import local_file
 from tutelage.errors import ConfigurationError, DataError, Overloaded
 from tutelage.files import write_durably
-from tutelage.identity import require_same_tokenizer, tokenizer_digests
+from tutelage.identity import require_same_tokenizer, require_tokenizer_as_its_file, tokenizer_digests
 from tutelage.rpc.codec import encode
 from tutelage.rpc.transport import (
     ADAPTER_METADATA_KEY,
@@ -132,7 +132,9 @@ def encode_prompts(conversations: Sequence[Conversation], config: GenerateConfig
     """Token ids of the prompts, as a trainer makes them with the same tokenizer and template."""
     from transformers import AutoTokenizer
 
-    encode_prompt = prompt_encoder(AutoTokenizer.from_pretrained(config.tokenizer), config.template)
+    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+    require_tokenizer_as_its_file(tokenizer, config.tokenizer)
+    encode_prompt = prompt_encoder(tokenizer, config.template)
     return [encode_prompt(conversation) for conversation in conversations]
 
 

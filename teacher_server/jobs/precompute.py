@@ -16,6 +16,7 @@ import numpy as np
 
 from tutelage.data.signal_cache import sequence_key
 from tutelage.errors import ConfigurationError, DataError, TutelageError
+from tutelage.identity import require_tokenizer_as_its_file
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.config import PrecomputeConfig
 from tutelage.teacher_server.jobs.progress import Progressed
@@ -50,7 +51,9 @@ def read_sequences(config: PrecomputeConfig, checkpoint: Path) -> list[list[int]
 
     from tutelage.data.dataset_files import read_examples, truncate
 
-    examples = read_examples(config.data, AutoTokenizer.from_pretrained(checkpoint), template=config.template)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    require_tokenizer_as_its_file(tokenizer, checkpoint)
+    examples = read_examples(config.data, tokenizer, template=config.template)
     different = {}
     for example in truncate(examples, config.max_tokens, config.data).examples:
         if not len(example.completion_ids):

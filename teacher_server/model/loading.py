@@ -44,6 +44,7 @@ class Checkpoint:
     weights_digest: str
     tokenizer_digests: dict[str, str]
     chat_template_digest: str
+    end_token_ids: list[int]
     vocabulary_size: int
     hidden_size: int
     max_model_len: int
@@ -88,6 +89,7 @@ def read_checkpoint(folder: Path, config: TeacherConfig) -> Checkpoint:
         weights_digest=identity.weights_digest(folder),
         tokenizer_digests=digests,
         chat_template_digest=identity.chat_template_digest(folder),
+        end_token_ids=identity.end_token_ids(folder),
         vocabulary_size=identity.vocabulary_size(folder),
         hidden_size=sizes.hidden_size,
         max_model_len=wanted or min(DEFAULT_SEQUENCE_TOKENS, longest or DEFAULT_SEQUENCE_TOKENS),
@@ -195,6 +197,7 @@ def describe(checkpoint: Checkpoint, config: TeacherConfig, head: SignalHead | N
         weights_digest=checkpoint.weights_digest,
         tokenizer_digests=checkpoint.tokenizer_digests,
         chat_template_digest=checkpoint.chat_template_digest,
+        end_token_ids=checkpoint.end_token_ids,
         vocabulary_size=checkpoint.vocabulary_size,
         hidden_size=checkpoint.hidden_size,
         dtype=config.dtype,

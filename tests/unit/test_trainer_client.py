@@ -292,6 +292,24 @@ def test_another_teacher_at_the_same_address_stops_the_run(client, servicer):
         client.score(requests(), HIDDEN)
 
 
+def test_a_teacher_with_another_chat_template_is_refused_unless_it_need_not_be_the_same(servicer, tiny_model):
+    servicer.info.chat_template_digest = "1" * 64
+    with serving(servicer) as address:
+        with pytest.raises(IdentityMismatch, match=r"chat_template: student") as refused:
+            connect(address, tiny_model, chat_template_digest="2" * 64)
+        assert refused.value.field == "data.chat_template"
+        for accepted in ("1" * 64, ""):
+            connect(address, tiny_model, chat_template_digest=accepted).close()
+        servicer.info.chat_template_digest = ""  # a base model that has none
+        connect(address, tiny_model, chat_template_digest="2" * 64).close()
+
+
+def test_the_tokens_that_end_a_text_for_the_teacher_are_known(servicer, tiny_model):
+    servicer.info.end_token_ids.extend([0, 2])
+    with serving(servicer) as address, connect(address, tiny_model) as client:
+        assert client.identity.end_token_ids == (0, 2)
+
+
 def test_a_teacher_with_another_tokenizer_is_refused(servicer, tiny_model):
     servicer.info.tokenizer_digests["merges"] = "0"
     with serving(servicer) as address, pytest.raises(IdentityMismatch, match="differ in merges"):

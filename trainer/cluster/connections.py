@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from tutelage.identity import tokenizer_digests
+from tutelage.identity import chat_template_digest, tokenizer_digests
 from tutelage.trainer.cluster.evaluator_client import EvaluatorClient
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.config.student import StudentConfig
@@ -22,9 +22,12 @@ def open_teacher(config: CohortConfig, student: StudentConfig, waiting: Waiting,
         TutelageError: as `StoredTeacher` and `TeacherClient`.
 
     """
+    digests = tokenizer_digests(student.init)
+    compares = student.data.template == "chat" and student.data.chat_template == "same"
+    template = chat_template_digest(student.init) if compares else ""
     # First: with stored signals no teacher is asked, though the configuration has an address by default.
     if config.signals_from is not None:
-        return StoredTeacher(config.signals_from, tokenizer_digests=tokenizer_digests(student.init))
+        return StoredTeacher(config.signals_from, tokenizer_digests=digests, chat_template_digest=template)
     if config.teacher is None:
         return None
     return stack.enter_context(
@@ -32,7 +35,8 @@ def open_teacher(config: CohortConfig, student: StudentConfig, waiting: Waiting,
             config.teacher.address,
             student_id=student.id,
             wait_seconds=config.teacher.wait_seconds,
-            tokenizer_digests=tokenizer_digests(student.init),
+            tokenizer_digests=digests,
+            chat_template_digest=template,
             adapter=config.teacher.adapter,
             waiting=waiting,
             tls=config.teacher.tls,

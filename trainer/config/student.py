@@ -33,6 +33,9 @@ class DataConfig(Config):
     `instruction`(+`input`, `output`) or `question`(+`answer`) rows; on the hub, `hf://datasets/OWNER/NAME[@REVISION]/FILE`."""
     template: Template = "chat"
     """How a row becomes a prompt: the tokenizer's chat template, or one of those in docs/training.md."""
+    chat_template: Literal["same", "student"] = "same"
+    """With `template: chat`: whether the teacher must have the student's chat template (`same`), or the student's is
+    used although the teacher has another (`student`)."""
 
 
 class SamplingConfig(Config):

@@ -11,7 +11,7 @@ Shapes: the legend in docs/architecture.md; N scored rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MethodType
@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tutelage.errors import CheckpointError
+from tutelage.identity import require_tokenizer_as_its_file
 from tutelage.trainer.config.student import LoraConfig, OptimizerConfig
 from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.model.cpu_attention import use_fast_attention
@@ -82,6 +83,8 @@ class Student:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        require_tokenizer_as_its_file(self.tokenizer, folder)
+        self._tokenizer_file = (folder / "tokenizer.json").read_bytes()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.sharded = sharded
         # The full path, since an adapter's files name the model that it belongs to.
@@ -145,6 +148,14 @@ class Student:
         configured = self.model.generation_config.eos_token_id
         configured = [] if configured is None else configured
         return frozenset({self.tokenizer.eos_token_id, *([configured] if isinstance(configured, int) else configured)})
+
+    def end_with(self, ids: Iterable[int]) -> None:
+        """Adds tokens that end a sequence, for sampling and in what is saved.
+
+        Who generates with a checkpoint, be it transformers or vLLM, stops at those of its generation_config.json.
+        """
+        ends = sorted(self.end_ids | {end for end in ids if end < self.vocabulary_size})
+        self.model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
 
     def unsharded(self) -> AbstractContextManager[None]:
         """In here, and when training after `hidden`, its weights are all there; all workers enter it at once.
@@ -244,7 +255,12 @@ class Student:
             self.model.save_pretrained(folder, state_dict=weights)
         else:
             self._adapters.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+            # PEFT saves none, and the base model's may end at fewer tokens.
+            self.model.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        # Some classes write another pipeline than they read (see `require_tokenizer_as_its_file`): a student begun from
+        # this checkpoint would then have another tokenizer than its teacher.
+        (folder / "tokenizer.json").write_bytes(self._tokenizer_file)
 
     def _full_state(self, *, keep: bool) -> dict[str, Tensor]:
         """The optimizer's weights and their moments, one brought together after the other; nothing unless kept."""

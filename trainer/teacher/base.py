@@ -57,6 +57,8 @@ class TeacherIdentity:
     hidden_size: int
     noise_floor_kl: float
     """Mean KL between two scorings of the same tokens, nats per token."""
+    end_token_ids: tuple[int, ...] = ()
+    """Tokens that end a text for the teacher; a student that learns from it learns to end with them."""
 
 
 class Teacher(Protocol):

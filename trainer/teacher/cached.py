@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tutelage.data.signal_cache import SUFFIX, find_teacher, read_states, read_teacher, sequence_key
 from tutelage.errors import DataError, IdentityMismatch
-from tutelage.identity import require_same_tokenizer
+from tutelage.identity import require_same_template, require_same_tokenizer
 from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.teacher.base import SignalArrays, SignalSpec, TeacherIdentity, UnembeddingArrays
 from tutelage.trainer.teacher.frame_decoder import joined
@@ -34,6 +34,7 @@ class StoredTeacher:
     Args:
         folder: the store, with the states of one teacher, or one teacher's folder in it.
         tokenizer_digests: of the student; must equal the teacher's.
+        chat_template_digest: of the student's template, if the teacher must have it too; empty if it need not.
 
     Raises:
         CorruptFrame: the folder's description of its teacher is damaged.
@@ -44,10 +45,11 @@ class StoredTeacher:
 
     waited_seconds = 0.0
 
-    def __init__(self, folder: Path, *, tokenizer_digests: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, *, tokenizer_digests: Mapping[str, str], chat_template_digest: str = "") -> None:
         self._folder = find_teacher(folder)
         stored = read_teacher(self._folder)
         require_same_tokenizer(stored.info.tokenizer_digests, tokenizer_digests)
+        require_same_template(stored.info.chat_template_digest, chat_template_digest)
         announced = stored.info.unembedding
         self._arrays = UnembeddingArrays(stored.rows_VD, stored.bias_V, announced.logit_scale, announced.logit_softcap)
         self._head: Unembedding | None = None
@@ -57,6 +59,7 @@ class StoredTeacher:
             stored.info.vocabulary_size,
             stored.info.hidden_size,
             stored.info.noise_floor.mean_kl,
+            tuple(stored.info.end_token_ids),
         )
 
     def unembedding(self) -> UnembeddingArrays:

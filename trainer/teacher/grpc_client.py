@@ -23,7 +23,7 @@ import numpy.typing as npt
 from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, wait_random_exponential
 
 from tutelage.errors import CorruptFrame, IdentityMismatch, NotServed, Overloaded, TutelageError, Unreachable
-from tutelage.identity import require_same_tokenizer
+from tutelage.identity import require_same_template, require_same_tokenizer
 from tutelage.rpc import codec
 from tutelage.rpc.tls import ClientTls
 from tutelage.rpc.transport import (
@@ -57,6 +57,7 @@ class TeacherClient:
         student_id: under which the server counts the work.
         wait_seconds: longest wait for a teacher that does not answer, and for one answer.
         tokenizer_digests: of the student; must equal the teacher's.
+        chat_template_digest: of the student's template, if the teacher must have it too; empty if it need not.
         weights_digest: of the teacher that this run began with; empty if it begins now.
         adapter: name of the teacher's LoRA adapter; none means the base model.
         waiting: told about waiting.
@@ -77,6 +78,7 @@ class TeacherClient:
         student_id: str,
         wait_seconds: float,
         tokenizer_digests: Mapping[str, str],
+        chat_template_digest: str = "",
         weights_digest: str = "",
         adapter: str | None = None,
         waiting: Waiting = lambda _seconds, _reason: None,
@@ -92,6 +94,7 @@ class TeacherClient:
         try:
             self._info = self._with_retry(self._get_info)
             require_same_tokenizer(self._info.tokenizer_digests, tokenizer_digests)
+            require_same_template(self._info.chat_template_digest, chat_template_digest)
             self._require_same_teacher(weights_digest or self._info.weights_digest, self._info)
             if pb.TEACHER_ROLE_SCORE not in self._info.roles:
                 raise NotServed(f"the teacher at {address} does not score; serve it with the role score", "roles")
@@ -104,6 +107,7 @@ class TeacherClient:
             self._info.vocabulary_size,
             self._info.hidden_size,
             self._info.noise_floor.mean_kl,
+            tuple(self._info.end_token_ids),
         )
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ import torch
 
 from tutelage.config import to_yaml
 from tutelage.data.dataset_files import TokenizedExample
+from tutelage.data.prompts import completion_end_id
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.files import write_durably
 from tutelage.identity import vocabulary_size
@@ -154,6 +155,8 @@ class _Training:
             gradient_checkpointing=config.gradient_checkpointing,
             sharded=config.sharding == "full",
         )
+        ends = {completion_end_id(config.data.template, self._student.tokenizer)}
+        self._student.end_with(ends.union(teacher.identity.end_token_ids if teacher else ()))
         # Here, where a refusal costs seconds: a first save comes after `save_every_steps` steps.
         if workers.first:
             check_saving(self._student, config.init, folder)

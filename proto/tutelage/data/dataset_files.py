@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tutelage.data.conversations import BadRow, Conversation, conversation_of, format_of
-from tutelage.data.prompts import Template, prompt_ids, prompt_text
+from tutelage.data.prompts import Template, completion_end_id, prompt_ids, prompt_text
 from tutelage.data.rows import read_rows
 from tutelage.errors import DataError
 
@@ -27,7 +27,7 @@ class TokenizedExample:
 
     prompt_ids: TokenIds
     completion_ids: TokenIds
-    """Empty if the data has no completion; else ends with the end-of-sequence token unless truncated."""
+    """Empty if the data has no completion; else ends with its template's end token unless truncated."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ def read_examples(path: Path, tokenizer: Any, *, template: Template) -> list[Tok
             template would lose; named by file, line (row, for Parquet and JSON lists) and field.
 
     """
-    if tokenizer.eos_token_id is None:
-        raise DataError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
+    end_id = completion_end_id(template, tokenizer)
     encode_prompt = prompt_encoder(tokenizer, template)
     examples = []
     for _, conversation in read_conversations(path):
@@ -65,7 +64,7 @@ def read_examples(path: Path, tokenizer: Any, *, template: Template) -> list[Tok
         if conversation.completion is not None:
             # Prompt and completion are tokenized apart, as sampling sees them: it begins after whole tokens.
             ids = tokenizer(conversation.completion, add_special_tokens=False)["input_ids"]
-            completion_ids = np.asarray([*ids, tokenizer.eos_token_id], np.int32)
+            completion_ids = np.asarray(ids if ids[-1:] == [end_id] else [*ids, end_id], np.int32)
         examples.append(TokenizedExample(encode_prompt(conversation), completion_ids))
     return examples
 

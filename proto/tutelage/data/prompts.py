@@ -79,6 +79,31 @@ def prompt_ids(template: Template, text: str, tokenizer: Any) -> list[int]:
     return beginning_ids(tokenizer, text)
 
 
+def completion_end_id(template: Template, tokenizer: Any) -> int:
+    """The token that ends a completion: under `chat` what closes an assistant's turn, else the tokenizer's end token.
+
+    The two often differ: Qwen2.5's base models close turns with <|im_end|> and have <|endoftext|> for their end token.
+    One that is taught the latter goes on after its answer wherever it is asked by its template.
+
+    Raises:
+        DataError: the tokenizer has no end token.
+
+    """
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
+    closing = _turn_end_id(tokenizer) if template == "chat" and tokenizer.chat_template else None
+    return int(tokenizer.eos_token_id if closing is None else closing)
+
+
+def _turn_end_id(tokenizer: Any) -> int | None:
+    """The special token right after an assistant's answer; None if the template writes none."""
+    answer = "An answer."
+    messages = [user_message("A question?"), {"role": "assistant", "content": answer}]
+    rest = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(answer)[2].lstrip()
+    closing = [token for token in tokenizer.get_added_vocab() if rest.startswith(token)]
+    return int(tokenizer.get_added_vocab()[max(closing, key=len)]) if closing else None
+
+
 def _alpaca(conversation: Conversation, *, leak: str = "", blank: str = "", header_end: str = "") -> str:
     """Alpaca's words, with what stands before each line, on each blank line, and after the first line."""
     context = conversation.instruction_input

@@ -656,6 +656,7 @@ class GetTeacherInfoResponse(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     STARTED_AT_SECONDS_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
+    END_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """Name for people; never used for identity."""
     weights_digest: _builtins.str
@@ -702,6 +703,12 @@ class GetTeacherInfoResponse(_message.Message):
     def noise_floor(self) -> Global___NoiseFloor:
         """How much two scorings of the same tokens differ."""
 
+    @_builtins.property
+    def end_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that end a text for the teacher: its tokenizer's end token and its generation
+        configuration's, ascending.
+        """
+
     def __init__(
         self,
         *,
@@ -720,10 +727,11 @@ class GetTeacherInfoResponse(_message.Message):
         instance_id: _builtins.str = ...,
         started_at_seconds: _builtins.float = ...,
         engine: _builtins.str = ...,
+        end_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "noise_floor", b"noise_floor", "unembedding", b"unembedding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template_digest", b"chat_template_digest", "dtype", b"dtype", "engine", b"engine", "hidden_size", b"hidden_size", "instance_id", b"instance_id", "kinds", b"kinds", "limits", b"limits", "model_name", b"model_name", "noise_floor", b"noise_floor", "roles", b"roles", "started_at_seconds", b"started_at_seconds", "tokenizer_digests", b"tokenizer_digests", "unembedding", b"unembedding", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template_digest", b"chat_template_digest", "dtype", b"dtype", "end_token_ids", b"end_token_ids", "engine", b"engine", "hidden_size", b"hidden_size", "instance_id", b"instance_id", "kinds", b"kinds", "limits", b"limits", "model_name", b"model_name", "noise_floor", b"noise_floor", "roles", b"roles", "started_at_seconds", b"started_at_seconds", "tokenizer_digests", b"tokenizer_digests", "unembedding", b"unembedding", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
