@@ -18,10 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
-from tutelage.config import Config, validate
+from tutelage.config import Config, read_mapping, validate
 from tutelage.data.rows import read_rows
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.evaluator.scoring.extraction import LETTER, NUMBER, TRUTH, Extraction, labelled
@@ -67,13 +66,7 @@ def read_task(path: Path) -> Task:
         ConfigurationError: the file is missing, or does not describe a task.
 
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path} is not a readable YAML file: {error}", "tasks") from error
-    if not isinstance(values, dict):
-        raise ConfigurationError(f"{path} is not a mapping; see evaluator/tasks/custom.py", "tasks")
-    described = validate(TaskFile, values)
+    described = validate(TaskFile, read_mapping(path, "tasks"))
     if not _NAME.match(described.name):
         raise ConfigurationError(f"{described.name!r} is not a name; use A-Z, a-z, 0-9, '.', '_', '-'", "name")
     data = path.parent / described.data

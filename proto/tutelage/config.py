@@ -73,6 +73,7 @@ def load(model: type[ConfigT], arguments: list[str], *, program: str, environmen
         ConfigurationError: as `validate`, and for a file that is missing or is no YAML mapping.
 
     """
+    # Not fields of the model: a resolved file would then name itself, and a file could ask for a dry run.
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--config", type=Path)
     own.add_argument("--dry-run", action="store_true")
@@ -84,7 +85,9 @@ def load(model: type[ConfigT], arguments: list[str], *, program: str, environmen
     except ValidationError as error:
         raise _configuration_error(model, error) from error
     except SettingsError as error:
-        raise ConfigurationError(_with_suggestions(model, str(error))) from error
+        unknown = [word[2:].split("=")[0] for word in str(error).split() if word.startswith("--")]
+        raise ConfigurationError(str(error) + "".join(_suggestion(model, key) for key in unknown)) from error
+    # Once more as what was asked for, and not a subclass that reads the environment whenever it is made.
     config = validate(model, filled.model_dump())
     if known.dry_run:
         sys.stdout.write(to_yaml(config))
@@ -96,7 +99,7 @@ def _settings_class(
     model: type[Config], file: Path | None, program: str, environment_prefix: str
 ) -> type[BaseSettings]:
     if file is not None:
-        _check_is_mapping(file)
+        read_mapping(file, "config")  # pydantic-settings would name neither the file nor what is wrong with it
 
     class Settings(model, BaseSettings):  # type: ignore[misc, valid-type]
         __doc__ = (model.__doc__ or "") + " Besides: --config FILE (YAML), --dry-run (print the resolved file)."
@@ -107,6 +110,7 @@ def _settings_class(
             cli_prog_name=program,
             cli_kebab_case=True,
             cli_avoid_json=True,
+            # argparse would print its own usage and end the process; ours names the nearest key, and has an exit code.
             cli_exit_on_error=False,
             cli_implicit_flags=True,
         )
@@ -120,18 +124,30 @@ def _settings_class(
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
+            # The first wins; flags come before all. No .env file and no folder of secrets: what decides a run is seen.
             return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
 
     return Settings
 
 
-def _check_is_mapping(file: Path) -> None:
+def read_mapping(file: Path, field: str) -> dict[str, Any]:
+    """What a YAML file of keys and values says.
+
+    Args:
+        file: its path.
+        field: what named the file, for the error.
+
+    Raises:
+        ConfigurationError: it cannot be read, is no YAML, or holds something else.
+
+    """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"cannot read {file}: {error}", "config") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"cannot read {file}: {error}", field) from error
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{file} holds {type(content).__name__}, expected keys and values", "config")
+        raise ConfigurationError(f"{file} holds {type(content).__name__}, expected keys and values", field)
+    return content
 
 
 def overlay(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,11 +212,6 @@ def _suggestion(model: type[BaseModel], key: str) -> str:
         return f"; it is called {new} now"
     nearest = difflib.get_close_matches(".".join(path), _keys(model), n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
-
-
-def _with_suggestions(model: type[BaseModel], message: str) -> str:
-    unknown = [word[2:].split("=")[0] for word in message.split() if word.startswith("--")]
-    return message + "".join(_suggestion(model, key) for key in unknown)
 
 
 def _configuration_error(model: type[BaseModel], error: ValidationError) -> ConfigurationError:

@@ -73,16 +73,17 @@ def _installed(names: tuple[str, ...]) -> str:
 
 def free_ports() -> list[Finding]:
     """One finding a default port: free on loopback, or taken."""
-    return [_port(name, port) for name, port in PORTS.items()]
-
-
-def _port(name: str, port: int) -> Finding:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return Finding(f"port {port}", "note", f"in use; the {name}'s default, choose another with --address")
-    return Finding(f"port {port}", "ok", f"free (the {name}'s default)")
+    findings = []
+    for name, port in PORTS.items():
+        finding = Finding(f"port {port}", "ok", f"free (the {name}'s default)")
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                problem = f"in use; the {name}'s default, choose another with --address"
+                finding = Finding(f"port {port}", "note", problem)
+        findings.append(finding)
+    return findings
 
 
 def ask_teacher(address: str, access: ClientAccess | None = None) -> pb.GetTeacherInfoResponse:

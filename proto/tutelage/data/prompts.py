@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from tutelage.data.conversations import Conversation, Message, user_message
+from tutelage.data.conversations import Conversation, user_message
 from tutelage.data.tokens import beginning_ids
 from tutelage.errors import DataError
 
@@ -52,7 +52,9 @@ def prompt_text(template: Template, conversation: Conversation, tokenizer: Any) 
             if not tokenizer.chat_template:
                 others = ", ".join(name for name in get_args(Template) if name != "chat")
                 raise DataError(f"the tokenizer has no chat template; choose one of {others}", "data.template")
-            messages = _chat_messages(conversation)
+            messages = conversation.messages
+            if conversation.instruction_input:  # on lines of its own
+                messages = [user_message(f"{messages[-1]['content']}\n\n{conversation.instruction_input}")]
             return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         case "plain":
             if conversation.instruction_input:
@@ -111,10 +113,3 @@ def _alpaca(conversation: Conversation, *, leak: str = "", blank: str = "", head
     sections = [("Instruction", conversation.messages[-1]["content"]), *([("Input", context)] if context else [])]
     body = "".join(f"{leak}### {name}:\n{leak}{text}\n{blank}\n" for name, text in sections)
     return f"{header}{body}{leak}### Response:\n{leak}"
-
-
-def _chat_messages(conversation: Conversation) -> list[Message]:
-    """The messages, with the instruction format's `input` on lines of its own."""
-    if not conversation.instruction_input:
-        return conversation.messages
-    return [user_message(f"{conversation.messages[-1]['content']}\n\n{conversation.instruction_input}")]

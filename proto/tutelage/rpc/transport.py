@@ -34,6 +34,7 @@ MAX_MESSAGE_BYTES = 16 * 2**20
 
 # A dead peer is noticed after keepalive_time + ping_timeout. Core ignores misspelt keys silently.
 _COMMON_OPTIONS = [
+    # gRPC's own limit for what is received is 4 MiB, less than the candidates of one long sequence.
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 10_000),
@@ -42,15 +43,20 @@ _COMMON_OPTIONS = [
 ]
 CHANNEL_OPTIONS = [
     *_COMMON_OPTIONS,
+    # 0 is as many as it takes: while a teacher computes no data flows, and gRPC would stop asking after two pings.
     ("grpc.http2.max_pings_without_data", 0),
+    # By default the pauses grow to two minutes, for which a teacher that is back would be left alone.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    # gRPC heeds http_proxy of the environment, and clusters often set it for the hub's sake.
     ("grpc.enable_http_proxy", 0),
 ]
 SERVER_OPTIONS = [
     *_COMMON_OPTIONS,
+    # Else the server takes its clients' keepalive for an attack, and ends connections with "too_many_pings".
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
+    # Two servers on one port would each get some of the connections; the second is to fail instead.
     ("grpc.so_reuseport", 0),
 ]
 

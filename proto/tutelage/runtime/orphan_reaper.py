@@ -30,23 +30,19 @@ def start(mark: str) -> subprocess.Popen[bytes]:
     return reaper
 
 
-def _kill_marked(mark: str) -> None:
-    import psutil
-
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(_MARK) == mark:
-                process.kill()
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue  # gone meanwhile, or another user's and so not ours
-
-
 def main() -> None:
     """Waits for the end of standard input, then kills."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # meant for the server; it goes first
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    _kill_marked(sys.argv[1])
+    import psutil  # after the long wait: until then this process is to take no memory
+
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(_MARK) == sys.argv[1]:
+                process.kill()
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue  # gone meanwhile, or another user's and so not ours
 
 
 if __name__ == "__main__":
