@@ -22,7 +22,7 @@ class TransformersEngine:
 
     def __init__(self, checkpoint: Path, *, dtype: Dtype, batch_size: int, pack_tokens: int = 512) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
         from transformers.utils import logging as transformers_logging
 
         from tutelage.evaluator.models.decoding import ATTENTION
@@ -39,8 +39,11 @@ class TransformersEngine:
             model.set_attn_implementation(ATTENTION)
         self._model = model.to(self._device).eval()
         self.max_tokens = context_length(model.config)
+        generation = model.generation_config
+        if (checkpoint / "generation_config.json").exists():  # transformers takes an adapter's from its base model
+            generation = GenerationConfig.from_pretrained(checkpoint)
         # Chat models end a turn with another token than a text; generation_config has both, the tokenizer one.
-        configured = model.generation_config.eos_token_id  # None, one id, or several
+        configured = generation.eos_token_id  # None, one id, or several
         ends = [*(configured if isinstance(configured, list) else [configured]), self.tokenizer.eos_token_id]
         self._end_ids = frozenset(end for end in ends if end is not None)
         self._takes = frozenset(inspect.signature(model.forward).parameters)

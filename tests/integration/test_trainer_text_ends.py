@@ -14,6 +14,7 @@ from trainer_cases import student_config, write_rows
 from trainer_doubles import InProcessTeacher
 from tutelage.data.prompts import completion_end_id
 from tutelage.errors import IdentityMismatch
+from tutelage.evaluator.models.transformers_engine import TransformersEngine
 from tutelage.identity import end_token_ids, require_tokenizer_as_its_file, tokenizer_digests
 from tutelage.study.merging import whole_model
 from tutelage.trainer.config.student import DataConfig, StudentConfig
@@ -91,6 +92,8 @@ def test_what_learned_to_close_turns_is_saved_to_end_with_them(lora, student, da
     assert completion_end_id("chat", AutoTokenizer.from_pretrained(done.checkpoint)) == IM_END
     assert saved_ends(done.checkpoint) == [ENDOFTEXT, IM_END]
     assert saved_ends(whole_model(done.checkpoint)) == [ENDOFTEXT, IM_END]
+    engine = TransformersEngine(done.checkpoint, dtype="float32", batch_size=1)
+    assert engine._end_ids == {ENDOFTEXT, IM_END}
 
 
 @pytest.mark.parametrize(
