@@ -113,31 +113,48 @@ def ask_teacher(address: str, access: ClientAccess | None = None) -> pb.GetTeach
 
 
 def teacher_and_student(address: str | None, student: Path | None, access: ClientAccess | None = None) -> list[Finding]:
-    """Whether the teacher answers, and whether the student's token ids mean the same to it."""
+    """Whether the teacher answers, and whether the student's token ids, chats and ends of texts mean the same to it."""
     from tutelage.identity import require_same_tokenizer, tokenizer_digests, vocabulary_size
 
     findings = []
-    digests = None
+    info = None
     if address:
         try:
             info = ask_teacher(address, access)
         except TutelageError as error:
             findings.append(Finding("teacher", "bad", str(error), error.exit_code))
         else:
-            digests = dict(info.tokenizer_digests)
             text = f"{info.model_name} at {address}: {info.engine}, {info.dtype}, {info.vocabulary_size} tokens"
             findings.append(Finding("teacher", "ok", text))
     if student:
         try:
             own = tokenizer_digests(student)
-            if digests is not None:
-                require_same_tokenizer(digests, own)
+            if info is not None:
+                require_same_tokenizer(info.tokenizer_digests, own)
         except TutelageError as error:
             findings.append(Finding("student", "bad", error.message, error.exit_code))
         else:
-            fit = "the same as the teacher's" if digests else "not compared: no teacher answered"
-            state = "ok" if digests else "note"
+            fit = "the same as the teacher's" if info else "not compared: no teacher answered"
+            state = "ok" if info else "note"
             findings.append(Finding("student", state, f"{vocabulary_size(student)} tokens, tokenizer {fit}"))
+            if info is not None:
+                findings += _chats_and_ends(info, student)
+    return findings
+
+
+def _chats_and_ends(info: pb.GetTeacherInfoResponse, student: Path) -> list[Finding]:
+    """What of a pair with one tokenizer may still differ: how chats are written, and what ends a text."""
+    from tutelage.identity import chat_template_digest, end_token_ids, require_same_template
+
+    findings = []
+    try:
+        require_same_template(info.chat_template_digest, chat_template_digest(student))
+    except TutelageError as error:
+        findings.append(Finding("chat template", "note", error.message))
+    teachers, own = sorted(info.end_token_ids), end_token_ids(student)
+    if teachers and teachers != own:
+        text = f"the teacher ends texts with the ids {teachers}, the student with {own}; it will be trained to use all"
+        findings.append(Finding("end tokens", "note", text))
     return findings
 
 

@@ -17,6 +17,8 @@ from tutelage.errors import IdentityMismatch
 from tutelage.evaluator.models.transformers_engine import TransformersEngine
 from tutelage.identity import end_token_ids, require_tokenizer_as_its_file, tokenizer_digests
 from tutelage.study.merging import whole_model
+from tutelage.teacher_server.config import TeacherConfig
+from tutelage.teacher_server.model.loading import describe, read_checkpoint
 from tutelage.trainer.config.student import DataConfig, StudentConfig
 from tutelage.trainer.model.layer_pruning import prune_layers
 from tutelage.trainer.rollout import hf_sampler
@@ -61,6 +63,11 @@ def test_end_tokens_of_a_checkpoint_are_its_tokenizers_and_its_generations(stude
     assert end_token_ids(student) == [ENDOFTEXT, IM_END, 5]
     change(student, "tokenizer_config.json", eos_token={"content": "<|im_end|>", "special": True})
     assert end_token_ids(student) == [IM_END, 5]
+
+
+def test_a_teacher_announces_the_tokens_that_end_its_texts(student):
+    config = TeacherConfig(model=str(student))
+    assert describe(read_checkpoint(student, config), config, None).end_token_ids == [ENDOFTEXT]
 
 
 @pytest.mark.parametrize("teachers", [(), (IM_END,)])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from trainer_doubles import FaultyServicer, InProcessTeacher, serving
 from tutelage import cli as command
 from tutelage import doctor
 from tutelage.errors import Unreachable
+from tutelage.identity import chat_template_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "vllm", "ray", "transformers", "polars", "altair", "datasets", "scipy")
@@ -89,6 +92,20 @@ def test_the_doctor_does_not_find_a_teacher_where_there_is_none(capsys, monkeypa
     monkeypatch.setattr(doctor, "ANSWER_SECONDS", 0.5)
     assert doctor.main(["--teacher", f"127.0.0.1:{unused_tcp_port}"]) == 3
     assert "is it started" in capsys.readouterr().out
+
+
+def test_the_doctor_says_where_one_tokenizer_is_used_in_two_ways(capsys, tiny_model, tmp_path):
+    student = tmp_path / "student"
+    shutil.copytree(tiny_model, student)
+    (student / "chat_template.jinja").write_text("{{ messages }}")
+    teacher = FaultyServicer(InProcessTeacher(tiny_model), tiny_model)
+    teacher.info.chat_template_digest = chat_template_digest(tiny_model)
+    teacher.info.end_token_ids.extend([0, 2])
+    with serving(teacher) as address:
+        assert doctor.main(["--teacher", address, "--student", str(student), "--json"]) == 0
+        findings = {finding["topic"]: finding["text"] for finding in json.loads(capsys.readouterr().out)}
+        assert "data.chat_template: student" in findings["chat template"]
+        assert findings["end tokens"].startswith("the teacher ends texts with the ids [0, 2], the student with [2];")
 
 
 def test_a_command_lists_its_subcommands_and_says_which_one_was_meant(capsys):
