@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GenerationConfig
 
 from trainer_cases import student_config, write_rows
@@ -119,6 +120,38 @@ def test_a_class_that_reads_the_tokenizer_otherwise_than_the_file_is_refused(
     with pytest.raises(IdentityMismatch, match=f"{name}.*split .* into different tokens") as refused:
         train(student_config(student, data, objective={"name": "sft"}), folder=tmp_path / "run", teacher=None)
     assert refused.value.field == "tokenizer_class"
+
+
+def write_old_llama_tokenizer(folder: Path) -> None:
+    """As Llama 2's: its file puts a space before every text, which transformers' class does by another pipeline."""
+    special = ["<unk>", "<s>", "</s>"]
+    words = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))], show_progress=False
+    )
+    words.train_from_iterator(["Ann has 3 apples and buys 24 more, so she has 27 of them in all."] * 9, trainer)
+    model = json.loads(words.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    tokenizer = Tokenizer(
+        models.BPE(vocab=model["vocab"], merges=merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>")
+    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    named = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=True))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", **named}))
+
+
+def test_a_class_that_writes_another_tokenizer_than_it_reads_leaves_the_students_in_its_checkpoints(
+    student, data, tmp_path
+):
+    write_old_llama_tokenizer(student)
+    AutoTokenizer.from_pretrained(student).save_pretrained(tmp_path / "rewritten")
+    assert tokenizer_digests(tmp_path / "rewritten") != tokenizer_digests(student)
+    config = with_template("plain", student, data, objective={"name": "sft"})
+    done = train(config, folder=tmp_path / "run", teacher=None)
+    assert tokenizer_digests(done.checkpoint) == tokenizer_digests(student)
 
 
 def test_a_checkpoints_tokenizer_is_the_students(student, data, tmp_path):
