@@ -194,7 +194,7 @@ def test_rows_keep_the_first_ones_form(tokenizer, tmp_path):
 def test_prompts_may_lie_on_the_hub(tokenizer, tmp_path, monkeypatch):
     settings = config(tmp_path, tokenizer)
     path = settings.data
-    for module in ("dataset_files", "hub"):
+    for module in ("rows", "hub"):
         monkeypatch.setattr(f"tutelage.data.{module}.local_file", lambda _: path)
     monkeypatch.setattr("tutelage.teacher_server.jobs.generate.local_file", lambda _: path, raising=False)
     settings = settings.model_copy(update={"data": Path("hf://datasets/owner/name/prompts.jsonl")})
