@@ -77,7 +77,15 @@ class StoredTeacher:
         return [self._arrays_of(sequence, spec) for sequence in sequences]
 
     def _arrays_of(self, sequence: TokenSequence, spec: SignalSpec) -> SignalArrays:
-        hidden_RD = self._states(sequence.ids)[sequence.start : sequence.end]
+        try:
+            states_TD = read_states(self._folder / f"{sequence_key(sequence.ids)}{SUFFIX}", sequence.ids)
+        except FileNotFoundError as error:
+            raise DataError(
+                f"a sequence of {len(sequence.ids)} tokens is not stored in {self._folder}; fill the store with "
+                "`tutelage teacher precompute` for this data, template and batch.max_tokens, or train with a teacher",
+                "signals_from",
+            ) from error
+        hidden_RD = states_TD[sequence.start : sequence.end]
         if hidden_RD.shape[1] != self.identity.hidden_size:
             raise IdentityMismatch(f"stored states have {hidden_RD.shape[1]} numbers", "signals_from")
         if spec.kind == "hidden":
@@ -113,16 +121,6 @@ class StoredTeacher:
             bias_V = None if self._arrays.bias_V is None else torch.from_numpy(self._arrays.bias_V)
             self._head = Unembedding(matrix_VD.float(), bias_V, self._arrays.scale, self._arrays.softcap)
         return self._head
-
-    def _states(self, token_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.uint16]:
-        try:
-            return read_states(self._folder / f"{sequence_key(token_ids)}{SUFFIX}", token_ids)
-        except FileNotFoundError as error:
-            raise DataError(
-                f"a sequence of {len(token_ids)} tokens is not stored in {self._folder}; fill the store with "
-                "`tutelage teacher precompute` for this data, template and batch.max_tokens, or train with a teacher",
-                "signals_from",
-            ) from error
 
 
 def _kept(ids_RK: Tensor, logits_RK: Tensor, logsumexp_R: Tensor, spec: SignalSpec) -> tuple[Tensor, Tensor]:

@@ -112,7 +112,11 @@ class Answer:
     def _check_content(self, frame: pb.SignalFrame) -> SignalArrays:
         rows = frame.position_count
         if self.spec.kind == "hidden":
-            return {"hidden_RD": _hidden(frame, (rows, self.hidden_size))}
+            hidden_RD = _array(frame, "hidden", (rows, self.hidden_size), np.uint16)
+            _require(frame.hidden.dtype == pb.DTYPE_BFLOAT16, "hidden", "is not bfloat16")
+            finite = (hidden_RD & _BFLOAT16_EXPONENT) != _BFLOAT16_EXPONENT
+            _require(bool(finite.all()), "hidden", "a number is not finite")
+            return {"hidden_RD": hidden_RD}
         logsumexp_RM = _array(frame, "logsumexp", (rows, len(self.spec.temperatures)), np.float32)
         # After the sequence's last token nothing follows whose logit there would be.
         has_last = frame.position_start + rows == len(self.sequence.ids)
@@ -125,15 +129,19 @@ class Answer:
             _check_topk(ids_RK, logits_RK, logsumexp_RM, self.spec)
             return {"ids_RK": ids_RK, "logits_RK": logits_RK, **both}
         assert self.sequence.candidate_ids_RC is not None
-        logits_RK = _array(frame, "logits", (rows, self.sequence.candidate_ids_RC.shape[1]), np.float32)
-        self._check_candidates(frame, logits_RK)
-        return {"logits_RK": logits_RK, **both}
+        start = frame.position_start - self.sequence.start
+        absent_RC = self.sequence.candidate_ids_RC[start : start + rows] == -1
+        logits_RC = _array(frame, "logits", (rows, absent_RC.shape[1]), np.float32)
+        _require(bool(np.isneginf(logits_RC[absent_RC]).all()), "logits", "an absent candidate has a logit")
+        _require_finite(logits_RC[~absent_RC], "logits")
+        return {"logits_RK": logits_RC, **both}
 
     def _topk(self, frame: pb.SignalFrame) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """Ids and logits; ragged rows are padded to the longest."""
         rows, ragged = frame.position_count, self.spec.min_mass > 0
         lengths_R = _lengths(frame, self.spec.k) if ragged else np.full(rows, self.spec.k)
         shape = (int(lengths_R.sum()),) if ragged else (rows, self.spec.k)
+        # Vocabularies of up to 65,536 ids travel as uint16.
         ids = _array(frame, "ids", shape, np.uint16, np.int32).astype(np.int32)
         logits = _array(frame, "logits", shape, np.float32)
         _require(bool((ids >= 0).all() and (ids < self.vocabulary_size).all()), "ids", "ids out of range")
@@ -144,13 +152,6 @@ class Answer:
         ids_RK, logits_RK = np.full(kept_RK.shape, -1, np.int32), np.full(kept_RK.shape, -np.inf, np.float32)
         ids_RK[kept_RK], logits_RK[kept_RK] = ids, logits
         return ids_RK, logits_RK
-
-    def _check_candidates(self, frame: pb.SignalFrame, logits_RK: Array) -> None:
-        assert self.sequence.candidate_ids_RC is not None
-        start = frame.position_start - self.sequence.start
-        absent = self.sequence.candidate_ids_RC[start : start + frame.position_count] == -1
-        _require(bool(np.isneginf(logits_RK[absent]).all()), "logits", "an absent candidate has a logit")
-        _require_finite(logits_RK[~absent], "logits")
 
 
 def _require(condition: bool, field_name: str, problem: str) -> None:
@@ -169,14 +170,6 @@ def _array(frame: pb.SignalFrame, name: str, shape: Sequence[int], *dtypes: type
     return array
 
 
-def _hidden(frame: pb.SignalFrame, shape: tuple[int, int]) -> npt.NDArray[np.uint16]:
-    hidden_RD = _array(frame, "hidden", shape, np.uint16)
-    _require(frame.hidden.dtype == pb.DTYPE_BFLOAT16, "hidden", "is not bfloat16")
-    finite = (hidden_RD & _BFLOAT16_EXPONENT) != _BFLOAT16_EXPONENT
-    _require(bool(finite.all()), "hidden", "a number is not finite")
-    return hidden_RD
-
-
 def _lengths(frame: pb.SignalFrame, k: int) -> Array:
     lengths_R = _array(frame, "row_lengths", (frame.position_count,), np.int32)
     _require(bool((lengths_R >= 1).all() and (lengths_R <= k).all()), "row_lengths", f"a row has not 1 to {k} ids")
@@ -184,11 +177,13 @@ def _lengths(frame: pb.SignalFrame, k: int) -> Array:
 
 
 def _check_topk(ids_RK: Array, logits_RK: Array, logsumexp_RM: Array, spec: SignalSpec) -> None:
+    # Twice in a row, an id's mass would count twice, and the tail would be too small by it.
     ascending = np.sort(ids_RK, axis=1)
     twice = (ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] >= 0)
     _require(not twice.any(), "ids", "an id occurs twice in a row")
     _require(bool((logits_RK[:, 1:] <= logits_RK[:, :-1]).all()), "logits", "a row is not sorted by falling logit")
     largest_R = logits_RK[:, 0]
+    # Relative to the largest logit: exp of raw logits overflows float32 above 88.
     for column, temperature in enumerate(spec.temperatures):
         mass_R = np.exp((logits_RK - largest_R[:, None]) / np.float32(temperature)).sum(axis=1)
         mass_logp = np.log(mass_R) + largest_R / temperature - logsumexp_RM[:, column]
