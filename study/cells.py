@@ -18,6 +18,7 @@ from tutelage.study.config import WITHOUT_TEACHER, Settings, StudyConfig, Traini
 
 Role = Literal["base", "tuned", "student"]
 _NAME_CHARACTERS, _HASH_CHARACTERS = 50, 8
+# The data's content and the start are hashed in their place, so that a moved folder is not another study.
 _PLACES = ("id", "init", "data")
 """Settings that say where something is, not what."""
 
@@ -96,6 +97,7 @@ def student_cells(study: StudyConfig) -> list[Cell]:
         ):
             own = study.methods[method]
             if not own.asks_teacher:
+                # Neither changes what is learnt from texts: the cells of a grid of temperatures are one cell.
                 temperature, noise = 1.0, 0.0
             objective = own.objective | ({"temperature": temperature, "noise": noise} if own.asks_teacher else {})
             given = {"objective": objective, "data": {"path": str(study.data)}, "seed": seed}

@@ -67,6 +67,7 @@ class Driver:
         with ExitStack() as stack:
             self._evaluator = Evaluator(self._config.evaluation, self._folder, self._config.name)
             stack.callback(self._evaluator.close)
+            # Each wave starts from what the one before it trained.
             self._train("base", self._study.base, None)
             self._train("teachers", self._study.tuned, None)
             untrained = {cell.teacher for cell in self._study.students if not self._folder.is_trained(cell)}
@@ -138,6 +139,7 @@ class Driver:
                 content["ray"] = {"address": os.environ["RAY_ADDRESS"]}
             path = self._folder.path("cohorts", f"{wave}.yaml")
             write_durably(path, yaml.safe_dump(content, sort_keys=False))
+            # One command a wave: it starts one Ray, runs some students at once, and resumes each from its checkpoint.
             self._command([*tutelage("train"), "--config", str(path)], f"train-{wave}")
         self._look()
 
@@ -171,6 +173,7 @@ class Driver:
             evaluation_id = self._study.evaluation_id(cell)
             if evaluation_id in self._submitted or self._is_done(cell) or not self._folder.is_trained(cell):
                 continue
+            # Handed over again after a restart: to the evaluator the same id is the same evaluation.
             self._evaluator.submit(cell, evaluation_id, self._model(cell))
             self._submitted.add(evaluation_id)
         waiting = {self._study.evaluation_id(cell): cell for cell in self._study.cells if not self._is_done(cell)}

@@ -11,4 +11,5 @@ def local_folder(name: str) -> Path:
         return Path(name).resolve()
     from huggingface_hub import snapshot_download
 
+    # No pickle: weights are safetensors, and no code of the repository's is fetched.
     return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt"]))

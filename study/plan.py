@@ -19,7 +19,7 @@ from tutelage.study.folder import Folder
 from tutelage.study.resolution import Study
 
 _CHARACTERS_A_TOKEN = 4.0  # of English under the usual vocabularies; only a plan is made of it
-_BFLOAT16_BYTES = 2
+_BFLOAT16_BYTES = 2  # hidden states travel so
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ def _teacher_cost(study: Study, name: str, tokens: _Tokens) -> TeacherCost:
     for cell in cells:
         sequences, fraction = _sequences(cell), _own_fraction(cell)
         own += round(sequences * fraction * tokens.sampled_length(cell))
+        # The data's own sequences; no cell can have more of them scored anew than there are.
         fixed.append((cell.seed, round(min(sequences * (1 - fraction), tokens.data_rows) * tokens.length(cell))))
     # Different seeds see different parts of the data, at most all of it.
     by_seed = {seed: max(count for of, count in fixed if of == seed) for seed, _ in fixed}
@@ -158,6 +159,7 @@ def _hours(study: Study, folder: Folder, missing: list[Cell], tokens: _Tokens) -
         total += seconds or 0.0
     sources = [f"measured on {len(measured.seconds)} cells of this study"] if measured.seconds else []
     sources += [f"declared, {rates.source}"] if rates and any(measured.like(cell) is None for cell in missing) else []
+    # As if cells at once did not slow each other down: those measured ran beside others already.
     return total / (3600 * study.config.concurrency), "; ".join(sources)
 
 
@@ -191,6 +193,7 @@ def measured_seconds(study: Study, folder: Folder) -> dict[str, float]:
         path = folder.path("students", cell.id, "metrics.jsonl")
         if cell.settings and path.exists() and folder.is_trained(cell):
             times = [json.loads(line)["time_seconds"] for line in path.read_text(encoding="utf-8").splitlines()]
+            # A training that was killed and went on counts the time between, too; a plan is rough.
             seconds[cell.id] = times[-1] - times[0]
     return seconds
 

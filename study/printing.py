@@ -99,6 +99,7 @@ def _state(study: Study, folder: Folder, cell: Cell) -> str:
 def progress(study: Study) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
     """Two functions: one says a line, one is told how many cells are done and shows when all will be."""
     console = Console(stderr=True, highlight=False)
+    # On stderr, and no bar in a file: a log gets a line a minute instead.
     columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bar:
         shown = _Shown(bar, bar.add_task("", total=len(study.cells)), len(study.cells))

@@ -62,6 +62,7 @@ class Study:
 
     def evaluation_id(self, cell: Cell) -> str:
         """Names the scoring of a cell on the study's tasks; other tasks, another name."""
+        # Over all tasks and flags: what was scored otherwise must not stand beside it under one name.
         digest = hashlib.sha256(self.config.evaluation.model_dump_json().encode()).hexdigest()
         return f"{self.config.name[:_LONGEST_STUDY_NAME]}.{cell.id}.{digest[:8]}"
 
@@ -122,6 +123,7 @@ def resolve(study: StudyConfig) -> Study:
                 "step: give `steps`, with `epochs: null` where a preset has epochs",
                 "settings.steps",
             )
+    # A cell's id has in it the id of what it starts from and of its teacher, so these are named first.
     names: dict[int, Cell] = {}
     starts: dict[str, str] = {}
     for cell in base:

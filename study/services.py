@@ -24,6 +24,7 @@ from tutelage.study.config import EvaluationConfig, TeacherConfig
 from tutelage.study.folder import Folder
 from tutelage.study.programs import environment, flags, tutelage
 
+# A large teacher is read from disk and hashed before it serves; what is asked then answers from memory.
 _READY_SECONDS, _TIMEOUT_SECONDS = 600.0, 30.0
 
 
