@@ -61,7 +61,7 @@ def mixed_model(
         confidence: of the intervals.
 
     Raises:
-        DataError: an outcome is missing or no number.
+        DataError: an outcome is missing or no number, or no optimiser finds a fit.
 
     """
     import statsmodels.formula.api as formulas
@@ -106,10 +106,16 @@ def _fit(model: Any) -> tuple[Any, bool, tuple[str, ...]]:
     def search(method: str, start: Any = None) -> tuple[Any, tuple[str, ...]]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            fit = model.fit(reml=True, method=method, start_params=start)
+            try:
+                fit = model.fit(reml=True, method=method, start_params=start)
+            except np.linalg.LinAlgError:
+                # An optimiser that ends where a variance is infinite or the curvature singular has found nothing.
+                return None, ()
         return fit, tuple(dict.fromkeys(str(warning.message) for warning in caught))
 
     best, remarks = max((search(method) for method in ("powell", "nm", "lbfgs")), key=_likelihood)
+    if best is None:
+        raise DataError("no optimiser fits the mixed model to these scores; more seeds, tasks or students can")
     converged = False
     for _ in range(_FURTHER_SEARCHES):
         further = max((search(method, best.params_object) for method in ("powell", "nm")), key=_likelihood)
@@ -123,5 +129,5 @@ def _fit(model: Any) -> tuple[Any, bool, tuple[str, ...]]:
 
 
 def _likelihood(found: tuple[Any, tuple[str, ...]]) -> float:
-    value = float(found[0].llf)
+    value = -np.inf if found[0] is None else float(found[0].llf)
     return value if np.isfinite(value) else -np.inf

@@ -346,6 +346,12 @@ def test_mixed_models_reach_the_highest_likelihood(seed: int) -> None:
     assert model.converged
 
 
+def test_an_optimiser_that_ends_at_a_singular_point_leaves_the_fit_to_the_others() -> None:
+    model = mixed_model(crossed_cells(23), "score", "method", "sft", ["task", "seed", "student"])
+    assert model.converged
+    assert {effect.name for effect in model.effects} == {"Intercept", "gkd", "seq_kd"}
+
+
 def test_a_cell_without_a_score_is_refused_by_the_mixed_model() -> None:
     cells = crossed_cells(1).with_columns(score=pl.when(pl.col("seed") == 0).then(float("nan")).otherwise("score"))
     with pytest.raises(DataError, match=r"\d+ of 144 values of score are no numbers"):
