@@ -27,7 +27,7 @@ def whole_model(checkpoint: Path) -> Path:
 
         model = AutoPeftModelForCausalLM.from_pretrained(checkpoint, dtype="auto").merge_and_unload()
         if (checkpoint / "generation_config.json").exists():  # It may end at more tokens than the base model.
-            model.generation_config = GenerationConfig.from_pretrained(checkpoint)
+            model.generation_config.eos_token_id = GenerationConfig.from_pretrained(checkpoint).eos_token_id
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
         shutil.copyfile(

@@ -130,4 +130,6 @@ def write_architecture(folder: Path, tiny_model: Path, config_class: str, settin
                 parameter.normal_(0.0, 0.1)
     model.generation_config.eos_token_id = 2
     model.save_pretrained(folder)
+    # Some model types have a tokenizer class of their own, which reads no other pipeline than it writes.
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
     return folder
