@@ -30,8 +30,7 @@ def whole_model(checkpoint: Path) -> Path:
             model.generation_config.eos_token_id = GenerationConfig.from_pretrained(checkpoint).eos_token_id
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
-        shutil.copyfile(
-            checkpoint / "tokenizer.json", folder / "tokenizer.json"
-        )  # As it is, whatever its class writes.
+        # As it is: some classes write another pipeline than they read.
+        shutil.copyfile(checkpoint / "tokenizer.json", folder / "tokenizer.json")
 
     return make_directory_once(checkpoint.with_name(f"{checkpoint.name}-merged"), merge)
