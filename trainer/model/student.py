@@ -257,7 +257,7 @@ class Student:
             self.model.save_pretrained(folder, state_dict=weights)
         else:
             self._adapters.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
-            # PEFT saves none, and the base model's may end at fewer tokens. What else that says may be unfit to be saved.
+            # PEFT saves none, and the base model's may end at fewer tokens; what else that says may be unfit to save.
             GenerationConfig(eos_token_id=self.model.generation_config.eos_token_id).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         # Some classes write another pipeline than they read (see `require_tokenizer_as_its_file`): a student begun from
