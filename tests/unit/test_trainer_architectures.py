@@ -61,6 +61,12 @@ def test_the_first_loss_is_the_models_own_beside_and_beyond_a_window(name, folde
         assert losses.mean().item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2, softcap", "gemma4, nested", "cohere, scale", "qwen3_moe"])
+def test_rounding_to_bfloat16_is_no_difference(name, folders, tmp_path):
+    student = open_student(folders(name), dtype="bfloat16")
+    open_sampler(student_config(folders(name), tmp_path, objective={"name": "gkd"}, dtype="bfloat16"), student)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_the_loss_would_not_see_is_refused_by_name(name, tiny_model, tmp_path):
     config_class, settings, problem = REFUSED[name]

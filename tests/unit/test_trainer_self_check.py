@@ -1,0 +1,49 @@
+"""Which weights a gradient reaches: a router's choice is no fault, a part that nothing passes through is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tutelage.errors import ConfigurationError
+from tutelage.trainer.model.self_check import require_gradients
+
+
+class Routed(nn.Module):
+    """Sends every token to its first expert; its tower is never called."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, *, tower: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 4)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(3))
+        self.head = nn.Linear(4, 50)
+        self.tower = nn.ModuleList(nn.Linear(4, 4) for _ in range(2)) if tower else None
+
+    def seen_by_loss(self, ids_BT):
+        return [self.experts[0](self.embed(ids_BT)), self.head.weight, self.head.bias]
+
+
+def test_an_expert_that_no_token_was_sent_to_is_no_fault():
+    model = Routed(tower=False)
+    require_gradients(model, model.seen_by_loss, 50)
+
+
+def test_a_part_that_nothing_passes_through_is_refused_by_name_unless_it_is_frozen():
+    model = Routed(tower=True)
+    with pytest.raises(
+        ConfigurationError, match=r"reaches tower\.0\.weight, tower\.0\.bias, tower\.1\.weight and 1 more"
+    ):
+        require_gradients(model, model.seen_by_loss, 50)
+    model.tower.requires_grad_(False)
+    require_gradients(model, model.seen_by_loss, 50)
+
+
+def test_a_weight_behind_a_detached_value_is_refused():
+    model = Routed(tower=False)
+    with pytest.raises(ConfigurationError, match=r"reaches embed\.weight"):
+        require_gradients(
+            model, lambda ids: [model.experts[0](model.embed(ids).detach()), *model.head.parameters()], 50
+        )
