@@ -17,6 +17,7 @@ from tutelage.runtime.installed import require_vllm
 # Small enough for the prefix cache, which keeps whole blocks, to find a template's header; vLLM's CPU build has
 # blocks of 128 by default, and does not take 16.
 _BLOCK_TOKENS = 32
+_BATCHED_TOKENS = 4096  # vLLM's own for a CPU
 
 
 class VllmEngine:
@@ -45,7 +46,15 @@ class VllmEngine:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
         from vllm import LLM
+        from vllm.platforms import current_platform
 
+        arguments: dict[str, Any] = {}
+        if current_platform.is_cpu():
+            # A prompt that is computed in part loses its seed there: vLLM moves the request's generator back
+            # (`set_offset` in gpu_model_runner.py), which torch's generators on a CPU cannot, and the engine dies. So a
+            # batch has room for every prompt.
+            batched_tokens = max(_BATCHED_TOKENS, self.max_tokens)
+            arguments = {"enable_chunked_prefill": False, "max_num_batched_tokens": batched_tokens}
         try:
             # Compiling costs minutes at the first start and is paid back by no evaluation of this size.
             return LLM(
@@ -54,6 +63,7 @@ class VllmEngine:
                 enforce_eager=True,
                 max_num_seqs=self.batch_size,
                 block_size=_BLOCK_TOKENS,
+                **arguments,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(

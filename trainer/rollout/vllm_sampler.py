@@ -30,6 +30,7 @@ _PROBED = 20
 # bfloat16 logits of two engines differ by a few tenths at most; those of a model that lacks a tensor by more than one.
 _TOLERANCE_NATS = 0.5
 # Of the key-value cache; none of vLLM's own is larger.
+_BATCHED_TOKENS = 4096  # vLLM's own for a CPU
 _BLOCK_TOKENS = 128
 
 
@@ -140,10 +141,17 @@ def _start(config: StudentConfig, cache_bytes_a_token: int) -> Any:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     from vllm import LLM
+    from vllm.platforms import current_platform
 
     longest = max(config.batch.max_tokens, len(_PROBE_IDS) + 1)
     # One more than are written: vLLM keeps a block for itself.
     cached_tokens = (config.batch.sequences + 1) * (longest + _BLOCK_TOKENS)
+    arguments: dict[str, Any] = {}
+    if current_platform.is_cpu():
+        # A prompt that is computed in part loses its seed there: vLLM moves the request's generator back (`set_offset`
+        # in gpu_model_runner.py), which torch's generators on a CPU cannot, and the engine dies. So a batch has room
+        # for every prompt.
+        arguments = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(_BATCHED_TOKENS, longest)}
     return LLM(
         str(config.init),
         load_format="dummy",
@@ -156,4 +164,5 @@ def _start(config: StudentConfig, cache_bytes_a_token: int) -> Any:
         enable_prefix_caching=False,  # Keys and values of earlier weights.
         skip_tokenizer_init=True,
         generation_config="vllm",  # Its own, not the model's: `sampling` alone says how to write.
+        **arguments,
     )
