@@ -91,7 +91,8 @@ def _state(study: Study, folder: Folder, cell: Cell) -> str:
     metrics = folder.path("students", cell.id, "metrics.jsonl")
     if not metrics.exists():
         return "missing"
-    lines = metrics.read_text(encoding="utf-8").splitlines()
+    # What follows the last line's end is what the trainer is writing now.
+    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]
     return f"step {json.loads(lines[-1])['step'] if lines else 0} of {cell.steps}"
 
 

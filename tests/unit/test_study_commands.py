@@ -106,6 +106,18 @@ def test_status_and_report_of_a_broken_file_are_those_of_the_last_run(planned, b
             cli.main([command, str(planned)])
 
 
+def test_a_step_that_is_being_written_does_not_keep_status_from_being_shown(tmp_path, capsys):
+    file = write_study(tmp_path, MODEL)
+    study, folder = cli.planned(file)
+    folder.make()
+    metrics = folder.path("students", study.cells[0].id, "metrics.jsonl")
+    metrics.parent.mkdir(parents=True)
+    for text, step in (('{"step": 1}\n{"step": 2, "train/lo', 1), ('{"st', 0)):
+        metrics.write_text(text)
+        assert cli.main(["status", str(file)]) == 0
+        assert f"{study.cells[0].id}: step {step} of" in capsys.readouterr().out
+
+
 def _unless_report(run, ran):
     def call(command, **options):
         if "report" not in command:
