@@ -110,12 +110,13 @@ def test_a_step_that_is_being_written_does_not_keep_status_from_being_shown(tmp_
     file = write_study(tmp_path, MODEL)
     study, folder = cli.planned(file)
     folder.make()
-    metrics = folder.path("students", study.cells[0].id, "metrics.jsonl")
+    cell = study.students[0]
+    metrics = folder.path("students", cell.id, "metrics.jsonl")
     metrics.parent.mkdir(parents=True)
     for text, step in (('{"step": 1}\n{"step": 2, "train/lo', 1), ('{"st', 0)):
         metrics.write_text(text)
         assert cli.main(["status", str(file)]) == 0
-        assert f"{study.cells[0].id}: step {step} of" in capsys.readouterr().out
+        assert f"{cell.id}: step {step} of" in capsys.readouterr().out
 
 
 def _unless_report(run, ran):
@@ -224,7 +225,7 @@ def test_data_on_the_hub_stays_the_hubs_in_every_command(tiny_model, tmp_path, m
     values["methods"]["kd"] = {"objective": {"name": "forward_kl"}}
     cached.parent.mkdir()
     cached.write_text((tmp_path / "train.jsonl").read_text())
-    for module in ("tutelage.study.resolution", "tutelage.study.plan", "tutelage.data.dataset_files"):
+    for module in ("tutelage.study.resolution", "tutelage.study.plan", "tutelage.data.rows"):
         monkeypatch.setattr(f"{module}.local_file", lambda path: cached if path.parts[0] == "hf:" else path)
     study, folder = resolve(validate(StudyConfig, values)), Folder(tmp_path / "run")
     assert cost_of(study, folder).trained_tokens > 0
