@@ -18,8 +18,8 @@ from tutelage.teacher_server.config import TeacherConfig
 from tutelage.teacher_server.engine.base import CompletionDelta, Sampling
 from tutelage.teacher_server.model.teacher import Teacher, generation_queue, scoring_parts
 from tutelage.teacher_server.server.server import TeacherServer
-from tutelage.teacher_server.signals.cache import SignalStore
 from tutelage.teacher_server.signals.logit_head import SignalHead
+from tutelage.teacher_server.signals.store import SignalStore
 from tutelage.teacher_server.signals.unembedding import Unembedding
 
 VOCABULARY_SIZE, HIDDEN_SIZE = 97, 16

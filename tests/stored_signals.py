@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from trainer_doubles import InProcessTeacher
-from tutelage.data.signal_cache import teacher_key
+from tutelage.data.signal_store import teacher_key
 from tutelage.identity import tokenizer_digests
 from tutelage.rpc.v1 import teacher_pb2 as pb
-from tutelage.teacher_server.signals.cache import SignalStore
+from tutelage.teacher_server.signals.store import SignalStore
 from tutelage.teacher_server.signals.unembedding import Unembedding
 from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.teacher.base import SignalSpec

@@ -1,4 +1,4 @@
-"""Work over a whole data set: filling the signal cache, and having a served teacher generate.
+"""Work over a whole data set: filling the signal store, and having a served teacher generate.
 
 The top room: it may import all others.
 """

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.signal_cache import sequence_key
+from tutelage.data.signal_store import sequence_key
 from tutelage.errors import ConfigurationError, DataError, TutelageError
 from tutelage.identity import require_tokenizer_as_its_file
 from tutelage.rpc.v1 import teacher_pb2 as pb
@@ -22,8 +22,8 @@ from tutelage.teacher_server.config import PrecomputeConfig
 from tutelage.teacher_server.jobs.progress import Progressed
 from tutelage.teacher_server.model.self_check import check
 from tutelage.teacher_server.model.teacher import Teacher
-from tutelage.teacher_server.signals.cache import file_bytes
 from tutelage.teacher_server.signals.hidden_states import HiddenStates
+from tutelage.teacher_server.signals.store import file_bytes
 
 _NAME = "precompute"
 
@@ -83,7 +83,7 @@ async def precompute(
     Raises:
         ConfigurationError: a sequence is too long for the teacher, or the store too small for all of them.
         DataError: the disk did not take all of them.
-        TutelageError: as `teacher_server.self_check.check`.
+        TutelageError: as `model.self_check.check`.
 
     """
     from tutelage.teacher_server.server.server import in_daemon_thread

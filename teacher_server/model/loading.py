@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tutelage import identity
-from tutelage.data.signal_cache import teacher_key
+from tutelage.data.signal_store import teacher_key
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.runtime.installed import require_vllm
@@ -20,13 +20,13 @@ from tutelage.teacher_server.model.head_check import check_head
 from tutelage.teacher_server.model.self_check import COMPARED_TEXT, check_sequences
 from tutelage.teacher_server.model.teacher import Teacher, adapted_parts, generation_queue, scoring_parts
 from tutelage.teacher_server.signals import unembedding
-from tutelage.teacher_server.signals.cache import SignalStore
 from tutelage.teacher_server.signals.logit_head import (
     CHUNK_LOGITS_BYTES,
     COPIES_OF_LOGITS,
     SignalHead,
     use_bfloat16_products,
 )
+from tutelage.teacher_server.signals.store import SignalStore
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from tutelage.teacher_server.admission.validation import Scoring, Validator
 from tutelage.teacher_server.config import TeacherConfig
 from tutelage.teacher_server.engine.base import Engine, GenerationEngine, ScoringEngine
 from tutelage.teacher_server.signals import frame_encoder as frames
-from tutelage.teacher_server.signals.cache import SignalStore
 from tutelage.teacher_server.signals.hidden_states import HiddenStates
 from tutelage.teacher_server.signals.logit_head import SignalHead
+from tutelage.teacher_server.signals.store import SignalStore
 
 if TYPE_CHECKING:
     import torch

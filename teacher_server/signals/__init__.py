@@ -1,4 +1,4 @@
-"""From hidden states to what travels: unembedding, logit head, the cache of states, frames.
+"""From hidden states to what travels: unembedding, logit head, the store of states, frames.
 
 May import `engine` and `admission`.
 """

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tutelage.data.signal_cache import sequence_key
+from tutelage.data.signal_store import sequence_key
 from tutelage.errors import Overloaded
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.admission.fair_queue import FairQueue
 from tutelage.teacher_server.engine.base import ScoringEngine
-from tutelage.teacher_server.signals.cache import SignalStore
+from tutelage.teacher_server.signals.store import SignalStore
 
 if TYPE_CHECKING:
     import torch

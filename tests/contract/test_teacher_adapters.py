@@ -19,7 +19,7 @@ from tutelage.teacher_server.config import TeacherConfig
 from tutelage.teacher_server.engine.lora_adapters import lora_rank, read_adapters
 from tutelage.teacher_server.model import self_check
 from tutelage.teacher_server.model.teacher import Teacher, adapted_parts
-from tutelage.teacher_server.signals.cache import SignalStore
+from tutelage.teacher_server.signals.store import SignalStore
 from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.teacher.base import SignalSpec
 from tutelage.trainer.teacher.grpc_client import TeacherClient

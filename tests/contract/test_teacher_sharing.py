@@ -123,7 +123,7 @@ async def test_a_full_disk_costs_engine_passes_and_no_answers(config, monkeypatc
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tutelage.teacher_server.signals.cache.write_durably", full)
+    monkeypatch.setattr("tutelage.teacher_server.signals.store.write_durably", full)
     engine = FakeScoringEngine()
     async with serving(fake_teacher(engine, config=config)) as server:
         for _ in range(2):

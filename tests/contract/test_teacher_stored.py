@@ -15,7 +15,7 @@ from stored_signals import store_signals
 from trainer_cases import metric_rows, student_config, write_rows
 from trainer_doubles import InProcessTeacher
 from tutelage.config import validate
-from tutelage.data.signal_cache import SUFFIX, sequence_key
+from tutelage.data.signal_store import SUFFIX, sequence_key
 from tutelage.errors import ConfigurationError, CorruptFrame, DataError, IdentityMismatch, Unreachable
 from tutelage.identity import tokenizer_digests
 from tutelage.rpc import codec
@@ -25,8 +25,8 @@ from tutelage.teacher_server.jobs.precompute import precompute, read_sequences
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.teacher.base import SignalSpec
-from tutelage.trainer.teacher.cached import StoredTeacher
 from tutelage.trainer.teacher.grpc_client import TeacherClient
+from tutelage.trainer.teacher.stored import StoredTeacher
 from tutelage.trainer.training.loop import train
 
 RNG = np.random.default_rng(5)
@@ -224,7 +224,7 @@ def test_a_full_store_is_not_emptied_by_a_smaller_limit(unchecked, data, tiny_mo
 
 
 def test_a_disk_that_does_not_take_all_is_an_error(unchecked, data, tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("tutelage.teacher_server.signals.cache.write_durably", lambda path, _content: full(path))
+    monkeypatch.setattr("tutelage.teacher_server.signals.store.write_durably", lambda path, _content: full(path))
 
     def full(path: Path) -> None:
         if path.stem == sequence_key([2]):

@@ -10,8 +10,8 @@ import sys
 import pytest
 import torch
 
-from tutelage.data.signal_cache import teacher_key
-from tutelage.teacher_server.signals.cache import SignalStore
+from tutelage.data.signal_store import teacher_key
+from tutelage.teacher_server.signals.store import SignalStore
 
 OLD, NEW = [1, 2, 3, 4], [5, 6, 7]
 STEPS, MOMENTS = 6, ("before", "half", "after")
@@ -19,7 +19,7 @@ STEPS, MOMENTS = 6, ("before", "half", "after")
 # before or after it is done, or (for the write itself) when half of the bytes are under the temporary name.
 PROGRAM = """
 import itertools, os, pathlib, signal, sys, torch
-from tutelage.teacher_server.signals import cache as store
+from tutelage.teacher_server.signals import store
 calls = 0
 
 def step_of(real, wanted, moment, half=None):

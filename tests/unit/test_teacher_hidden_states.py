@@ -10,8 +10,8 @@ import torch
 from tutelage.errors import Overloaded, Unreachable
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.admission.fair_queue import FairQueue
-from tutelage.teacher_server.signals.cache import SignalStore
 from tutelage.teacher_server.signals.hidden_states import HiddenStates
+from tutelage.teacher_server.signals.store import SignalStore
 
 
 class Engine:

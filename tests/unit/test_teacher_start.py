@@ -15,7 +15,7 @@ import pytest
 
 from fake_teacher import FakeScoringEngine
 from tutelage.config import validate
-from tutelage.data.signal_cache import teacher_key
+from tutelage.data.signal_store import teacher_key
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.config import TeacherConfig

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tutelage.errors import ConfigurationError
-from tutelage.teacher_server.signals.cache import SignalStore
+from tutelage.teacher_server.signals.store import SignalStore
 
 SIZE = 16
 
@@ -135,7 +135,7 @@ def test_a_file_that_cannot_be_read_just_now_is_kept(store, monkeypatch, caplog)
         def too_many_files(*_):
             raise OSError(24, "Too many open files")
 
-        patched.setattr("tutelage.teacher_server.signals.cache.read_states", too_many_files)
+        patched.setattr("tutelage.teacher_server.signals.store.read_states", too_many_files)
         assert store.get([7, 8]) is None
     assert "Too many open files" in caplog.text
     assert torch.equal(store.get([7, 8]), states([7, 8]))

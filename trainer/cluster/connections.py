@@ -9,8 +9,8 @@ from tutelage.trainer.cluster.evaluator_client import EvaluatorClient
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.teacher.base import Teacher
-from tutelage.trainer.teacher.cached import StoredTeacher
 from tutelage.trainer.teacher.grpc_client import TeacherClient, Waiting
+from tutelage.trainer.teacher.stored import StoredTeacher
 
 
 def open_teacher(config: CohortConfig, student: StudentConfig, waiting: Waiting, stack: ExitStack) -> Teacher | None:

@@ -1,5 +1,6 @@
 """Objectives: what a student minimises, as pure functions of one value per token.
 
-`table` says which signal serves which objective (and needs no torch), `divergences` has the definitions,
-`loss` computes them over a large vocabulary in bounded memory, `reductions` makes one number of a batch.
+`registry` says which signal serves which objective (and needs no torch), `divergences` and `estimators` have the
+definitions, `losses` computes them over a large vocabulary in bounded memory, `reductions` makes one number of a batch.
+May import `teacher` and `data`.
 """

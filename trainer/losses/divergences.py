@@ -1,9 +1,9 @@
 """Divergences between a teacher and a student over the same support, one value per row.
 
 Inputs are normalised log-probabilities [N, A] over A atoms: the vocabulary, or kept ids and a tail bucket
-(`supports`). All functions differentiate with autograd, treat the teacher as constant, are never clamped, and
+(`tail_bucket`). All functions differentiate with autograd, treat the teacher as constant, are never clamped, and
 take atoms of probability zero (-inf) by their limits: 0 · ln 0 = 0. A value is infinite only where the
-definition is. They are written for reading; `loss` evaluates the same definitions on large vocabularies.
+definition is. They are written for reading; `losses` evaluates the same definitions on large vocabularies.
 
 p teacher, q student; shapes: the legend in docs/architecture.md.
 """

@@ -48,7 +48,7 @@ def token_divergence(
         student_hidden_ND: final hidden states [N, D], the head's input.
         student_head: the student's, over the same vocabulary as the teacher's.
         teacher: the same rows of the teacher.
-        objective: a name of `table.OBJECTIVES` that compares distributions.
+        objective: a name of `registry.OBJECTIVES` that compares distributions.
         parameters: of the objective; the rest by default.
         distribution: temperatures, noise, truncation.
         chunk_rows: rows of logits that exist at once.

@@ -3,7 +3,7 @@
 Forward and backward run in `dtype`; the optimizer steps float32 weights, which are copied back after each
 step (mixed precision as Micikevicius et al. 2018, arXiv 1710.03740, without loss scaling, which bfloat16
 does not need). With LoRA the trained weights are those of the adapters; all others are frozen and have
-neither gradients nor float32 copies. Shared out over several workers (`trainer.sharding`), a trained weight is
+neither gradients nor float32 copies. Shared out over several workers (`model.fsdp`), a trained weight is
 float32 only, and each worker has, steps and clears a part of it.
 
 Shapes: the legend in docs/architecture.md; N scored rows.

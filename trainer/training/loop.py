@@ -6,7 +6,7 @@
 on what it finds in `folder`, where it keeps `student.yaml`, `metrics.jsonl`, `metrics.parquet`,
 `held_out.safetensors`, `checkpoints/step-…/` and, if asked for, the link `checkpoints/best`.
 
-Several workers (`trainer.parallel`) call `train` at once with the same arguments. The first one does what one alone
+Several workers (`model.process_group`) call `train` at once with the same arguments. The first one does what one alone
 does: it measures, writes, decides when to save and to stop. The others take their share of its steps, and are there
 when the weights of a sharded student come together.
 """

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tutelage.data.signal_cache import SUFFIX, find_teacher, read_states, read_teacher, sequence_key
+from tutelage.data.signal_store import SUFFIX, find_teacher, read_states, read_teacher, sequence_key
 from tutelage.errors import DataError, IdentityMismatch
 from tutelage.identity import require_same_template, require_same_tokenizer
 from tutelage.trainer.data.sequences import TokenSequence

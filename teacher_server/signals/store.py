@@ -1,6 +1,6 @@
 """Hidden states on disk, named by what they are the states of: one engine pass for all students, kinds and times.
 
-`tutelage.data.signal_cache` says what the files are. One is written durably (`tutelage.files`), so that a kill leaves
+`tutelage.data.signal_store` says what the files are. One is written durably (`tutelage.files`), so that a kill leaves
 either all of it or nothing with that name; and it is believed only if all of it fits. What was used
 longest ago goes first when the bytes run out.
 """
@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save
 
-from tutelage.data.signal_cache import SUFFIX, digest, paths_of_teacher, read_states, sequence_key, teacher_folder
+from tutelage.data.signal_store import SUFFIX, digest, paths_of_teacher, read_states, sequence_key, teacher_folder
 from tutelage.errors import ConfigurationError, CorruptFrame
 from tutelage.files import PARTIAL_SUFFIX, write_durably
 from tutelage.rpc.v1 import teacher_pb2 as pb
