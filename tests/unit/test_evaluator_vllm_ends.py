@@ -31,6 +31,9 @@ def failing(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         vllm.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
         vllm.LLM, vllm.SamplingParams = make, lambda **_: None  # type: ignore[attr-defined]
         exceptions.EngineDeadError = EngineDeadError  # type: ignore[attr-defined]
+        platforms = types.ModuleType("vllm.platforms")
+        platforms.current_platform = types.SimpleNamespace(is_cpu=lambda: True)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
         monkeypatch.setitem(sys.modules, "vllm", vllm)
         monkeypatch.setitem(sys.modules, "vllm.v1.engine.exceptions", exceptions)
         evaluation = Evaluation("one", tiny_model, Labels("r", "tiny"), (TaskRequest("arithmetic", "paper", 4),))
