@@ -3,8 +3,8 @@
     python benchmarks/trainer_many.py [--students 5] [--seconds 10] [--rounds 6]
 
 Memory: students of 57M train on Ray, one at first, then two, and so on, by `tutelage students scale`; for each number
-the proportional set size (PSS, in which shared pages count once) of every student, of Ray's own processes with what
-students are forked from, and of the teacher. Throughput: the teacher's tokens a second for one student that asks
+the proportional set size (PSS, in which shared pages count once) of every student, of Ray's own processes, and of the
+teacher. Throughput: the teacher's tokens a second for one student that asks
 without pause, and for several, in turn; the ratio is the median of the rounds'.
 """
 

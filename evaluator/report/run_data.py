@@ -61,7 +61,10 @@ def read_run(frames: Path, run_dir: Path | None, run: str | None) -> RunData:
     usage, path = None, run_dir and run_dir / "teacher_usage.json"
     if path and path.exists():
         try:
-            usage = json_format.Parse(path.read_text(encoding="utf-8"), teacher_pb2.GetTeacherUsageResponse())
+            # A teacher of another version may have counted what this one does not know.
+            usage = json_format.Parse(
+                path.read_text(encoding="utf-8"), teacher_pb2.GetTeacherUsageResponse(), ignore_unknown_fields=True
+            )
         except json_format.ParseError as error:
             raise DataError(f"{path} is not a GetTeacherUsageResponse ({error})", "run_dir") from error
     return RunData(

@@ -151,7 +151,7 @@ def temperature_and_noise(data: StudyData, found: StudyResults) -> Section | Non
                     "dots single trainings.",
                 )
             )
-    return Section("Temperature and noise", "What smoothing and noise do.", shown) if shown else None
+    return Section("Temperature and noise", "What temperature and noise do.", shown) if shown else None
 
 
 def likeness(data: StudyData, found: StudyResults) -> Section | None:

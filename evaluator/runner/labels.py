@@ -47,7 +47,7 @@ def _left_by_training(checkpoint: Path) -> Labels | None:
         settings = yaml.safe_load(settings_file.read_text(encoding="utf-8"))
         objective = settings.get("objective") or {}
         return Labels(
-            run=folder.parent.parent.name,
+            run=run_of(folder.parent.parent),
             student=settings.get("id", folder.name),
             objective=objective.get("name", ""),
             temperature=float(objective.get("temperature", 0.0)),
@@ -61,6 +61,14 @@ def _left_by_training(checkpoint: Path) -> Labels | None:
             "--student",
             "checkpoint",
         ) from error
+
+
+def run_of(folder: Path) -> str:
+    """The run's name as its `cohort.yaml` says, which the evaluation service is told too; else its folder's."""
+    cohort = folder / "cohort.yaml"
+    if not cohort.exists():
+        return folder.name
+    return str(yaml.safe_load(cohort.read_text(encoding="utf-8")).get("run", folder.name))
 
 
 def step_of(checkpoint: Path) -> int:

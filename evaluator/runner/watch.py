@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tutelage.errors import CheckpointError, NotFound
+from tutelage.errors import CheckpointError, Conflict, NotFound
 from tutelage.evaluator.config import EvaluationSettings, WatchConfig
 from tutelage.evaluator.runner.evaluation import evaluate
-from tutelage.evaluator.runner.labels import STEP, labels_of_checkpoint
+from tutelage.evaluator.runner.labels import STEP, labels_of_checkpoint, run_of
 from tutelage.evaluator.runner.requests import Evaluation, check, parse_tasks
 from tutelage.manifest import MANIFEST
 
@@ -56,7 +56,7 @@ def watch(config: WatchConfig) -> Iterator[Evaluation]:
     """
     settings = EvaluationSettings(**{name: getattr(config, name) for name in EvaluationSettings.model_fields})
     seen: set[Path] = set()
-    run = config.run_dir.resolve().name
+    run = run_of(config.run_dir.resolve())
     while True:
         for found in committed(config.run_dir):
             if found.path not in seen:
@@ -71,6 +71,8 @@ def watch(config: WatchConfig) -> Iterator[Evaluation]:
                         seed=config.seed,
                     )
                     evaluate(check(evaluation), settings, config.out)
+                except Conflict as error:
+                    _logger.warning("passed over %s: %s", found.path, error)
                 except CheckpointError as error:
                     if error.field != "checkpoint":  # the disk is full, say: no fault of this checkpoint
                         raise

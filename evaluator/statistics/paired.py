@@ -222,15 +222,17 @@ def cluster_robust_interval(
     else:
         tails = (StudentTail(mean, error, count - 1),)
     shown = tails if adjusted is None else (*tails, adjusted)
-    low, high = _widest(shown, confidence)
+    low, high = _widest(shown, confidence, bound)
     return Interval(
         mean, error, low, high, confidence, int(total), count, shown if count < FEW_CLUSTERS else tails, adjusted
     )
 
 
-def _widest(tails: Sequence[StudentTail | SameTail], confidence: float) -> tuple[float, float]:
+def _widest(tails: Sequence[StudentTail | SameTail], confidence: float, bound: float | None) -> tuple[float, float]:
+    """The interval that holds those of all tails; a mean lies no further out than the differences themselves."""
     lows, highs = zip(*(tail.bounds((1 - confidence) / 2) for tail in tails), strict=True)
-    return float(min(lows)), float(max(highs))
+    furthest = np.inf if bound is None else bound
+    return float(max(min(lows), -furthest)), float(min(max(highs), furthest))
 
 
 def two_way_interval(
@@ -268,7 +270,7 @@ def two_way_interval(
     if few.clusters < 2 or error == 0:
         return few
     tails: tuple[StudentTail | SameTail, ...] = (StudentTail(few.estimate, error, few.clusters - 1),)
-    low, high = _widest(tails, confidence)
+    low, high = _widest(tails, confidence, bound)
     if bound is not None:
         # Not by the few as well: made-up seeds at the bound would outweigh three real ones, whose t is wide already.
         low, high = min(low, many.low), max(high, many.high)
@@ -301,7 +303,7 @@ def mean_of_intervals(intervals: Sequence[Interval]) -> Interval:
         tails.append(SameTail(estimate, np.inf, 1))
     shown = tails if adjusted is None else [*tails, adjusted]
     few = len(known) < len(intervals) or any(one.clusters < FEW_CLUSTERS for one in intervals)
-    low, high = _widest(shown, confidence)
+    low, high = _widest(shown, confidence, None)
     return Interval(
         estimate,
         error,

@@ -116,7 +116,7 @@ def compare(
             rows.append(_common(comparison, part, interval) | own)
         average = paired.mean_of_intervals(by_task)
         shown = {"task": AVERAGE} | _of_average(pairs, generator, resamples)
-        rows.append(_common(comparison, pairs, average, all(one.has_spread for one in by_task)) | shown)
+        rows.append(_common(comparison, pairs, average) | shown)
     schema = pl.Schema([*COMPARED.items(), ("has_spread", pl.Boolean())])
     frame = pl.DataFrame(rows, schema=schema).with_columns(is_average=pl.col("task") == AVERAGE)
     judged = holm_within(frame, ["family", "is_average"]).with_columns(conclusion=_CONCLUSION)
@@ -194,9 +194,7 @@ def _interval(pairs: pl.DataFrame) -> paired.Interval:
     return paired.cluster_robust_interval(points, pairs["cluster"], bound=_POINTS)
 
 
-def _common(
-    comparison: Comparison, pairs: pl.DataFrame, interval: paired.Interval, has_spread: bool | None = None
-) -> dict[str, Any]:
+def _common(comparison: Comparison, pairs: pl.DataFrame, interval: paired.Interval) -> dict[str, Any]:
     """What the rows of single tasks and of their average have alike."""
     means = pairs.group_by("task").agg(pl.col("first", "second").mean()).select(pl.col("first", "second").mean())
     margin = comparison.margin
@@ -218,7 +216,7 @@ def _common(
         "detectable": minimum_detectable_difference(error).minimum_detectable,
         "margin": margin,
         "p_equivalence": None if margin is None else equivalence_test(interval, margin=margin).p_value,
-        "has_spread": interval.has_spread if has_spread is None else has_spread,
+        "has_spread": interval.has_spread,
     }
 
 

@@ -54,12 +54,14 @@ def chat_template_digest(checkpoint: Path) -> str:
     """Digest of the chat template in a checkpoint directory, or the empty string if it has none."""
     template_file = checkpoint / "chat_template.jinja"
     if template_file.exists():
-        return _digest(template_file.read_text(encoding="utf-8"))
+        return _digest(template_file.read_bytes().decode().replace("\r\n", "\n"))
     config_file = checkpoint / "tokenizer_config.json"
     if not config_file.exists():
         return ""
     template = json.loads(config_file.read_text(encoding="utf-8")).get("chat_template")
-    return _digest(template) if template else ""
+    if isinstance(template, list):  # Several by name: the default one is applied, and saved as chat_template.jinja.
+        template = {each["name"]: each["template"] for each in template}.get("default")
+    return _digest(template.replace("\r\n", "\n")) if template else ""
 
 
 def vocabulary_size(checkpoint: Path) -> int:

@@ -26,7 +26,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "ben
 OPENED = [*(ROOT / "deploy").rglob("*.yaml"), *(ROOT / "deploy").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
 NAMING = [*PAGES, ROOT / "Makefile", *sorted(OPENED)]
 FOLDERS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
-HELPERS = {path.stem for path in (ROOT / "tests").glob("*.py")}
+SUPPORT = {path.stem for path in (ROOT / "tests").glob("*.py")}
 """Modules of the tests that benchmarks use."""
 MADE = {"build", "runs"}
 """Folders that commands make."""
@@ -164,6 +164,6 @@ def test_every_flag_of_a_program_that_a_page_names_is_there(page):
 @pytest.mark.parametrize("program", sorted(path for path in OPENED if path.suffix == ".py"), ids=name_of)
 def test_every_name_that_a_program_imports_from_the_package_is_there(program):
     for node in ast.walk(ast.parse(program.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("tutelage", *HELPERS):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("tutelage", *SUPPORT):
             for alias in node.names:
                 assert resolves(f"{node.module}.{alias.name}"), f"{node.module}.{alias.name}"

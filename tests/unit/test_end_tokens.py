@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tutelage.data.dataset_files import read_examples
+from tutelage.data.prompts import completion_end_id
 
 ENDOFTEXT, IM_START, IM_END = 0, 1, 2
 
@@ -60,3 +61,16 @@ def test_a_completion_ends_once_with_the_token_by_which_its_template_closes_a_tu
     (example,) = read_examples(tmp_path / "rows.jsonl", tokenizer, template=template)
     own = tokenizer.encode(completion, add_special_tokens=False)
     assert example.completion_ids.tolist() == (own if own[-1] == end else [*own, end])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}<|im_start|>{{ m.content | upper }}<|im_end|>{% endfor %}",
+        "{% for m in messages if m.role == 'user' %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}",
+    ],
+)
+def test_a_template_that_rewrites_or_drops_answers_does_not_say_what_ends_them(template, tmp_path, tiny_model):
+    tokenizer = tokenizer_with(tmp_path / "tokenizer", tiny_model, eos_token="<|endoftext|>")
+    tokenizer.chat_template = template
+    assert completion_end_id("chat", tokenizer) == ENDOFTEXT

@@ -77,6 +77,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             stream.write(json.dumps(row) + "\n")
         stream.write('{"step": 61, "train/lo')  # the trainer is writing
     usage = {"instanceId": "abc", "startedAtSeconds": 1.8e9, "students": [{"studentId": "gkd <b>", "sequences": "480"}]}
+    usage |= {"countedByAnotherVersion": "1"}
     (folder / "teacher_usage.json").write_text(json.dumps(usage))
     return folder
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from evaluator_support import EchoEngine, write_checkpoint
-from tutelage.errors import CheckpointError, NotFound
+from tutelage.errors import CheckpointError, Conflict, NotFound
 from tutelage.evaluator.config import WatchConfig
 from tutelage.evaluator.results.frames import read
 from tutelage.evaluator.runner import evaluation as evaluation_module
+from tutelage.evaluator.runner.requests import Evaluation
 from tutelage.evaluator.runner.watch import watch
 
 STUDENT = """
@@ -70,6 +71,29 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogC
     checkpoint_of(tmp_path, "a", 2)
     assert [one.labels.step for one in watch(config_of(tmp_path, once=True))] == [2]
     assert "passed over" in caplog.text
+
+
+def test_a_checkpoint_whose_labels_another_has_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for student in ("ann", "bob"):
+        checkpoint_of(tmp_path, student, 1)
+
+    def evaluated(evaluation: Evaluation, *_arguments: object) -> None:
+        if evaluation.labels.student == "ann":
+            raise Conflict("another checkpoint has rows of these labels", "labels")
+
+    monkeypatch.setattr("tutelage.evaluator.runner.watch.evaluate", evaluated)
+    (done,) = watch(config_of(tmp_path, once=True))
+    assert done.labels.student == "bob"
+    assert "another checkpoint" in caplog.text
+
+
+def test_a_run_is_called_as_its_cohort_says(tmp_path: Path) -> None:
+    checkpoint_of(tmp_path / "exp 1", "a", 1)
+    (tmp_path / "exp 1" / "cohort.yaml").write_text("run: qwen-math\n")
+    (done,) = watch(config_of(tmp_path / "exp 1", once=True))
+    assert done.labels.run == "qwen-math"
 
 
 def test_a_full_disk_is_no_fault_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

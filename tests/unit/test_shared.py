@@ -104,3 +104,14 @@ async def test_servers_listen_on_loopback_unless_told():
         with pytest.raises(errors.ConfigurationError, match="host:port"):
             bind(server, address, insecure=False)
     await server.stop(None)
+
+
+def test_a_chat_template_is_the_same_wherever_it_stands(tmp_path):
+    text = "{% for message in messages %}\r\n{{ message.content }}{% endfor %}"
+    named = [{"name": "tools", "template": "other"}, {"name": "default", "template": text}]
+    for name, template in (("one", text), ("several", named)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "chat_template.jinja").write_bytes(text.encode())
+    assert len({chat_template_digest(tmp_path / name) for name in ("one", "several", "file")}) == 1

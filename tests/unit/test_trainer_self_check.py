@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from tutelage.errors import ConfigurationError
-from tutelage.trainer.model.self_check import require_gradients
+from tutelage.trainer.model.self_check import own_outputs, require_gradients
 
 
 class Routed(nn.Module):
     """Sends every token to its first expert; its tower is never called."""
 
     device = torch.device("cpu")
+    config = LlamaConfig()
 
     def __init__(self, *, tower: bool) -> None:
         super().__init__()
@@ -21,6 +23,9 @@ class Routed(nn.Module):
         self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(3))
         self.head = nn.Linear(4, 50)
         self.tower = nn.ModuleList(nn.Linear(4, 4) for _ in range(2)) if tower else None
+
+    def get_input_embeddings(self):
+        return self.embed
 
     def seen_by_loss(self, ids_BT):
         return [self.experts[0](self.embed(ids_BT)), self.head.weight, self.head.bias]
@@ -47,3 +52,8 @@ def test_a_weight_behind_a_detached_value_is_refused():
         require_gradients(
             model, lambda ids: [model.experts[0](model.embed(ids).detach()), *model.head.parameters()], 50
         )
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_and_a_model_of_few_positions_are_no_fault():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=32, n_embd=8, n_layer=1, n_head=1))
+    assert max(len(logits_TV) for logits_TV in own_outputs(model, 51).text_logits) == 32

@@ -53,10 +53,17 @@ def body_of(model: Any) -> Any:
     return model.base_model if model.base_model is not model else model.model
 
 
-def texts_of(vocabulary_size: int) -> list[TokenSequence]:
-    """Probes: ids from all over the vocabulary, every position scored."""
-    lengths = [min(length, vocabulary_size) for length in _TEXT_TOKENS]
-    ids = [np.linspace(0, vocabulary_size - 1, length).astype(np.int32) for length in lengths]
+def largest_probed_id(model: Any, vocabulary_size: int) -> int:
+    """The largest id of a probe: of the tokenizer, and in the model, which may have fewer where ids were added."""
+    return min(vocabulary_size, len(model.get_input_embeddings().weight)) - 1
+
+
+def texts_of(model: Any, vocabulary_size: int) -> list[TokenSequence]:
+    """Probes: ids from all over the vocabulary, every position scored; no longer than the model's positions."""
+    largest = largest_probed_id(model, vocabulary_size)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max(_TEXT_TOKENS)
+    lengths = [min(length, largest + 1, positions) for length in _TEXT_TOKENS]
+    ids = [np.linspace(0, largest, length).astype(np.int32) for length in lengths]
     return [TokenSequence(each, 0, len(each)) for each in ids]
 
 
@@ -71,7 +78,7 @@ def own_outputs(model: Any, vocabulary_size: int) -> OwnOutputs:
         ConfigurationError: the model adds a term to its own loss.
 
     """
-    texts = [torch.from_numpy(text.ids).long().to(model.device)[None] for text in texts_of(vocabulary_size)]
+    texts = [torch.from_numpy(text.ids).long().to(model.device)[None] for text in texts_of(model, vocabulary_size)]
     _check_loss(model, texts[-1])
     model.eval()
     with torch.no_grad():
@@ -178,7 +185,7 @@ def require_gradients(model: Any, hidden_and_head: Callable[[Tensor], Sequence[T
         ConfigurationError: names such weights. An expert that the text was not sent to is none of them.
 
     """
-    ids_BT = torch.from_numpy(texts_of(vocabulary_size)[-1].ids).long().to(model.device)[None]
+    ids_BT = torch.from_numpy(texts_of(model, vocabulary_size)[-1].ids).long().to(model.device)[None]
     called: set[nn.Module] = set()
     hooks = [module.register_forward_hook(lambda module, *_: called.add(module)) for module in model.modules()]
     model.eval()

@@ -129,7 +129,7 @@ class Student:
     @torch.no_grad()
     def _require_own_logits(self, own: OwnOutputs) -> None:
         """Compares what the loss sees, padding and attention included, with what the model's own code makes."""
-        texts = texts_of(self.vocabulary_size)
+        texts = texts_of(self.model, self.vocabulary_size)
         self.model.eval()
         with self.unsharded():
             hidden_ND, head = self.hidden(texts), self.head()

@@ -18,11 +18,12 @@ from tutelage.errors import ConfigurationError
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.seeding import derived_seed
 from tutelage.trainer.data.sequences import TokenIds
-from tutelage.trainer.model.self_check import TEXT_TOLERANCE
+from tutelage.trainer.model.self_check import TEXT_TOLERANCE, largest_probed_id
 from tutelage.trainer.model.student import Student
 
 # Lengths of the prompts that a model is tried with; the shortest is mostly padding beside the longest.
 _PROBE_TOKENS = (5, 17, 40)
+_ROOM = (4, 2, 3)
 
 
 class TransformersSampler:
@@ -69,9 +70,11 @@ def _require_plain_decoding(student: Student) -> None:
 
     Such are models whose state is no `past_key_values` (Mamba), or is reached by the padding before a prompt.
     """
-    longest = student.vocabulary_size - 1
-    prompts = [np.linspace(0, longest, length).astype(np.int64).tolist() for length in _PROBE_TOKENS]
     model = student.model
+    largest = largest_probed_id(model, student.vocabulary_size)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or np.inf
+    lengths = [int(min(length, positions - max(_ROOM))) for length in _PROBE_TOKENS]
+    prompts = [np.linspace(0, largest, length).astype(np.int64).tolist() for length in lengths]
     steps: list[list[Tensor]] = [[] for _ in prompts]
 
     def likeliest(logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
@@ -82,7 +85,7 @@ def _require_plain_decoding(student: Student) -> None:
     model.eval()
     try:
         # Of different lengths, so that the batch shrinks on the way and its cache is cut.
-        completions = decode(model, prompts, next_ids=likeliest, room=(4, 2, 3), end_ids=frozenset())
+        completions = decode(model, prompts, next_ids=likeliest, room=_ROOM, end_ids=frozenset())
         found = 0.0
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             ids_1T = torch.tensor([[*prompt, *completion[:-1]]], device=model.device)

@@ -101,8 +101,10 @@ def _turn_end_id(tokenizer: Any) -> int | None:
     """The special token right after an assistant's answer; None if the template writes none."""
     answer = "An answer."
     messages = [user_message("A question?"), {"role": "assistant", "content": answer}]
-    rest = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(answer)[2].lstrip()
-    closing = [token for token in tokenizer.get_added_vocab() if rest.startswith(token)]
+    _, found, rest = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(answer)
+    if not found:  # A template that rewrites or drops the answer says nothing of what follows it.
+        return None
+    closing = [token for token in tokenizer.get_added_vocab() if rest.lstrip().startswith(token)]
     return int(tokenizer.get_added_vocab()[max(closing, key=len)]) if closing else None
 
 
