@@ -17,6 +17,8 @@ from tutelage.rpc.v1 import evaluator_pb2 as pb
 from tutelage.rpc.v1 import evaluator_pb2_grpc as pb_grpc
 
 ITEMS = 40
+LOGLIK_ITEMS = 4 * ITEMS  # They are quick: enough of them, or none is left when the second signal arrives.
+ALL_ITEMS = ITEMS + LOGLIK_ITEMS
 
 
 def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
@@ -59,7 +61,7 @@ def test_killed_and_then_terminated_it_completes_without_doubles(tiny_model: Pat
         labels=pb.EvaluationLabels(run="r1", student="tiny"),
         tasks=[
             pb.TaskRequest(task="arithmetic", protocol="paper", limit=ITEMS),
-            pb.TaskRequest(task="arithmetic", protocol="loglik", limit=ITEMS),
+            pb.TaskRequest(task="arithmetic", protocol="loglik", limit=LOGLIK_ITEMS),
         ],
     )
     process, address = start(tmp_path)
@@ -68,7 +70,7 @@ def test_killed_and_then_terminated_it_completes_without_doubles(tiny_model: Pat
             pb_grpc.EvaluatorServiceStub(channel).SubmitEvaluation(request)
         for items, number in ((8, signal.SIGKILL), (ITEMS + 6, signal.SIGTERM)):
             status = watch(address, until_items=items)
-            assert status.items_done < 2 * ITEMS, "too fast to be killed in the middle"
+            assert status.items_done < ALL_ITEMS, "too fast to be killed in the middle"
             process.send_signal(number)
             process.wait(timeout=30)
             assert number == signal.SIGKILL or process.returncode == 0
@@ -79,8 +81,8 @@ def test_killed_and_then_terminated_it_completes_without_doubles(tiny_model: Pat
         process.kill()
         process.wait()
     rows = read(tmp_path / "frames").collect()
-    assert len(rows) == 2 * ITEMS
-    assert rows.select("protocol", "item_id").n_unique() == 2 * ITEMS
+    assert len(rows) == ALL_ITEMS
+    assert rows.select("protocol", "item_id").n_unique() == ALL_ITEMS
     assert set(rows["error"]) == {""}
     assert not list((tmp_path / "frames").rglob(".parts/first/*"))
     _assert_same_as_uninterrupted(tiny_model, tmp_path)
@@ -91,7 +93,7 @@ def _assert_same_as_uninterrupted(tiny_model: Path, folder: Path) -> None:
     from tutelage.evaluator.runner.evaluation import evaluate
     from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest
 
-    tasks = tuple(TaskRequest("arithmetic", protocol, ITEMS) for protocol in ("paper", "loglik"))
+    tasks = (TaskRequest("arithmetic", "paper", ITEMS), TaskRequest("arithmetic", "loglik", LOGLIK_ITEMS))
     settings = EvaluationSettings(
         prompt="chat", max_new_tokens=40, batch_size=2, dtype="float32", engine="transformers"
     )
