@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from tutelage.errors import ConfigurationError
 from tutelage.trainer.model.self_check import own_outputs, require_gradients
+from tutelage.trainer.rollout import hf_sampler
 
 
 class Routed(nn.Module):
@@ -57,3 +60,13 @@ def test_a_weight_behind_a_detached_value_is_refused():
 def test_a_tokenizer_with_more_ids_than_the_model_and_a_model_of_few_positions_are_no_fault():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=32, n_embd=8, n_layer=1, n_head=1))
     assert max(len(logits_TV) for logits_TV in own_outputs(model, 51).text_logits) == 32
+
+
+def test_a_device_without_room_is_not_taken_for_a_model_that_cannot_decode(monkeypatch):
+    def full(*_arguments, **_options):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(hf_sampler, "decode", full)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=64, n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(torch.OutOfMemoryError):
+        hf_sampler._require_plain_decoding(SimpleNamespace(model=model, vocabulary_size=50))

@@ -94,6 +94,8 @@ def _require_plain_decoding(student: Student) -> None:
                 found, float((torch.stack(steps[row]) - plain_TV).abs().mean() / plain_TV.std().clamp(min=1e-6))
             )
         problem = f"its logits differ from those of a plain pass by {found:.2g} of their spread"
+    except torch.OutOfMemoryError:  # A RuntimeError, too, and no fault of the model.
+        raise
     # Whatever a cache that was not made to be cut raises.
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         found, problem = float("inf"), f"{type(error).__name__}: {error}"
