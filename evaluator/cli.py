@@ -12,13 +12,15 @@ tutelage report --frames runs/micro/frames --study runs/micro --out report.html
 
 from __future__ import annotations
 
+import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.cli import Command, dispatch
 from tutelage.config import load
-from tutelage.errors import EXIT_DONE
+from tutelage.errors import EXIT_DATA, EXIT_DONE
 from tutelage.evaluator.config import (
     ArithmeticConfig,
     EvaluateConfig,
@@ -70,10 +72,10 @@ def _evaluate(arguments: list[str]) -> int:
         def show(progress: Progress) -> None:
             bar.update(shown, total=progress.total, completed=progress.done, rate=_rate(progress))
 
-        evaluate(evaluation, config, config.out, on_progress=show)
-    _print_scores(config.out, evaluation)
+        files = evaluate(evaluation, config, config.out, on_progress=show)
+    _print_scores(files)
     print(f"rows are in {config.out}")
-    return EXIT_DONE
+    return _exit_code(files)
 
 
 def _guard(settings: EvaluationSettings) -> None:
@@ -86,12 +88,21 @@ def _guard(settings: EvaluationSettings) -> None:
         orphan_reaper.start(uuid.uuid4().hex)
 
 
-def _print_scores(frames: Path, evaluation: Evaluation) -> None:
-    from tutelage.evaluator.results.frames import read, summarize
+def _print_scores(files: Sequence[Path]) -> None:
+    from tutelage.evaluator.results.frames import read_files, summarize
 
-    rows = read(frames).filter(run=evaluation.labels.run, evaluation_id=evaluation.evaluation_id)
-    for row in summarize(rows).collect().to_dicts():
+    for row in summarize(read_files(files)).collect().to_dicts():
         print(_summary_line(row))
+
+
+def _exit_code(files: Sequence[Path]) -> int:
+    """Says what could not be scored at all; without any such task the evaluation is done."""
+    from tutelage.evaluator.results.frames import read_files, without_scores
+
+    unscored = without_scores(read_files(files))
+    for reason in unscored:
+        print(f"tutelage evaluate: {reason}", file=sys.stderr)
+    return EXIT_DATA if unscored else EXIT_DONE
 
 
 def _evaluation_of(config: EvaluateConfig) -> Evaluation:
@@ -126,7 +137,8 @@ def _rate(progress: Progress) -> str:
 
 def _summary_line(row: dict[str, Any]) -> str:
     error = row["standard_error"]
-    scores = f"{row['score']:.4f} ± {error:.4f}" if error is not None else f"{row['score']}"
+    score = "–" if row["score"] is None else f"{row['score']:.4f}"
+    scores = score if error is None else f"{score} ± {error:.4f}"
     besides = [
         f"{name} {row[column]:.4f}"
         for name, column in (("corrected extraction", "score_corrected"), ("acc_norm", "score_normalized"))
@@ -134,9 +146,8 @@ def _summary_line(row: dict[str, Any]) -> str:
     ]
     counts = ("failed", "cut_off", "too_long", "join_spanned")
     failed = "".join(f", {row[name]} {name.replace('_', ' ')}" for name in counts if row[name])
-    return (
-        f"{row['task']:<14}{row['protocol']:<8}{row['metric']} {scores} (n = {row['n']}{failed}; {', '.join(besides)})"
-    )
+    further = f"; {', '.join(besides)}" if besides else ""
+    return f"{row['task']:<14}{row['protocol']:<8}{row['metric']} {scores} (n = {row['n']}{failed}{further})"
 
 
 def _serve(arguments: list[str]) -> int:
@@ -157,10 +168,12 @@ def _watch(arguments: list[str]) -> int:
     from tutelage.evaluator.runner.watch import watch
 
     _guard(config)
-    for evaluation in watch(config):
-        print(f"{evaluation.labels.student} after {evaluation.labels.step} steps:")
-        _print_scores(config.out, evaluation)
-    return EXIT_DONE
+    codes = [EXIT_DONE]
+    for evaluation, files in watch(config):
+        print(f"{evaluation.labels.student} after {evaluation.labels.step} steps:", flush=True)
+        _print_scores(files)
+        codes.append(_exit_code(files))
+    return max(codes)
 
 
 def _export(arguments: list[str]) -> int:

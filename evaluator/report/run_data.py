@@ -10,7 +10,7 @@ import polars as pl
 from google.protobuf import json_format
 
 from tutelage.errors import DataError
-from tutelage.evaluator.results.frames import read, summarize
+from tutelage.evaluator.results.frames import read, summarize, without_scores
 from tutelage.evaluator.tasks import TASKS
 from tutelage.evaluator.tasks.base import default_data_dir
 from tutelage.rpc.v1 import teacher_pb2
@@ -48,7 +48,8 @@ def read_run(frames: Path, run_dir: Path | None, run: str | None) -> RunData:
     """Reads all of it.
 
     Raises:
-        DataError: there are no rows, or rows of several runs and none is named.
+        DataError: there are no rows, no score in any, rows of several runs and none is named, or a file of the run that
+            cannot be read.
 
     """
     lazy = read(frames)
@@ -58,6 +59,11 @@ def read_run(frames: Path, run_dir: Path | None, run: str | None) -> RunData:
     if not runs or (run is not None and run not in runs):
         raise DataError(f"{frames} has no rows{' of run ' + run if run else ''}; evaluate something first", "frames")
     rows = lazy.filter(run=run or runs[0]).collect()
+    unscored = without_scores(rows.lazy())
+    if len(unscored) == rows.select("evaluation_id", *CELL).n_unique():
+        raise DataError(f"{frames} has rows, and no score: {'; '.join(unscored)}", "frames")
+    if run_dir and not run_dir.is_dir():
+        raise DataError(f"{run_dir} is not a folder; name the one that `tutelage train` wrote its run to", "run_dir")
     usage, path = None, run_dir and run_dir / "teacher_usage.json"
     if path and path.exists():
         try:

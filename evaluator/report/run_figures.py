@@ -89,12 +89,12 @@ def agreement(likeness: pl.DataFrame, students: Sequence[str]) -> Chart:
     return styled((lines + _dots(base, x)).properties(width=210, height=_cell_height(students)))
 
 
-def accuracy_against_fidelity(likeness: pl.DataFrame, students: Sequence[str]) -> Chart:
+def score_against_fidelity(likeness: pl.DataFrame, students: Sequence[str]) -> Chart:
     """Score against BLEU of the student's text with the teacher's; hollow is before training."""
     data = likeness.filter(pl.col("bleu").is_not_null()).with_columns(filled=pl.col("role") != "before")
     shapes = alt.Legend(title=None, symbolFillColor=MUTED)
     base = alt.Chart(data).encode(
-        y=alt.Y("score:Q", title="accuracy", axis=_PERCENT_AXIS),
+        y=alt.Y("score:Q", title="score", axis=_PERCENT_AXIS),
         color=colour_by("student", students, symbolType="circle"),
         shape=alt.Shape("task:N", legend=shapes if data["task"].n_unique() > 1 else None),
     )

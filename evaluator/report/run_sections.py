@@ -101,8 +101,8 @@ def likeness(data: RunData) -> Section | None:
         shown.append(
             Figure(
                 name="accuracy_fidelity",
-                alt="accuracy against BLEU fidelity",
-                chart=figures.accuracy_against_fidelity(frame, data.students),
+                alt="score against BLEU fidelity",
+                chart=figures.score_against_fidelity(frame, data.students),
                 caption="Being right against sounding like the teacher. Hollow: before training.",
             )
         )

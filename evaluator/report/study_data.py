@@ -19,6 +19,7 @@ from tutelage.evaluator.results.frames import LEFT_OUT, read
 from tutelage.evaluator.statistics.planned_comparisons import ITEMS, Comparison, rows_with
 
 _CELL = ["cell", "role", "method", "parameters"]
+_MEASURES = {"acc": "accuracy", "rougeL": "ROUGE-L"}
 _COLUMNS = {"method": "objective", "teacher": "teacher", "temperature": "temperature", "noise": "noise"}
 
 
@@ -66,6 +67,12 @@ class StudyData:
     def methods(self) -> list[str]:
         """Methods in the order of the study file."""
         return self.cells.filter(role="student")["method"].unique(maintain_order=True).to_list()
+
+    @property
+    def measure(self) -> str:
+        """What the mean scores are called, for people: the metric that all rows share, else a score."""
+        names = {_MEASURES.get(metric, metric) for metric in self.rows["metric"].unique()}
+        return str(names.pop()) if len(names) == 1 else "score"
 
     def items(self) -> pl.DataFrame:
         """Students' rows as `ITEMS`, each training a `seed` of its own, so that sizes can be pooled.

@@ -42,13 +42,13 @@ def forest(averages: pl.DataFrame) -> Chart:
     return styled(chart.properties(width=190, height=alt.Step(24)))
 
 
-def response(scores: pl.DataFrame, column: str, title: str, series: Sequence[str]) -> Chart:
-    """Mean accuracy over the values of one setting, a line a series, dots the single trainings."""
+def response(scores: pl.DataFrame, column: str, title: str, series: Sequence[str], measure: str) -> Chart:
+    """Mean score over the values of one setting, a line a series, dots the single trainings."""
     x = alt.X(f"{column}:O", title=title, axis=alt.Axis(labelAngle=0))
     base = alt.Chart(scores).encode(x=x, color=colour_by("series", series))
-    lines = base.mark_line(strokeWidth=2).encode(y=alt.Y("mean(score):Q", title="accuracy, %"))
+    lines = base.mark_line(strokeWidth=2).encode(y=alt.Y("mean(score):Q", title=f"{measure}, %"))
     dots = base.mark_point(filled=True, size=26, opacity=0.5).encode(
-        y=alt.Y("score:Q", title="accuracy, %", scale=alt.Scale(zero=True))
+        y=alt.Y("score:Q", title=f"{measure}, %", scale=alt.Scale(zero=True))
     )
     return styled((lines + dots).properties(width=_WIDTH, height=_HEIGHT))
 
@@ -66,14 +66,16 @@ def heat_map(likeness: pl.DataFrame, methods: Sequence[str], students: Sequence[
     return styled((cells + text).properties(width=52 * len(students), height=30 * len(methods)))
 
 
-def accuracy_against(measures: pl.DataFrame, methods: Sequence[str], students: Sequence[str]) -> Chart:
-    """Accuracy against BLEU with the teacher's text, a dot a training."""
+def score_against_fidelity(
+    measures: pl.DataFrame, methods: Sequence[str], students: Sequence[str], measure: str
+) -> Chart:
+    """Score against BLEU with the teacher's text, a dot a training."""
     chart = (
         alt.Chart(measures)
         .mark_point(filled=True, size=55, opacity=0.8)
         .encode(
             x=alt.X("fidelity:Q", title="BLEU with the teacher's text", scale=alt.Scale(zero=False, nice=True)),
-            y=alt.Y("score:Q", title="accuracy, %", scale=alt.Scale(zero=False, nice=True)),
+            y=alt.Y("score:Q", title=f"{measure}, %", scale=alt.Scale(zero=False, nice=True)),
             color=colour_by("method", methods),
             shape=alt.Shape("student:N", sort=list(students), legend=alt.Legend(title=None, symbolFillColor=MUTED)),
         )

@@ -73,7 +73,7 @@ def gain_by_size(data: StudyData, found: StudyResults) -> Section | None:
     if rows.is_empty():
         return None
     methods = [method for method in data.methods if method in rows["method"].to_list()]
-    caption = "Accuracy of the distilled student minus that of the fine-tuned one of its seed. "
+    caption = f"Points of {data.measure}, the distilled student's minus the fine-tuned one's of its seed. "
     trend = found.trends.get("size")
     if trend is not None and trend.rho is not None:
         interval = f", 95 % {trend.low:.2f} to {trend.high:.2f} (bootstrap over runs)" if trend.low is not None else ""
@@ -145,10 +145,10 @@ def temperature_and_noise(data: StudyData, found: StudyResults) -> Section | Non
             shown.append(
                 Figure(
                     f"by_{column}",
-                    f"accuracy over {title}, a line a method and student",
-                    figures.response(swept, column, title, series),
-                    f"Average accuracy by {title}: lines are means over {swept['training_seed'].n_unique()} seeds, "
-                    "dots single trainings.",
+                    f"{data.measure} over {title}, a line a method and student",
+                    figures.response(swept, column, title, series, data.measure),
+                    f"Average {data.measure} by {title}: lines are means over "
+                    f"{swept['training_seed'].n_unique()} seeds, dots single trainings.",
                 )
             )
     return Section("Temperature and noise", "What temperature and noise do.", shown) if shown else None
@@ -176,7 +176,7 @@ def likeness(data: StudyData, found: StudyResults) -> Section | None:
             Figure(
                 "accuracy_fidelity",
                 "score against BLEU, a dot a training",
-                figures.accuracy_against(rows.drop_nulls("fidelity"), methods, data.students),
+                figures.score_against_fidelity(rows.drop_nulls("fidelity"), methods, data.students, data.measure),
                 "Being right against sounding like the teacher: sacreBLEU of the student's text with the teacher's.",
             )
         )

@@ -20,7 +20,7 @@ _LIKENESS_KEYS = ["cell", "student", "method", "training_seed"]
 
 
 def by_method(data: StudyData) -> Table:
-    """Accuracy of every model and setting, mean ± standard deviation over seeds, by task.
+    """Score of every model and setting, mean ± standard deviation over seeds, by task.
 
     A setting is the method, and where it departs from T = 1, no noise, and the study's default teacher.
     """
@@ -57,9 +57,9 @@ def by_method(data: StudyData) -> Table:
     columns = [column("model", "model"), column("seeds", "seeds"), *(column(task, task, spread) for task in tasks)]
     columns.append(column("cut off", "cut off", percent))
     caption = (
-        "Accuracy in percent, mean ± standard deviation over training seeds (none for one seed). Average: unweighted "
-        "mean of the tasks. Items answered without a number count as wrong. Cut off: percent of the outputs that "
-        "reached the limit of new tokens before the model ended them."
+        f"Mean {data.measure} in percent ± standard deviation over training seeds (none for one seed). Average: "
+        "unweighted mean of the tasks. Items answered without a number count as wrong. Cut off: percent of the outputs "
+        "that reached the limit of new tokens before the model ended them."
     )
     return Table("scores", columns, rows, frame, caption)
 

@@ -104,25 +104,32 @@ def write_frame(frame: pl.DataFrame, path: Path, *, metadata: dict[str, str] | N
     path.parent.mkdir(parents=True, exist_ok=True)
     # In memory first: a file has at most some ten thousand rows, and what is renamed into place is complete.
     buffer = io.BytesIO()
-    said_by_path = {folder.partition("=")[0] for folder in path.parent.parts if "=" in folder}
+    said_by_path = {folder.name.partition("=")[0] for folder in (path.parent, path.parent.parent)}
     frame.drop(said_by_path & {*_HIVE}).write_parquet(buffer, metadata=metadata)
     write_durably(path, buffer.getvalue())
 
 
 def read(frames: Path) -> pl.LazyFrame:
     """All rows below a folder, lazily; filters on `run` and `task` open only the files that match."""
-    if not any(frames.glob("run=*/task=*/*.parquet")):
+    files = sorted(frames.glob("run=*/task=*/*.parquet"))
+    if not files:
         return SCHEMA.to_frame(eager=False)
-    return _scan(frames / "run=*" / "task=*" / "*.parquet")
+    if "=" in str(frames.resolve()):
+        return read_files(files)
+    return pl.scan_parquet(
+        frames / "run=*" / "task=*" / "*.parquet", hive_partitioning=True, hive_schema=_HIVE, glob=True
+    ).select(list(SCHEMA))
 
 
 def read_files(paths: Sequence[Path]) -> pl.LazyFrame:
     """The rows of these files alone, lazily; what else lies beside them is not opened."""
-    return _scan(list(paths))
+    # Not by Polars' own partition keys: it takes every `name=value` of a path for one, a folder's above ours too.
+    return pl.concat([_scan(path) for path in paths])
 
 
-def _scan(source: Path | list[Path]) -> pl.LazyFrame:
-    return pl.scan_parquet(source, hive_partitioning=True, hive_schema=_HIVE, glob=True).select(list(SCHEMA))
+def _scan(path: Path) -> pl.LazyFrame:
+    run, task = (pl.lit(folder.name.partition("=")[2]) for folder in (path.parent.parent, path.parent))
+    return pl.scan_parquet(path, hive_partitioning=False).with_columns(run=run, task=task).select(list(SCHEMA))
 
 
 def summarize(rows: pl.LazyFrame) -> pl.LazyFrame:
@@ -159,3 +166,22 @@ def summarize(rows: pl.LazyFrame) -> pl.LazyFrame:
         )
         .sort(SUMMARY_KEYS)
     )
+
+
+def without_scores(rows: pl.LazyFrame) -> list[str]:
+    """What was evaluated for nothing: a sentence for each task and protocol none of whose items could be scored.
+
+    An item that was answered and has no reference to compare with (Vicuna's bare questions) did not fail.
+    """
+    keys = [*EVALUATION_KEYS, "task", "protocol"]
+    unscored = (
+        rows.group_by(keys, maintain_order=True)
+        .agg(pl.len(), pl.col("score").count(), first=pl.col("error").filter(pl.col("error") != "").first())
+        .filter(pl.col("score") == 0, pl.col("first").is_not_null())
+        .collect()
+    )
+    return [
+        f"{row['task']}:{row['protocol']} of {row['student']}: none of {row['len']} rows has a score; the first says: "
+        f"{row['first']}"
+        for row in unscored.to_dicts()
+    ]

@@ -1,7 +1,7 @@
 """One checkpoint on some tasks: batches in a fixed order, each durable when it is done, one frame a task.
 
-Finished batches lie in `<frames>/.parts/` until their task is complete. Evaluating again after a crash takes
-them as they are and does the rest, so that no item is done twice and none is missing.
+Finished batches lie in `<frames>.unfinished/`, beside the frames, until their task is complete. Evaluating again after
+a crash takes them as they are and does the rest, so that no item is done twice and none is missing.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from tutelage.evaluator.scoring.extraction import RULES_VERSION
 from tutelage.evaluator.tasks import task_of_name
 from tutelage.evaluator.tasks.base import Item, Task, default_data_dir
 
+_PINNED = "checkpoint"
 _logger = logging.getLogger(__name__)
 
 
@@ -91,7 +92,27 @@ def evaluate(
         Stopped: `should_stop` said so.
 
     """
-    checkpoint = pinned(check(evaluation), frames)
+    check(evaluation)
+    try:
+        return _evaluate(evaluation, settings, frames, on_progress, should_stop, engines)
+    except Stopped:  # of a service that goes on later, when the checkpoint may have been removed
+        raise
+    except BaseException:
+        parts = parts_of(frames, evaluation)
+        shutil.rmtree(parts / _PINNED, ignore_errors=True)
+        _remove_empty(parts)
+        raise
+
+
+def _evaluate(
+    evaluation: Evaluation,
+    settings: EvaluationSettings,
+    frames: Path,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+    engines: Callable[[Path], Engine] | None,
+) -> list[Path]:
+    checkpoint = pinned(evaluation, frames)
     digest = verified_digest(checkpoint)
     refuse_other_rows_of_the_same_labels(evaluation, digest, frames)
     data_dir = settings.data_dir or default_data_dir()
@@ -124,7 +145,12 @@ def parts_of(frames: Path, evaluation: Evaluation) -> Path:
     the rows that are there) and run at the same time; each has its own folder.
     """
     tasks = hashlib.sha256(json.dumps([asdict(task) for task in evaluation.tasks]).encode()).hexdigest()
-    return frames / ".parts" / evaluation.evaluation_id / tasks[:16]
+    return unfinished_of(frames) / evaluation.evaluation_id / tasks[:16]
+
+
+def unfinished_of(frames: Path) -> Path:
+    """The folder beside the frames of what is not done yet: the frames' own holds nothing but frames."""
+    return frames.resolve().with_name(f"{frames.resolve().name}.unfinished")
 
 
 def pinned(evaluation: Evaluation, frames: Path) -> Path:
@@ -134,15 +160,22 @@ def pinned(evaluation: Evaluation, frames: Path) -> Path:
         CheckpointError: it went away in this moment.
 
     """
-    return pin(evaluation.checkpoint, parts_of(frames, evaluation) / "checkpoint")
+    return pin(evaluation.checkpoint, parts_of(frames, evaluation) / _PINNED)
 
 
 def forget(frames: Path, evaluation: Evaluation) -> None:
     """Removes the finished batches of an evaluation that has ended, and unpins its checkpoint."""
     parts = parts_of(frames, evaluation)
     shutil.rmtree(parts, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another evaluation of this id has parts there, or there never were any
-        parts.parent.rmdir()
+    _remove_empty(parts)
+
+
+def _remove_empty(parts: Path) -> None:
+    # The folder above them stays: another evaluation may be about to make its own in it.
+    with contextlib.suppress(OSError):  # parts are there, or another evaluation's of this id, or there never were any
+        for folder in (parts, parts.parent):
+            if folder.exists():
+                folder.rmdir()
 
 
 @dataclass
@@ -210,11 +243,12 @@ class _TaskWork:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def is_done(self) -> bool:
-        """Whether the rows are there; what cannot be read is done again, and replaced."""
+        """Whether the rows are there; what cannot be read, or has an error in every row, is done again."""
         if not self.path.exists():
             return False
         try:
-            return pl.read_parquet_metadata(self.path).get("tutelage.work") == self.digest
+            same = pl.read_parquet_metadata(self.path).get("tutelage.work") == self.digest
+            return same and not fr.without_scores(fr.read_files([self.path]))
         except pl.exceptions.PolarsError as error:
             _logger.warning("%s cannot be read and is written anew: %s", self.path, error)
             return False

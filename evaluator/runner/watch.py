@@ -43,8 +43,8 @@ def committed(run_dir: Path) -> list[Found]:
     return sorted(found, key=lambda one: (one.step, one.student))
 
 
-def watch(config: WatchConfig) -> Iterator[Evaluation]:
-    """Evaluates what is there and what comes, and yields each evaluation when its rows are written.
+def watch(config: WatchConfig) -> Iterator[tuple[Evaluation, list[Path]]]:
+    """Evaluates what is there and what comes, and yields each evaluation and its files when its rows are written.
 
     A checkpoint whose rows are there already costs one reading of its files. One that its trainer removed or that
     is not what its manifest says is passed over with a warning.
@@ -70,7 +70,7 @@ def watch(config: WatchConfig) -> Iterator[Evaluation]:
                         tasks=parse_tasks(config.tasks, config.limit),
                         seed=config.seed,
                     )
-                    evaluate(check(evaluation), settings, config.out)
+                    files = evaluate(check(evaluation), settings, config.out)
                 except Conflict as error:
                     _logger.warning("passed over %s: %s", found.path, error)
                 except CheckpointError as error:
@@ -78,7 +78,7 @@ def watch(config: WatchConfig) -> Iterator[Evaluation]:
                         raise
                     _logger.warning("passed over %s: %s", found.path, error)
                 else:
-                    yield evaluation
+                    yield evaluation, files
         if config.once:
             return
         time.sleep(config.poll_seconds)

@@ -18,7 +18,7 @@ from grpc_health.v1._async import HealthServicer
 from tutelage.errors import TutelageError
 from tutelage.evaluator.config import ServeConfig
 from tutelage.evaluator.models.base import Engine
-from tutelage.evaluator.runner.evaluation import pinned
+from tutelage.evaluator.runner.evaluation import forget, pinned
 from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest, check
 from tutelage.evaluator.service.queue import Entry, Queue
 from tutelage.evaluator.service.worker import Workers
@@ -90,15 +90,24 @@ class EvaluatorServicer(pb_grpc.EvaluatorServiceServicer):
         entry = self._queue.submit(evaluation)
         if not entry.ended:
             pinned(evaluation, self._frames)
+            if self._queue.get(evaluation.evaluation_id).ended:  # a refusal may come faster than the links
+                forget(self._frames, evaluation)
         return entry
 
     async def CancelEvaluation(self, request: pb.CancelEvaluationRequest, context: Any) -> pb.CancelEvaluationResponse:
         """See the contract."""
         try:
-            entry = await asyncio.to_thread(self._queue.cancel, request.evaluation_id)
+            entry = await asyncio.to_thread(self._cancel, request.evaluation_id)
         except TutelageError as error:
             await context.abort(status_code(error), str(error))
         return pb.CancelEvaluationResponse(state=_STATES[entry.state])
+
+    def _cancel(self, evaluation_id: str) -> Entry:
+        """One that waits leaves nothing behind; of one that runs its worker sees to that."""
+        before, entry = self._queue.get(evaluation_id), self._queue.cancel(evaluation_id)
+        if before.state == "queued" and entry.state == "cancelled":
+            forget(self._frames, entry.evaluation)
+        return entry
 
     async def WatchEvaluation(
         self, request: pb.WatchEvaluationRequest, context: Any

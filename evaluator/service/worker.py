@@ -7,13 +7,15 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import polars as pl
+
 from tutelage.errors import TutelageError
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Engine
-from tutelage.evaluator.results.frames import read_files, summarize
+from tutelage.evaluator.results.frames import read_files, summarize, without_scores
 from tutelage.evaluator.runner.evaluation import Progress, Stopped, evaluate, forget
 from tutelage.evaluator.runner.requests import Evaluation
-from tutelage.evaluator.service.queue import Queue, Score
+from tutelage.evaluator.service.queue import Queue, Score, State
 
 _logger = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ class Workers:
                 should_stop=should_stop,
                 engines=self._engines,
             )
-            scores = scores_of(paths)
+            scores, unscored = scores_of(paths), without_scores(read_files(paths))
         except Stopped:
             # An entry that was cancelled meanwhile has ended and stays so; one of a stopping service waits again.
             if self._queue.change(name, state="queued").ended:
@@ -111,19 +113,20 @@ class Workers:
             forget(self._frames, evaluation)
             self._queue.change(name, state="failed", seconds_left=0.0, error=reason)
         else:
-            self._queue.change(name, state="done", seconds_left=0.0, scores=scores)
+            state: State = "failed" if unscored else "done"
+            self._queue.change(name, state=state, seconds_left=0.0, scores=scores, error="; ".join(unscored))
 
 
 def scores_of(paths: Sequence[Path]) -> tuple[Score, ...]:
-    """Mean scores of the rows in an evaluation's own files; 0 where every item failed."""
+    """Mean scores of the rows in an evaluation's own files, of the tasks that have any."""
     return tuple(
         Score(
             task=row["task"],
             protocol=row["protocol"],
             metric=row["metric"],
-            score=row["score"] or 0.0,
+            score=row["score"],
             standard_error=row["standard_error"] or 0.0,
             items=row["n"],
         )
-        for row in summarize(read_files(paths)).collect().to_dicts()
+        for row in summarize(read_files(paths)).filter(pl.col("n") > 0).collect().to_dicts()
     )

@@ -47,11 +47,12 @@ def _choice_task(
     *known_problems: str,
     max_new_tokens: int = 32,
     split: str = "",
+    source: str = SOURCE,
 ) -> Task:
     return Task(
         name=name,
         version=1,
-        source=f"{SOURCE}{name}/test.json{split}",
+        source=f"{source}{name}/test.json{split}",
         count=count,
         chance_level=chance_level,
         max_new_tokens=max_new_tokens,

@@ -30,7 +30,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def serving(
-    folder: Path, *, delay: float = 0.0, workers: int = 1
+    folder: Path, *, delay: float = 0.0, workers: int = 1, max_tokens: int = 4096
 ) -> AsyncIterator[tuple[grpc.aio.Channel, Service]]:
     config = ServeConfig(
         address="127.0.0.1:0",
@@ -41,7 +41,7 @@ async def serving(
         batch_size=4,
         workers=workers,
     )
-    service = Service(config, engines=lambda _checkpoint: EchoEngine(delay=delay))
+    service = Service(config, engines=lambda _checkpoint: EchoEngine(delay=delay, max_tokens=max_tokens))
     await service.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}", options=CHANNEL_OPTIONS) as channel:
         yield channel, service
@@ -133,6 +133,19 @@ async def test_one_that_fails_says_why_and_the_next_one_runs(checkpoint: Path, t
         assert (await watched(stub, "found"))[-1].state == pb.EVALUATION_STATE_DONE
 
 
+async def test_what_could_not_be_scored_has_failed_and_leaves_no_links(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", manifest=True)
+    async with serving(tmp_path, max_tokens=10) as (channel, _):
+        stub = pb_grpc.EvaluatorServiceStub(channel)
+        tasks = [pb.TaskRequest(task="arithmetic", protocol=one, limit=3) for one in ("paper", "loglik")]
+        await stub.SubmitEvaluation(request(checkpoint, tasks=tasks))
+        failed = (await watched(stub, "first"))[-1]
+    assert failed.state == pb.EVALUATION_STATE_FAILED
+    assert "arithmetic:paper of gkd: none of 3 rows has a score" in failed.error
+    assert [score.protocol for score in failed.scores] == ["loglik"]
+    assert not list((tmp_path / "frames.unfinished").iterdir())
+
+
 async def test_what_failed_once_can_be_submitted_again(checkpoint: Path, tmp_path: Path) -> None:
     async with serving(tmp_path) as (channel, _):
         stub = pb_grpc.EvaluatorServiceStub(channel)
@@ -196,7 +209,7 @@ async def test_a_stopped_service_finishes_its_batch_and_goes_on_later(checkpoint
         async for response in stub.WatchEvaluation(pb.WatchEvaluationRequest(evaluation_id="first")):
             if response.status.items_done:
                 break
-    parts = list((tmp_path / "frames").rglob(".parts/**/*.parquet"))
+    parts = list((tmp_path / "frames.unfinished").rglob("*.parquet"))
     assert 0 < len(parts) < 5
     async with serving(tmp_path) as (channel, _):
         stub = pb_grpc.EvaluatorServiceStub(channel)
@@ -231,7 +244,8 @@ async def cancelled(stub: pb_grpc.EvaluatorServiceStub, name: str) -> int:
     return (await stub.CancelEvaluation(pb.CancelEvaluationRequest(evaluation_id=name))).state
 
 
-async def test_what_waits_and_what_runs_can_be_cancelled(checkpoint: Path, tmp_path: Path) -> None:
+async def test_what_waits_and_what_runs_can_be_cancelled(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", manifest=True)  # pinned by links
     async with serving(tmp_path, delay=0.3) as (channel, _):
         stub = pb_grpc.EvaluatorServiceStub(channel)
         await stub.SubmitEvaluation(request(checkpoint, "running"))
@@ -245,7 +259,8 @@ async def test_what_waits_and_what_runs_can_be_cancelled(checkpoint: Path, tmp_p
         assert (await watched(stub, "waiting"))[-1].items_done == 0
         assert (await watched(stub, "last"))[-1].state == pb.EVALUATION_STATE_DONE
         assert await cancelled(stub, "last") == pb.EVALUATION_STATE_DONE  # it has ended
-        assert not (tmp_path / "frames" / ".parts" / "running").exists()
+        assert not (tmp_path / "frames.unfinished" / "waiting").exists()
+        assert not (tmp_path / "frames.unfinished" / "running").exists()
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await cancelled(stub, "unknown")
         assert refused.value.code() == grpc.StatusCode.NOT_FOUND
@@ -290,4 +305,4 @@ async def test_a_submitted_checkpoint_is_evaluated_although_its_trainer_removes_
             assert (await watched(stub, name))[-1].state == pb.EVALUATION_STATE_DONE
     rows = read(tmp_path / "frames").filter(evaluation_id="second").collect()
     assert set(rows["checkpoint"]) == {str(second)}
-    assert not list((tmp_path / "frames" / ".parts").iterdir())
+    assert not list((tmp_path / "frames.unfinished").iterdir())

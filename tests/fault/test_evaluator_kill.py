@@ -84,7 +84,7 @@ def test_killed_and_then_terminated_it_completes_without_doubles(tiny_model: Pat
     assert len(rows) == ALL_ITEMS
     assert rows.select("protocol", "item_id").n_unique() == ALL_ITEMS
     assert set(rows["error"]) == {""}
-    assert not list((tmp_path / "frames").rglob(".parts/first/*"))
+    assert not list((tmp_path / "frames.unfinished").iterdir())
     _assert_same_as_uninterrupted(tiny_model, tmp_path)
 
 

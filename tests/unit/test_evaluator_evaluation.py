@@ -10,6 +10,7 @@ import pytest
 
 from evaluator_support import EchoEngine, write_checkpoint
 from tutelage.errors import CheckpointError, ConfigurationError, DataError, InvalidRequest
+from tutelage.evaluator.cli import main
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Generation
 from tutelage.evaluator.results import frames as fr
@@ -55,7 +56,7 @@ def test_every_item_is_one_row_of_the_declared_schema(checkpoint: Path, tmp_path
     assert loglik["choices_logp"].to_list() == [[-1.0, -2.0, -3.0, -4.0]] * 6
     assert set(loglik["finish_reason"]) == {"scored"}
     assert loglik["sampling_temperature"].null_count() == 6
-    assert not (tmp_path / "f" / ".parts" / "one").exists()
+    assert not list((tmp_path / "f.unfinished").iterdir())
     assert engine.closed
 
 
@@ -191,3 +192,35 @@ def test_summaries_are_the_means_and_their_standard_errors(checkpoint: Path, tmp
     assert summary["score"] == pytest.approx(mean)
     assert summary["standard_error"] == pytest.approx((variance / 6) ** 0.5)
     assert (summary["n"], summary["failed"]) == (6, 0)
+
+
+def test_nothing_that_could_be_scored_is_said_with_the_reason_and_done_again(checkpoint: Path, tmp_path: Path) -> None:
+    evaluate(evaluation_of(checkpoint), SETTINGS, tmp_path / "f", engines=opening(EchoEngine(max_tokens=10)))
+    (reason,) = fr.without_scores(fr.read(tmp_path / "f"))
+    assert "arithmetic:paper of gkd: none of 10 rows has a score" in reason
+    assert "2 fit beside the answer" in reason
+    again = EchoEngine()
+    evaluate(evaluation_of(checkpoint), SETTINGS, tmp_path / "f", engines=opening(again))
+    assert sum(again.batches) == 10  # what has scores is not done again
+    assert not fr.without_scores(fr.read(tmp_path / "f"))
+
+
+def test_the_command_says_what_could_not_be_scored_and_ends_with_4(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tutelage.evaluator.runner.evaluation.open_engine", lambda *_, **__: EchoEngine(max_tokens=10))
+    flags = [
+        "--checkpoint",
+        str(checkpoint),
+        "--tasks",
+        "arithmetic:paper",
+        "--limit",
+        "4",
+        "--out",
+        str(tmp_path / "f"),
+    ]
+    assert main([*flags, "--prompt", "chat", "--engine", "transformers", "--max-new-tokens", "8"]) == 4
+    shown = capsys.readouterr()
+    assert "None" not in shown.out
+    assert "accuracy – (n = 0, 4 failed)" in shown.out
+    assert "none of 4 rows has a score; the first says: InvalidRequest: the prompt has" in shown.err

@@ -208,7 +208,6 @@ TABLES: dict[str, Sequence[tuple[str, ...]]] = {
 def test_every_task_of_the_study_has_a_table_of_at_least_25_outputs() -> None:
     of_the_study = {name for name, task in TASKS.items() if task.extraction is not None and name != "arithmetic"}
     assert set(TABLES) == of_the_study
-    assert len(TABLES) == 14
     assert min(map(len, TABLES.values())) >= 25
 
 

@@ -1,7 +1,8 @@
-"""The files of rows: pandas, pyarrow and Polars read a folder of them, of both protocols, with the declared types."""
+"""The files of rows: pandas, pyarrow, DuckDB and Polars read a folder of them as it is, with the declared types."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -9,9 +10,10 @@ import pytest
 from pyarrow import parquet
 
 from evaluator_support import EchoEngine, write_checkpoint
+from tutelage.errors import CheckpointError
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.results import frames as fr
-from tutelage.evaluator.runner.evaluation import evaluate
+from tutelage.evaluator.runner.evaluation import Progress, evaluate
 from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest
 
 TASKS = (TaskRequest("arithmetic", "paper", 5), TaskRequest("arithmetic", "loglik", 3))
@@ -33,14 +35,69 @@ def test_every_file_has_the_declared_types_but_for_what_its_path_says(frames: Pa
         assert dict(pl.read_parquet_schema(file)) == declared
 
 
-def test_other_readers_read_the_whole_folder(frames: Path) -> None:
-    pandas = pytest.importorskip("pandas")
+def with_polars(folder: Path) -> pl.DataFrame:
+    return pl.scan_parquet(folder).collect()
+
+
+def with_pyarrow(folder: Path) -> pl.DataFrame:
+    return pl.from_arrow(parquet.read_table(folder))
+
+
+def with_pandas(folder: Path) -> pl.DataFrame:
+    return pl.from_pandas(pytest.importorskip("pandas").read_parquet(folder))
+
+
+def with_duckdb(folder: Path) -> pl.DataFrame:
+    duckdb = pytest.importorskip("duckdb")
+    return pl.from_arrow(duckdb.sql(f"SELECT * FROM read_parquet('{folder}/**/*.parquet')").to_arrow_table())
+
+
+@pytest.mark.parametrize("reader", [with_polars, with_pyarrow, with_pandas, with_duckdb])
+def test_other_readers_read_the_whole_folder(reader: Callable[[Path], pl.DataFrame], frames: Path) -> None:
+    order = ["protocol", "item_id"]
+    keys = {"run": pl.String, "task": pl.String}  # categories for pandas and pyarrow
+    read = reader(frames).cast(keys).select(list(fr.SCHEMA)).sort(order)
+    assert read.equals(fr.read(frames).collect().sort(order))
+    assert len(read) == 8
+
+
+def test_the_folder_holds_nothing_but_frames_whatever_ends_an_evaluation(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "c", manifest=True)
+    evaluation = Evaluation("one", checkpoint, Labels("r1", "s"), TASKS)
+    settings = EvaluationSettings(prompt="chat", max_new_tokens=8)
+    out = tmp_path / "f"
+
+    def links() -> list[Path]:
+        return [path for path in tmp_path.rglob("model.safetensors") if path.parent != checkpoint]
+
+    def interrupt(progress: Progress) -> None:
+        assert links()  # pinned while it is worked on
+        if progress.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(evaluation, settings, out, engines=lambda _: EchoEngine(), on_progress=interrupt)
+    assert not list(out.rglob("*.*"))
+    assert not links()
+    assert list((tmp_path / "f.unfinished").rglob("*.parquet"))  # with which the next one goes on
+    (checkpoint / "model.safetensors").write_bytes(b"another 10")
+    with pytest.raises(CheckpointError, match="manifest"):
+        evaluate(evaluation, settings, out, engines=lambda _: EchoEngine())
+    assert not links()
+    (checkpoint / "model.safetensors").write_bytes(b"not really")
+    evaluate(evaluation, settings, out, engines=lambda _: EchoEngine())
+    assert {path.suffix for path in out.rglob("*") if path.is_file()} == {".parquet"}
+    assert not links()
+
+
+def test_frames_below_a_folder_that_reads_like_a_partition_are_read(frames: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "run=7" / "task=x" / "f"
+    moved.parent.mkdir(parents=True)
     expected = fr.read(frames).collect()
-    for table in (parquet.read_table(frames).to_pandas(), pandas.read_parquet(frames)):
-        assert len(table) == len(expected) == 8
-        assert set(table.columns) == set(fr.SCHEMA)
-        assert set(table["run"]) == {"r1"}
-        assert sorted(table["score"]) == sorted(expected["score"])
+    frames.rename(moved)
+    assert fr.read(moved).collect().equals(expected)
+    files = sorted(moved.rglob("*.parquet"))
+    assert fr.read_files(files).collect().sort("protocol").equals(expected.sort("protocol"))
 
 
 def test_files_that_have_their_folders_name_in_them_are_still_read(frames: Path) -> None:

@@ -112,10 +112,10 @@ def test_two_commands_of_one_id_do_not_remove_each_others_batches(tmp_path: Path
     def in_the_middle(progress: object) -> None:
         if not seen:
             seen.append(progress)
-            evaluate(first, settings, tmp_path, engines=lambda _: EchoEngine())
-            parts = list((tmp_path / ".parts").rglob("*.parquet"))
+            evaluate(first, settings, tmp_path / "f", engines=lambda _: EchoEngine())
+            parts = list((tmp_path / "f.unfinished").rglob("*.parquet"))
             assert len(parts) == 1  # the batch that the second one has finished
 
-    evaluate(second, settings, tmp_path, engines=lambda _: EchoEngine(), on_progress=in_the_middle)
-    assert len(read(tmp_path).collect()) == 9
-    assert not list((tmp_path / ".parts").iterdir())
+    evaluate(second, settings, tmp_path / "f", engines=lambda _: EchoEngine(), on_progress=in_the_middle)
+    assert len(read(tmp_path / "f").collect()) == 9
+    assert not list((tmp_path / "f.unfinished").iterdir())

@@ -277,6 +277,19 @@ def test_no_rows_and_too_many_runs_are_refused(run: Path, tmp_path: Path) -> Non
         write_report(frames=tmp_path / "f", run_dir=None, run=None, out=tmp_path / "r.html")
 
 
+def test_rows_without_a_single_score_and_a_run_that_is_not_there_are_refused(run: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "f", "big", right=lambda _: True)
+    failed = fr.read(tmp_path / "f").collect()
+    failed = failed.with_columns(score=pl.lit(None, pl.Float64), error=pl.lit("RuntimeError: out of memory"))
+    fr.write_frame(failed, fr.frame_path(tmp_path / "f", "r1", "arithmetic", "big-0", "paper"))
+    with pytest.raises(
+        DataError, match=r"no score: arithmetic:paper of big: none of 20 .* RuntimeError: out of memory"
+    ):
+        write_report(frames=tmp_path / "f", run_dir=None, run=None, out=tmp_path / "r.html")
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        write_report(frames=run / "frames", run_dir=tmp_path / "nowhere", run=None, out=tmp_path / "r.html")
+
+
 def test_a_broken_metrics_file_is_named(run: Path, tmp_path: Path) -> None:
     (tmp_path / "students" / "s").mkdir(parents=True)
     (tmp_path / "students" / "s" / "metrics.jsonl").write_text("not json\n")

@@ -17,7 +17,6 @@ from tutelage.evaluator.tasks.base import Item
 
 
 def test_every_task_says_what_a_reader_needs() -> None:
-    assert len(TASKS) == 20
     for name, task in TASKS.items():
         assert task.name == name
         assert task.source

@@ -48,7 +48,7 @@ def test_committed_checkpoints_are_evaluated_with_their_labels(tmp_path: Path) -
         checkpoint_of(run_dir, "gkd", step)
     checkpoint_of(run_dir, "gkd", 30, manifest=False)
     (run_dir / "students" / "gkd" / "student.yaml").write_text(STUDENT)
-    done = list(watch(config_of(run_dir, once=True)))
+    done = [evaluation for evaluation, _ in watch(config_of(run_dir, once=True))]
     assert [one.evaluation_id for one in done] == ["r7.gkd.step-5", "r7.gkd.step-20"]
     rows = read(run_dir / "frames").collect()
     assert len(rows) == 6
@@ -59,17 +59,20 @@ def test_committed_checkpoints_are_evaluated_with_their_labels(tmp_path: Path) -
 def test_what_comes_later_is_evaluated_too_and_each_once(tmp_path: Path) -> None:
     checkpoint_of(tmp_path, "a", 1)
     watching = watch(config_of(tmp_path, poll_seconds=0.01))
-    assert next(watching).labels.step == 1
+    assert next(watching)[0].labels.step == 1
     checkpoint_of(tmp_path, "b", 1)
     checkpoint_of(tmp_path, "a", 2)
-    assert [(one.labels.student, one.labels.step) for one in (next(watching), next(watching))] == [("b", 1), ("a", 2)]
+    assert [(one.labels.student, one.labels.step) for one, _ in (next(watching), next(watching))] == [
+        ("b", 1),
+        ("a", 2),
+    ]
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     damaged = checkpoint_of(tmp_path, "a", 1)
     (damaged / "model.safetensors").write_bytes(b"nothing like it")
     checkpoint_of(tmp_path, "a", 2)
-    assert [one.labels.step for one in watch(config_of(tmp_path, once=True))] == [2]
+    assert [one.labels.step for one, _ in watch(config_of(tmp_path, once=True))] == [2]
     assert "passed over" in caplog.text
 
 
@@ -84,7 +87,7 @@ def test_a_checkpoint_whose_labels_another_has_is_passed_over(
             raise Conflict("another checkpoint has rows of these labels", "labels")
 
     monkeypatch.setattr("tutelage.evaluator.runner.watch.evaluate", evaluated)
-    (done,) = watch(config_of(tmp_path, once=True))
+    ((done, _),) = watch(config_of(tmp_path, once=True))
     assert done.labels.student == "bob"
     assert "another checkpoint" in caplog.text
 
@@ -92,7 +95,7 @@ def test_a_checkpoint_whose_labels_another_has_is_passed_over(
 def test_a_run_is_called_as_its_cohort_says(tmp_path: Path) -> None:
     checkpoint_of(tmp_path / "exp 1", "a", 1)
     (tmp_path / "exp 1" / "cohort.yaml").write_text("run: qwen-math\n")
-    (done,) = watch(config_of(tmp_path / "exp 1", once=True))
+    ((done, _),) = watch(config_of(tmp_path / "exp 1", once=True))
     assert done.labels.run == "qwen-math"
 
 
