@@ -2,21 +2,40 @@
 
 The umbrella finds its subcommands through the entry-point group `tutelage.commands`. Each service registers its own, so
 this imports none of them, and an environment with only one service has only that service's. A command is a function of
-the remaining arguments that returns an exit code.
+the remaining arguments that returns an exit code. What ends it otherwise, an error of a known kind or a signal, becomes
+one line and its exit code here.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import textwrap
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 from tutelage import __version__
-from tutelage.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE, TutelageError
+from tutelage.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_PIPE_CLOSED,
+    EXIT_TERMINATED,
+    EXIT_USAGE,
+    Terminated,
+    as_known,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # One line each, so that --help imports no service.
 _SUMMARIES = {
@@ -26,8 +45,10 @@ _SUMMARIES = {
     "evaluate": "score checkpoints on tasks, with or without a server",
     "report": "turn frames into an HTML report",
     "study": "plan, run and report a whole study from one file",
-    "doctor": "say what is installed, which ports are free, whether a teacher answers and a student fits it",
+    "doctor": "say what is installed, which ports are free, whether a teacher answers",
 }
+_WIDTH = 80
+_FLAG = re.compile(r"--[A-Za-z][^=]*")
 
 
 @dataclass(frozen=True)
@@ -61,14 +82,9 @@ def dispatch(
     first = arguments[0] if arguments else ""
     if first in commands:
         return commands[first].run(arguments[1:])
-    width = max(map(len, commands)) + 2
-    options = "[COMMAND] [OPTIONS]" if default else "COMMAND [OPTIONS]"
-    lines = [f"  {name:<{width}}{command.summary}" for name, command in commands.items()]
-    usage = "\n".join(
-        [f"usage: {program} {options}", "", "commands:", *lines, "", f"`{program} COMMAND --help` says more."]
-    )
-    if first in ("-h", "--help"):
-        print(usage)
+    usage = _usage(program, commands, has_default=default is not None)
+    if first in ("-h", "--help", "--help-all"):
+        print(usage, flush=True)
         return default(arguments) if default else EXIT_DONE
     if default and (not first or first.startswith("-")):
         return default(arguments)
@@ -80,25 +96,82 @@ def dispatch(
     return EXIT_USAGE
 
 
+def _usage(program: str, commands: Mapping[str, Command], *, has_default: bool) -> str:
+    width = max(map(len, commands)) + 4
+    options = "[COMMAND] [OPTIONS]" if has_default else "COMMAND [OPTIONS]"
+    lines = [
+        textwrap.fill(command.summary, _WIDTH, initial_indent=f"  {name}".ljust(width), subsequent_indent=" " * width)
+        for name, command in commands.items()
+    ]
+    more = f"`{program} COMMAND --help` says more."
+    return "\n".join([f"usage: {program} {options}", "", "commands:", *lines, "", more, *[""] * has_default])
+
+
+def output_console() -> Console:
+    """Where commands print tables: as wide as the terminal, and in a pipe or a file as wide as the table is."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=1000)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one subcommand and returns its exit code: 0 done, 2 usage, 3 unreachable, 4 data, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Runs one subcommand and returns its exit code, one of those that `tutelage.errors` lists."""
+    arguments = [_with_dashes(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     if arguments[:1] == ["--version"]:
         print(f"tutelage {__version__}")
         return EXIT_DONE
     found = sorted(entry_points(group="tutelage.commands"), key=lambda entry: entry.name)
     commands = {entry.name: Command(_SUMMARIES.get(entry.name, ""), partial(_run, entry)) for entry in found}
-    return dispatch("tutelage", commands, arguments)
+    named = arguments[:1] if arguments[:1] and arguments[0] in commands else []
+    with _terminated_as_an_exception():
+        return _ended(" ".join(["tutelage", *named]), lambda: dispatch("tutelage", commands, arguments))
+
+
+def _with_dashes(argument: str) -> str:
+    """A flag's name with dashes, however it was written; its value as it is."""
+    return _FLAG.sub(lambda name: name[0].replace("_", "-"), argument, count=1) if _FLAG.match(argument) else argument
 
 
 def _run(entry: EntryPoint, arguments: list[str]) -> int:
+    return int(entry.load()(arguments))
+
+
+def _ended(program: str, run: Callable[[], int]) -> int:
+    """Runs a command to its end, whichever that is; only a fault of ours is shown with its traceback."""
     try:
-        return int(entry.load()(arguments))
-    except TutelageError as error:
-        if os.environ.get("TUTELAGE_TRACEBACK"):
+        code = run()
+        sys.stdout.flush()  # here, where a reader that is gone still becomes an exit code
+        return code
+    except BrokenPipeError:
+        # What is still buffered would be written at exit, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE_CLOSED
+    except (KeyboardInterrupt, Terminated) as end:
+        by_term = isinstance(end, Terminated)
+        advice = f"; {end}" if str(end) else ""
+        print(f"{program}: {'terminated' if by_term else 'interrupted'}{advice}", file=sys.stderr)
+        return EXIT_TERMINATED if by_term else EXIT_INTERRUPTED
+    except Exception as error:
+        known = as_known(error)
+        if known is None or os.environ.get("TUTELAGE_TRACEBACK"):
             raise
-        print(f"tutelage {entry.name}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"tutelage {entry.name}: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        print(f"{program}: {known}", file=sys.stderr)
+        return known.exit_code
+
+
+@contextmanager
+def _terminated_as_an_exception() -> Iterator[None]:
+    """SIGTERM, which schedulers send, unwinds the command as Ctrl-C does: what is open is saved and closed."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets no other thread handle signals
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

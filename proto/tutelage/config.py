@@ -1,8 +1,9 @@
 """One frozen pydantic model a command, filled from a YAML file, the environment and dotted flags.
 
 Later wins: the model's defaults, `--config FILE`, `<PREFIX>SECTION__KEY` in the environment,
-`--section.key VALUE`. Unknown keys are errors that suggest the nearest known one, and a key that has been renamed is
-an error that names the new one. `--dry-run` prints the resolved file and does nothing else.
+`--section.key VALUE`. Unknown keys are errors that suggest the nearest known one, a key that has been renamed is
+an error that names the new one, and so is what another tool calls a key of ours. `--dry-run` looks whether what the
+configuration names is there and prints the resolved file, `--print-config` only prints it; neither does anything else.
 """
 
 from __future__ import annotations
@@ -11,22 +12,22 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     CliApp,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
-    YamlConfigSettingsSource,
 )
 
-from tutelage.errors import ConfigurationError
+from tutelage.errors import EXIT_DONE, ConfigurationError
 
 
 class Config(BaseModel):
@@ -38,8 +39,43 @@ class Config(BaseModel):
     """Keys that this model once had, each with what it is called now. An old one in a file, the environment or a flag
     is refused, never read as the new one: a rename often comes with another default or unit."""
 
+    ELSEWHERE: ClassVar[dict[str, str]] = {}
+    """What TRL, vLLM or lm-evaluation-harness call a setting, each with its dotted name from this model, or with a
+    sentence (anything that has a space) where there is no such key. Refused too: the hint says what was meant."""
+
+    COMMON: ClassVar[tuple[str, ...]] = ()
+    """Dotted names of the settings that most people set: what `--help` shows of a command's. None means all."""
+
+    @field_validator("*")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        return _expanded(value)
+
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def user_path(text: str) -> Path:
+    """A path as a person writes it: `~` is their home. For argparse's `type`.
+
+    Raises:
+        ValueError: there is no such user.
+
+    """
+    return Path(_expanded(Path(text)))
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, Path) and value.parts[:1] and value.parts[0].startswith("~"):
+        try:
+            return value.expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"{error}; give the whole path") from error
+    if isinstance(value, tuple):
+        return tuple(map(_expanded, value))
+    if isinstance(value, dict):
+        return {key: _expanded(each) for key, each in value.items()}
+    return value
 
 
 def to_yaml(config: BaseModel) -> str:
@@ -60,7 +96,14 @@ def validate(model: type[ConfigT], values: dict[str, Any]) -> ConfigT:
         raise _configuration_error(model, error) from error
 
 
-def load(model: type[ConfigT], arguments: list[str], *, program: str, environment_prefix: str) -> ConfigT:
+def load(
+    model: type[ConfigT],
+    arguments: list[str],
+    *,
+    program: str,
+    environment_prefix: str,
+    check: Callable[[ConfigT], ConfigT | None] | None = None,
+) -> ConfigT:
     """A configuration from a command line; prints help or the resolved file and exits if asked to.
 
     Args:
@@ -68,46 +111,62 @@ def load(model: type[ConfigT], arguments: list[str], *, program: str, environmen
         arguments: the command line after the command's name.
         program: the command as people type it, for the help.
         environment_prefix: for example `TUTELAGE_TRAIN_`.
+        check: looks at what the configuration names (files, folders, models) before anything is started and before a
+            dry run prints, and may return another configuration to take its place; not called for `--print-config`.
 
     Raises:
         ConfigurationError: as `validate`, and for a file that is missing or is no YAML mapping.
+        TutelageError: as `check`.
 
     """
     # Not fields of the model: a resolved file would then name itself, and a file could ask for a dry run.
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--config", type=Path)
-    own.add_argument("--dry-run", action="store_true")
-    known, rest = own.parse_known_args(arguments)
-    _refuse_renamed_variables(model, environment_prefix)
-    settings = _settings_class(model, known.config, program, environment_prefix)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    own.add_argument("--config", type=user_path, action="append", default=[])
+    for flag in ("--dry-run", "--print-config", "--help-all"):
+        own.add_argument(flag, action="store_true")
+    own.add_argument("-h", "--help", action="store_true")
     try:
-        filled = CliApp.run(settings, cli_args=rest)
-    except ValidationError as error:
-        raise _configuration_error(model, error) from error
-    except SettingsError as error:
-        unknown = [word[2:].split("=")[0] for word in str(error).split() if word.startswith("--")]
-        raise ConfigurationError(str(error) + "".join(_suggestion(model, key) for key in unknown)) from error
-    # Once more as what was asked for, and not a subclass that reads the environment whenever it is made.
-    config = validate(model, filled.model_dump())
-    if known.dry_run:
+        known, rest = own.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigurationError(str(error)) from error
+    if known.help or known.help_all:
+        from tutelage.config_help import help_text
+
+        sys.stdout.write(help_text(model, program, environment_prefix, everything=known.help_all))
+        raise SystemExit(EXIT_DONE)
+    if len(known.config) > 1:
+        given = " and ".join(map(str, known.config))
+        raise ConfigurationError(f"there are {len(known.config)}, {given}; give one, and the rest as flags", "config")
+    _refuse_renamed_variables(model, environment_prefix)
+    config = _filled(model, known.config[0] if known.config else None, rest, environment_prefix)
+    if check is not None and not known.print_config:
+        config = check(config) or config
+    if known.dry_run or known.print_config:
         sys.stdout.write(to_yaml(config))
-        raise SystemExit(0)
+        raise SystemExit(EXIT_DONE)
     return config
 
 
-def _settings_class(
-    model: type[Config], file: Path | None, program: str, environment_prefix: str
-) -> type[BaseSettings]:
-    if file is not None:
-        read_mapping(file, "config")  # pydantic-settings would name neither the file nor what is wrong with it
+def _filled(model: type[ConfigT], file: Path | None, flags: list[str], environment_prefix: str) -> ConfigT:
+    settings = _settings_class(model, file, environment_prefix)
+    try:
+        filled = CliApp.run(settings, cli_args=flags)
+    except ValidationError as error:
+        raise _configuration_error(model, error) from error
+    except SettingsError as error:
+        unknown = [word[2:].split("=")[0] for word in flags if word.startswith("--") and word in str(error)]
+        raise ConfigurationError(str(error) + "".join(_suggestion(model, key) for key in unknown)) from error
+    # Once more as what was asked for, and not a subclass that reads the environment whenever it is made.
+    return validate(model, filled.model_dump())
+
+
+def _settings_class(model: type[Config], file: Path | None, environment_prefix: str) -> type[BaseSettings]:
+    content = {} if file is None else read_mapping(file, "config")
 
     class Settings(model, BaseSettings):  # type: ignore[misc, valid-type]
-        __doc__ = (model.__doc__ or "") + " Besides: --config FILE (YAML), --dry-run (print the resolved file)."
         model_config = SettingsConfigDict(
             env_prefix=environment_prefix,
             env_nested_delimiter="__",
-            yaml_file=file,
-            cli_prog_name=program,
             cli_kebab_case=True,
             cli_avoid_json=True,
             # argparse would print its own usage and end the process; ours names the nearest key, and has an exit code.
@@ -125,9 +184,27 @@ def _settings_class(
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             # The first wins; flags come before all. No .env file and no folder of secrets: what decides a run is seen.
-            return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+            # Not pydantic-settings' own source of YAML, which takes the last of two equal keys.
+            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=content)
 
     return Settings
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which no key stands twice in one mapping, as its specification has it and PyYAML does not."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: dict[Hashable, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # `<<`, which is laid under the mapping's own keys
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} stands there twice, in lines {seen[key]} and {line}; keep one"
+                )
+            seen[key] = line
+        return super().construct_mapping(node, deep)
 
 
 def read_mapping(file: Path, field: str) -> dict[str, Any]:
@@ -138,13 +215,15 @@ def read_mapping(file: Path, field: str) -> dict[str, Any]:
         field: what named the file, for the error.
 
     Raises:
-        ConfigurationError: it cannot be read, is no YAML, or holds something else.
+        ConfigurationError: it cannot be read, is no YAML, has a key twice, or holds something else.
 
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"cannot read {file}: {error}", field) from error
+        # S506 knows SafeLoader by name only; this is one.
+        content = yaml.load(file.read_text(encoding="utf-8-sig"), _UniqueKeys)  # noqa: S506
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        what = f"it is not UTF-8 ({error})" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())
+        raise ConfigurationError(f"cannot read {file}: {what}", field) from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"{file} holds {type(content).__name__}, expected keys and values", field)
     return content
@@ -164,21 +243,20 @@ def overlay(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+def sections(annotation: Any) -> Iterator[type[BaseModel]]:
     """The models in a field's annotation, be it `Model`, `Model | None` or a collection of them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _sections(argument)
+        yield from sections(argument)
 
 
-def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
+def _models(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """A model and those in it, each with the dotted name that leads to it."""
+    yield prefix, model
     for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        for section in _sections(field.annotation):
-            keys += _keys(section, f"{prefix}{name}.")
-    return keys
+        for section in sections(field.annotation):
+            yield from _models(section, f"{prefix}{name}.")
 
 
 def _new_name(model: type[BaseModel], path: Sequence[str | int]) -> str | None:
@@ -190,7 +268,7 @@ def _new_name(model: type[BaseModel], path: Sequence[str | int]) -> str | None:
                 return ".".join(map(str, [*path[:depth], each.RENAMED[part], *path[depth + 1 :]]))  # type: ignore[attr-defined]
         fields = [each.model_fields[part] for each in models if isinstance(part, str) and part in each.model_fields]
         # An index, or the name of an entry in a mapping of models, leads no deeper.
-        models = [section for field in fields for section in _sections(field.annotation)] or models
+        models = [section for field in fields for section in sections(field.annotation)] or models
     return None
 
 
@@ -206,12 +284,32 @@ def _refuse_renamed_variables(model: type[BaseModel], prefix: str) -> None:
 
 
 def _suggestion(model: type[BaseModel], key: str) -> str:
+    """What may have been meant by a key that is none: a new name, another tool's, one elsewhere, the most similar."""
     path = key.replace("-", "_").split(".")
     new = _new_name(model, [int(part) if part.isdigit() else part for part in path])
     if new is not None:
         return f"; it is called {new} now"
-    nearest = difflib.get_close_matches(".".join(path), _keys(model), n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    given, leaf = ".".join(part for part in path if not part.isdigit()), path[-1]
+
+    def nearest(keys: list[str]) -> str:
+        """Of several, the one that shares most sections with what was given."""
+        return max(keys, key=lambda each: sum(a == b for a, b in zip(each.split("."), path, strict=False)))
+
+    theirs = [
+        ours if " " in ours else prefix + ours
+        for prefix, each in _models(model)
+        for name, ours in getattr(each, "ELSEWHERE", {}).items()
+        if name == leaf
+    ]
+    if theirs:
+        meant = nearest(theirs)
+        return f"; {meant}" if " " in meant else f"; here that is {meant}"
+    keys = [prefix + name for prefix, each in _models(model) for name in each.model_fields]
+    same = [each for each in keys if each.split(".")[-1] == leaf]
+    similar = difflib.get_close_matches(given, keys, n=1, cutoff=0.7)
+    alike = difflib.get_close_matches(leaf, [each.split(".")[-1] for each in keys], n=1, cutoff=0.75)
+    found = same or similar or [each for each in keys if each.split(".")[-1] in alike]
+    return f"; did you mean {nearest(found)}?" if found else ""
 
 
 def _configuration_error(model: type[BaseModel], error: ValidationError) -> ConfigurationError:

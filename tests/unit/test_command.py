@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
 from tutelage import cli as command
 from tutelage import doctor
-from tutelage.errors import Unreachable
+from tutelage.errors import Terminated, Unreachable
 from tutelage.identity import chat_template_digest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,23 +63,118 @@ def test_an_unknown_command_is_refused_with_the_list(capsys):
     assert command.main([]) == 2
 
 
-def test_errors_become_one_line_and_their_exit_code(capsys, monkeypatch):
-    def fails(arguments):
-        raise Unreachable("no teacher answers")
-
-    entry = type("Entry", (), {"name": "train", "load": lambda self: fails})()
+def command_that(monkeypatch, does):
+    entry = type("Entry", (), {"name": "train", "load": lambda self: does})()
     monkeypatch.setattr(command, "entry_points", lambda group: [entry])
-    assert command.main(["train"]) == 3
-    assert capsys.readouterr().err == "tutelage train: no teacher answers\n"
+    return lambda *arguments: command.main(["train", *arguments])
 
 
-def test_an_interrupt_ends_with_130(monkeypatch):
-    def interrupted(arguments):
-        raise KeyboardInterrupt
+def raising(error: BaseException):
+    def does(arguments):
+        raise error
 
-    entry = type("Entry", (), {"name": "train", "load": lambda self: interrupted})()
-    monkeypatch.setattr(command, "entry_points", lambda group: [entry])
-    assert command.main(["train"]) == 130
+    return does
+
+
+class GpuIsFull(RuntimeError):
+    __module__, __qualname__ = "torch", "OutOfMemoryError"
+
+
+class TaskFailed(Exception):
+    """As Ray's error of a task has it."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("\x1b[36mray::StudentActor.run()\x1b[39m\n  File x, line 1\n")
+        self.cause = cause
+
+
+def not_utf8() -> UnicodeDecodeError:
+    with pytest.raises(UnicodeDecodeError) as failed:
+        b"\xe9".decode()
+    return failed.value
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (Unreachable("no teacher answers"), 3, "no teacher answers"),
+        (not_utf8(), 4, "a file is not UTF-8 ('utf-8' codec can't decode byte 0xe9 in position 0"),
+        (PermissionError(13, "Permission denied", "/x/y"), 4, "/x/y: Permission denied"),
+        (ModuleNotFoundError("No module named 'peft'"), 2, "No module named 'peft'; `tutelage doctor` says"),
+        (json.JSONDecodeError("Expecting value", "x", 0), 4, "a file is not JSON"),
+        (ConnectionRefusedError(111, "Connection refused"), 3, "Connection refused"),
+        (ValueError("The repository contains custom code; pass `trust_remote_code=True`"), 2, "code of its own"),
+        (GpuIsFull("CUDA out of memory"), 1, "the device has too little memory: CUDA out of memory"),
+        (TaskFailed(PermissionError(13, "Permission denied", "/x")), 4, "/x: Permission denied"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_an_error_of_a_known_kind_is_one_line_and_its_exit_code(error, code, says, capsys, monkeypatch):
+    assert command_that(monkeypatch, raising(error))() == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("tutelage train: ")
+    assert says in printed
+    assert printed.count("\n") == 1
+
+
+def test_a_damaged_file_of_weights_is_one_line(tmp_path, capsys, monkeypatch):
+    from safetensors import safe_open
+
+    (tmp_path / "model.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
+    opens = lambda arguments: safe_open(tmp_path / "model.safetensors", "np")  # noqa: E731
+    assert command_that(monkeypatch, opens)() == 4
+    assert "is damaged or cut off" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_with_130(capsys, monkeypatch):
+    assert command_that(monkeypatch, raising(KeyboardInterrupt()))() == 130
+    assert capsys.readouterr().err == "tutelage train: interrupted\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        command_that(monkeypatch, lambda arguments: 1 // 0)()
+    monkeypatch.setenv("TUTELAGE_TRACEBACK", "1")
+    with pytest.raises(Unreachable):
+        command_that(monkeypatch, raising(Unreachable("x")))()
+
+
+def test_sigterm_ends_with_143_what_is_open_is_closed_and_what_to_do_is_said(capsys, monkeypatch):
+    closed = []
+
+    def does(arguments):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except Terminated as end:
+            closed.append(True)
+            raise Terminated("again: tutelage train") from end
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert command_that(monkeypatch, does)() == 143
+    assert closed
+    assert capsys.readouterr().err == "tutelage train: terminated; again: tutelage train\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_names_of_flags_take_underscores_and_values_keep_theirs(monkeypatch):
+    given = []
+    run = command_that(monkeypatch, lambda arguments: given.extend(arguments) or 0)
+    run("--a.b_c", "d_e", "--f_g=h_i", "j_k", "--l-m")
+    assert given == ["--a.b-c", "d_e", "--f-g=h_i", "j_k", "--l-m"]
+
+
+@pytest.mark.parametrize("arguments", ["train --help-all", "--help", "evaluate --help"])
+def test_a_reader_that_is_gone_is_no_traceback(arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "proto")}
+    code = f"import sys; from tutelage.cli import main; sys.exit(main({arguments.split()!r}))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_the_doctor_says_what_is_wrong(capsys, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -36,7 +38,11 @@ class Example(Config):
     """And by name."""
     spare: Optimizer | None = None
     """One that may be missing."""
+    folder: Path | None = None
+    """A folder."""
     RENAMED: ClassVar[dict[str, str]] = {"sinks": "tasks", "optim": "optimizer"}
+    ELSEWHERE: ClassVar[dict[str, str]] = {"lr": "optimizer.learning_rate", "clipping": "there is none of it"}
+    COMMON: ClassVar[tuple[str, ...]] = ("name", "optimizer.steps")
 
 
 def fill(*arguments: str) -> Example:
@@ -61,6 +67,14 @@ def test_flags_win_over_environment_over_file(tmp_path, monkeypatch):
         (["--name", "a", "--optimizer.learning-rate", "0"], r"optimizer\.learning_rate: .*greater than 0"),
         (["--config", "/nowhere.yaml"], "cannot read"),
         ([], "name: Field required"),
+        (["--config", "a.yaml", "--config", "b.yaml"], r"there are 2, a\.yaml and b\.yaml; give one"),
+        (["--config"], "expected one argument"),
+        (["--name", "a", "--lr", "1"], r"; here that is optimizer\.learning_rate$"),
+        (["--name", "a", "--clipping", "1"], "; there is none of it$"),
+        (["--name", "a", "--learning-rate", "1"], r"; did you mean optimizer\.learning_rate\?$"),
+        (["--name", "a", "--steps", "1"], r"; did you mean optimizer\.steps\?$"),
+        (["--name", "a", "--zebra", "1"], "--zebra 1$"),
+        (["--name", "a", "--folder", "~nobody-of-this-name/x"], "give the whole path"),
     ],
 )
 def test_mistakes_are_named(arguments, says):
@@ -87,12 +101,85 @@ def test_dry_run_prints_what_config_reads_back(capsys, tmp_path):
     assert fill("--config", str(file)) == Example(name="a", tasks=["b", "c"])
 
 
-def test_help_says_what_each_key_means(capsys):
-    with pytest.raises(SystemExit):
-        fill("--help")
-    text = capsys.readouterr().out
-    assert "Peak learning rate." in text
-    assert "--config" in text
+def shown(capsys, flag: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        fill(flag)
+    assert not ended.value.code
+    return capsys.readouterr().out
+
+
+def test_help_shows_the_common_settings_and_help_all_every_one(capsys):
+    for flag in ("--help", "-h"):
+        text = shown(capsys, flag)
+        assert re.findall(r"^  (--[a-z.-]+ \S+)", text, re.MULTILINE)[:2] == [
+            "--name TEXT",
+            "--optimizer.steps INTEGER",
+        ]
+        assert "      Name of the run. Required.\n" in text
+        assert "      Steps. Default: 10.\n" in text
+        assert "learning-rate" not in text
+        assert "common settings (9 more: tutelage example --help-all):" in text
+        assert "TUTELAGE_EXAMPLE_OPTIMIZER__STEPS" in text
+    every = shown(capsys, "--help-all")
+    assert "  --optimizer.learning-rate NUMBER\n      Peak learning rate. Default: 0.001.\n" in every
+    assert "  --spare.steps INTEGER\n" in every
+    assert "  --folder PATH\n      A folder.\n" in every
+    assert max(map(len, every.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("name: a\nname: b\n", "'name' stands there twice, in lines 1 and 2; keep one"),
+        ("name: a\noptimizer:\n  steps: 1\n  steps: 1\n", "'steps' stands there twice, in lines 3 and 4"),
+        ("name: a\nothers: [{steps: 1, steps: 2}]\n", "'steps' stands there twice"),
+    ],
+)
+def test_a_key_that_stands_twice_in_a_file_is_refused(content, says, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigurationError, match=says):
+        fill("--config", str(file))
+
+
+def test_a_merged_mapping_is_no_repetition_and_a_byte_order_mark_no_key(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("\ufeffname: a\noptimizer: &o {steps: 1}\nspare: {<<: *o, steps: 2}\n")
+    config = fill("--config", str(file))
+    assert (config.optimizer.steps, config.spare.steps) == (1, 2)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_bytes("name: é".encode("latin1"))
+    with pytest.raises(ConfigurationError, match=r"cannot read .*c\.yaml: it is not UTF-8"):
+        fill("--config", str(file))
+
+
+def test_a_home_is_found_in_files_and_flags(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("name: '~/a'\nfolder: ~/there\n")
+    config = fill("--config=~/c.yaml")
+    assert (config.name, config.folder) == ("~/a", tmp_path / "there")
+    assert fill("--name", "a", "--folder=~").folder == tmp_path
+
+
+def test_the_check_comes_before_a_dry_run_and_not_before_a_printed_configuration(capsys):
+    def check(config: Example) -> Example:
+        if config.name == "gone":
+            raise ConfigurationError("it is not there", "name")
+        return config.model_copy(update={"name": "checked"})
+
+    def run(*arguments: str) -> Example:
+        return load(Example, list(arguments), program="x", environment_prefix="TUTELAGE_EXAMPLE_", check=check)
+
+    assert run("--name", "a").name == "checked"
+    with pytest.raises(ConfigurationError, match="it is not there"):
+        run("--name", "gone", "--dry-run")
+    for flag, name in (("--dry-run", "checked"), ("--print-config", "a")):
+        with pytest.raises(SystemExit):
+            run("--name", "a", flag)
+        assert f"name: {name}\n" in capsys.readouterr().out
 
 
 def test_configurations_are_frozen_and_round_trip():

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import field_validator, model_validator
 
 from tutelage.config import Config, overlay
 from tutelage.errors import ConfigurationError
 from tutelage.names import check_name
+from tutelage.trainer.config import other_names
 from tutelage.trainer.config.objective import Positive
 from tutelage.trainer.config.presets import with_presets
 from tutelage.trainer.config.services import EvaluatorConfig, RayConfig, TeacherConfig
@@ -23,6 +24,29 @@ from tutelage.trainer.losses.registry import objective_named
 
 class CohortConfig(Config):
     """Trains students of one served teacher, each in its own Ray actor."""
+
+    ELSEWHERE: ClassVar[dict[str, str]] = other_names.COHORT
+    COMMON: ClassVar[tuple[str, ...]] = (
+        "run",
+        "output",
+        "teacher.address",
+        "defaults.init",
+        "defaults.data.path",
+        "defaults.data.template",
+        "defaults.objective.name",
+        "defaults.objective.temperature",
+        "defaults.objective.on_policy_fraction",
+        "defaults.steps",
+        "defaults.optimizer.learning_rate",
+        "defaults.batch.sequences",
+        "defaults.batch.max_tokens",
+        "defaults.sampling.max_new_tokens",
+        "defaults.seed",
+        "defaults.gpus",
+        "students",
+        "concurrency",
+        "evaluator.address",
+    )
 
     run: str = "run"
     """Name of the run: 1 to 64 of a-z 0-9 . _ -"""

@@ -13,6 +13,7 @@ from tutelage.config import Config
 from tutelage.data.prompts import Template
 from tutelage.errors import ConfigurationError
 from tutelage.names import check_name
+from tutelage.trainer.config import other_names
 from tutelage.trainer.config.objective import Fraction, NotNegative, ObjectiveConfig, Positive, Temperature
 from tutelage.trainer.config.presets import with_presets
 from tutelage.trainer.losses.registry import objective_named
@@ -130,6 +131,7 @@ class StudentSettings(Config):
     """What students may share."""
 
     RENAMED: ClassVar[dict[str, str]] = {"sinks": "report_to"}
+    ELSEWHERE: ClassVar[dict[str, str]] = other_names.STUDENT
 
     objective: ObjectiveConfig = ObjectiveConfig()
     """What it minimises."""
