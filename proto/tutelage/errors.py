@@ -187,7 +187,7 @@ _KINDS: tuple[tuple[str, type[TutelageError], str], ...] = (
         ConfigurationError,
         "{}; `tutelage doctor` says what each service needs and how to get it",
     ),
-    ("safetensors_rust.SafetensorError", DataError, "a file of weights is damaged or cut off ({}); fetch it again"),
+    ("safetensors._safetensors_rust.SafetensorError", DataError, "a file of weights is damaged ({}); fetch it again"),
     ("json.decoder.JSONDecodeError", DataError, "a file is not JSON ({})"),
     ("yaml.error.YAMLError", ConfigurationError, "a file is not YAML ({})"),
     ("jinja2.exceptions.TemplateError", ConfigurationError, "a chat template cannot be applied: {}"),

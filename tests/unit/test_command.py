@@ -123,7 +123,7 @@ def test_a_damaged_file_of_weights_is_one_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
     opens = lambda arguments: safe_open(tmp_path / "model.safetensors", "np")  # noqa: E731
     assert command_that(monkeypatch, opens)() == 4
-    assert "is damaged or cut off" in capsys.readouterr().err
+    assert "is damaged" in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_with_130(capsys, monkeypatch):

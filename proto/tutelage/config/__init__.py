@@ -130,7 +130,7 @@ def load(
     except argparse.ArgumentError as error:
         raise ConfigurationError(str(error)) from error
     if known.help or known.help_all:
-        from tutelage.config_help import help_text
+        from tutelage.config.help import help_text
 
         sys.stdout.write(help_text(model, program, environment_prefix, everything=known.help_all))
         raise SystemExit(EXIT_DONE)
