@@ -47,12 +47,12 @@ def reduce_states(at_work: Any, config: TeacherConfig) -> None:
     prepare_environment(config)
     import torch
 
+    from tutelage.teacher_server.model.head_check import load_unembedding
     from tutelage.teacher_server.signals.logit_head import SignalHead, use_bfloat16_products
-    from tutelage.teacher_server.signals.unembedding import load
 
     torch.set_num_threads(1)
     use_bfloat16_products()
-    head = SignalHead(load(Path(config.model), vocabulary_size(Path(config.model))), device="cpu")
+    head = SignalHead(load_unembedding(Path(config.model), vocabulary_size(Path(config.model))), device="cpu")
     hidden_RD = torch.randn(ROWS, head.hidden_size).bfloat16()
     while True:
         at_work.wait()

@@ -1,93 +1,92 @@
-"""Is the signal head the model's own? Compared with the checkpoint in transformers before anything is served.
+"""The signal head of a checkpoint: its matrix from the files, and what follows it from the model's own code.
 
-What a model does between its final hidden state and its logits stands in its code, not in its files: a scale
-or a softcap that is left out gives plausible numbers that teach the wrong distribution. So the model's own code
-is given states of several sizes, and ours must make the same logits of them. Besides, its logits of a short
-text are kept, for the comparison with what the engine's states give (`self_check.check_states`).
+A scale or a softcap that is left out gives plausible numbers that teach the wrong distribution, and models call them by
+many names. So none is read from a configuration: the model's own code (`own_model`) is given states of several sizes,
+scale and softcap are what its answers show, and a model whose logits these do not make is refused.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
-from tutelage.errors import NotServed
+from tutelage.errors import DataError, NotServed
+from tutelage.teacher_server.model.own_model import OwnHead, own_logits
 from tutelage.teacher_server.signals.logit_head import SignalHead
+from tutelage.teacher_server.signals.unembedding import StoredTensors, Unembedding
 
 logger = logging.getLogger(__name__)
 
 _ROWS = 16
 # Zero states leave the bias, small ones the matrix and the scale, large ones the softcap.
 _SMALL, _LARGE = 1.0, 1024.0  # powers of two: exact in bfloat16
-# Of the largest logit. bfloat16 logits are known to 1/256, and to a little less after a matrix product.
-_TOLERANCE = 1 / 32
+# Logits that a softcap has not bent yet, and states that drive any softcap to its end.
+_STRAIGHT, _HUGE = 2.0**-10, 2.0**20
+# Of the largest logit. Both sides multiply the same numbers and sum in float32, in another order.
+_TOLERANCE = 1 / 512
 # Loaded weights, and what the forward pass of a short text needs.
 _MEMORY_FACTOR = 1.5
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
-class OwnModel:
-    """A checkpoint in transformers, on the CPU, in the dtype in which it is stored.
+def load_unembedding(checkpoint: Path, vocabulary_size: int) -> Unembedding:
+    """Reads the head of a checkpoint directory, and finds what the model does after it.
 
     Args:
-        checkpoint: Hugging Face directory.
-        vocabulary_size: ids the tokenizer can produce; further logits are cut off.
-        whole: with its layers; without them only `logits_of_states` can be asked for.
+        checkpoint: Hugging Face directory with `config.json` and `*.safetensors`.
+        vocabulary_size: ids the tokenizer can produce; further rows of the matrix are padding.
+
+    Raises:
+        NotServed: the model's own logits are not scale, bias and softcap on the matrix, or its code cannot be asked.
+        DataError: the head is not in the files, or has fewer rows than the vocabulary.
 
     """
+    own = OwnHead(checkpoint)
+    files = StoredTensors(checkpoint, own.name_of_stored)
+    matrix = files.matrix(own.weight_names)
+    if len(matrix) < vocabulary_size:
+        raise DataError(f"the head has {len(matrix)} rows for {vocabulary_size} token ids", "model")
+    bias = files.bias(own.bias_names)
+    own.take(matrix, bias)
+    scale, softcap = _scale_and_softcap(own, matrix)
+    unembedding = Unembedding(
+        weight_VD=matrix[:vocabulary_size].contiguous(),
+        bias_V=None if bias is None else bias[:vocabulary_size].float().contiguous(),
+        scale=scale,
+        softcap=softcap,
+    )
 
-    def __init__(self, checkpoint: Path, vocabulary_size: int, *, whole: bool) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM
-        from transformers.utils import logging as transformers_logging
+    def theirs(hidden_RD: torch.Tensor) -> torch.Tensor:
+        return own.logits(hidden_RD)[:, :vocabulary_size]
 
-        transformers_logging.disable_progress_bar()
-        config = AutoConfig.from_pretrained(checkpoint)
-        if not whole:
-            transformers_logging.set_verbosity_error()  # it would list the layers that we leave out
-            config.num_hidden_layers = 0
-            if getattr(config, "layer_types", None):
-                config.layer_types = []
-            if hasattr(config, "quantization_config"):  # of the layers; a head that is quantized is not served
-                del config.quantization_config
-        # Large states overflow in float16.
-        dtype = torch.float32 if config.dtype in (None, torch.float16) else config.dtype
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, config=config, dtype=dtype, use_safetensors=True)
-        self._model: Any = model.eval()
-        self._vocabulary_size = vocabulary_size
+    require_same_logits(theirs, unembedding.logits, own.shape[1])
+    return unembedding
 
-    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """float32 [T, V] of a text; needs the layers."""
-        return self._forward(torch.tensor([token_ids]))
 
-    def logits_of_states(self, hidden_RD: torch.Tensor) -> torch.Tensor:
-        """float32 [R, V]: what the model makes of final hidden states that are given to it."""
-        hidden_1RD = hidden_RD.to(self._model.dtype)[None]
-
-        # transformers has no way to give a causal model its last hidden state; a hook on the body under its head does.
-        def replace_states(_module: Any, _arguments: Any, output: Any) -> None:
-            output.last_hidden_state = hidden_1RD
-
-        hook = self._model.base_model.register_forward_hook(replace_states)
-        try:
-            return self._forward(torch.zeros(1, len(hidden_RD), dtype=torch.int64))
-        finally:
-            hook.remove()
-
-    @torch.inference_mode()
-    def _forward(self, ids_1T: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._model(input_ids=ids_1T, use_cache=False).logits[0, :, : self._vocabulary_size]
-        return logits.float()
+def _scale_and_softcap(own: OwnHead, matrix_VD: torch.Tensor) -> tuple[float, float]:
+    """What a model's logits are multiplied with, and what bounds them (0 if nothing does), as its answers show."""
+    states_RD = _probe(matrix_VD.shape[1])
+    plain_RV = states_RD @ matrix_VD.float().T
+    at_zero_RV = own.logits(torch.zeros_like(states_RD))
+    largest, huge = (own.logits(states_RD * size).abs().max().item() for size in (_SMALL, _HUGE))
+    softcap = huge if huge < math.sqrt(_HUGE) * largest else 0.0
+    # Where logits are small enough, a softcap changes nothing.
+    size = 1.0 if not softcap else 2.0 ** math.floor(math.log2(_STRAIGHT / max(largest, _STRAIGHT)))
+    plain_RV, grown_RV = plain_RV.double() * size, (own.logits(states_RD * size) - at_zero_RV).double()
+    # Rounded to float32, in which logits are multiplied: that makes 0.0625 of 0.06250000002.
+    scale = ((plain_RV * grown_RV).sum() / plain_RV.square().sum()).float()
+    return scale.item(), softcap
 
 
 def check_head(checkpoint: Path, head: SignalHead, token_ids: Sequence[int]) -> torch.Tensor | None:
-    """Compares the signal head with the model's own code, and computes the model's logits of a text.
+    """Compares the signal head, on its device, with what it was made of; and computes the model's logits of a text.
 
     Args:
         checkpoint: Hugging Face directory.
@@ -102,15 +101,13 @@ def check_head(checkpoint: Path, head: SignalHead, token_ids: Sequence[int]) -> 
         NotServed: the logits differ; the message names what is likely missing.
 
     """
+    require_same_logits(head.unembedding.logits, lambda hidden_RD: head.logits(hidden_RD).cpu(), head.hidden_size)
     quantized = "quantization_config" in json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
-    whole = not quantized and _MEMORY_FACTOR * size < psutil.virtual_memory().available
-    own = OwnModel(checkpoint, head.vocabulary_size, whole=whole)
-    require_same_logits(own.logits_of_states, lambda hidden_RD: head.logits(hidden_RD).cpu(), head.hidden_size)
-    if not whole:
+    if quantized or _MEMORY_FACTOR * size > psutil.virtual_memory().available:
         logger.warning("the model's layers are quantized or larger than free memory: only its head was checked")
         return None
-    return own.logits(token_ids)
+    return own_logits(checkpoint, token_ids, head.vocabulary_size)
 
 
 def require_same_logits(theirs: Logits, ours: Logits, hidden_size: int) -> None:
@@ -120,18 +117,21 @@ def require_same_logits(theirs: Logits, ours: Logits, hidden_size: int) -> None:
         NotServed: the message names what is likely missing.
 
     """
-    generator = torch.Generator().manual_seed(0)
-    # Rounded, so that both compute with the same numbers.
-    states_RD = torch.randn(_ROWS, hidden_size, generator=generator).bfloat16().float()
     sizes = (0.0, _SMALL, _LARGE)
-    states = torch.cat([states_RD * size for size in sizes])
+    states = torch.cat([_probe(hidden_size) * size for size in sizes])
     probes = dict(zip(sizes, zip(theirs(states).split(_ROWS), ours(states).split(_ROWS), strict=True), strict=True))
     if not all(_alike(*pair) for pair in probes.values()):
         raise NotServed(
-            f"the signal head does not make the model's own logits; likely missing: {_likely_missing(probes)}. "
-            "Teach teacher_server/signals/unembedding.py this model's head",
+            "the model's own logits are not its states times its head, with a bias, a scale and a softcap, which is "
+            f"all that signals can carry; what differs: {_likely_missing(probes)}",
             "model",
         )
+
+
+def _probe(hidden_size: int) -> torch.Tensor:
+    """States of size 1, the same each time; rounded, so that all sides compute with the same numbers."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(_ROWS, hidden_size, generator=generator).bfloat16().float()
 
 
 def _alike(theirs_RV: torch.Tensor, ours_RV: torch.Tensor) -> bool:
@@ -152,9 +152,11 @@ def _likely_missing(probes: dict[float, tuple[torch.Tensor, torch.Tensor]]) -> s
 
     theirs_cap, ours_cap = cap(0), cap(1)
     if theirs_cap != ours_cap and None in (theirs_cap, ours_cap):
-        return f"a softcap on the logits (final_logit_softcapping; theirs {theirs_cap}, ours {ours_cap})"
+        return f"a softcap on the logits (theirs {theirs_cap}, ours {ours_cap})"
     theirs, ours = probes[_SMALL]
     scale = ((theirs * ours).sum() / ours.square().sum()).item()
     if _alike(theirs, ours * scale):
-        return f"a factor of {scale:.3g} on the logits (logit_scale, logits_scaling)"
-    return "the matrix itself (is it tied to the embeddings?), or something before it"
+        return f"a factor of {scale:.3g} on the logits"
+    theirs, ours = next(pair for pair in probes.values() if not _alike(*pair))
+    apart_V = ((theirs - ours).abs() > _TOLERANCE * max(theirs.abs().max(), ours.abs().max())).any(dim=0)
+    return f"{int(apart_V.sum())} of {len(apart_V)} ids (the first is {int(apart_V.nonzero()[0])}), by no common factor"

@@ -1,13 +1,14 @@
-"""The matrix that turns hidden states into logits, read from a checkpoint, with what the model does after it.
+"""The matrix that turns hidden states into logits, read from a checkpoint's files, and what follows it.
 
-Models differ in what follows the matrix: Cohere multiplies the logits, Granite divides them, Gemma caps
-them softly. Only model types whose head is known here are served; a wrong head would teach wrong numbers.
+A matrix that is stored as fp8 or int8 is dequantized once, when it is read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,15 +19,11 @@ from tutelage.errors import DataError, NotServed
 if TYPE_CHECKING:
     import torch
 
-# Heads that are a plain matrix, but for the bias, the scale and the softcap that `load` reads.
-KNOWN_MODEL_TYPES = frozenset(
-    {
-        "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral",
-        "mixtral", "olmo2", "olmo3", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
-    }
-)  # fmt: skip
-_HEAD_NAMES = ("lm_head", "embed_out")  # embed_out: GPT-NeoX
-_EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+logger = logging.getLogger(__name__)
+
+_SCALES = ("weight_scale", "weight_scale_inv")  # compressed-tensors; DeepSeek, whose "inverse" is multiplied with, too
+_BLOCK = (128, 128)  # of DeepSeek's fp8, where a configuration does not say
+_READ = "read are fp8 and int8 with scales, without zero points"
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,14 @@ class Unembedding:
     softcap: float
     """0 if there is none."""
 
+    def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
+        """float32 [R, V] of states, computed plainly and on the CPU: what the signal head is compared with."""
+        logits_RV = hidden_RD.float() @ self.weight_VD.float().T
+        if self.bias_V is not None:
+            logits_RV = logits_RV + self.bias_V
+        logits_RV = logits_RV * self.scale
+        return logits_RV if not self.softcap else self.softcap * (logits_RV / self.softcap).tanh()
+
     @cached_property
     def digest(self) -> str:
         """SHA-256, hex, of the rows' bytes in order, followed by the bias' bytes if there is one."""
@@ -61,72 +66,83 @@ def rows_bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
 
 
-def load(checkpoint: Path, vocabulary_size: int) -> Unembedding:
-    """Reads the head of a checkpoint directory.
+class StoredTensors:
+    """The tensors of a checkpoint's safetensors files.
 
     Args:
-        checkpoint: Hugging Face directory with `config.json` and `*.safetensors`.
-        vocabulary_size: ids the tokenizer can produce; further rows of the matrix are padding.
-
-    Raises:
-        NotServed: a model type whose head is not known, or a head that is quantized.
-        DataError: the head is not in the files, or has fewer rows than the vocabulary.
+        checkpoint: directory with `*.safetensors`.
+        name_of_stored: what the model's code calls a tensor that the files have under a name.
 
     """
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    model_type = config.get("model_type")
-    if model_type not in KNOWN_MODEL_TYPES:
-        raise NotServed(
-            f"the head of model type {model_type!r} is not known; served are {', '.join(sorted(KNOWN_MODEL_TYPES))}. "
-            "Add it to teacher_server/signals/unembedding.py once its logits are checked",
-            "model",
-        )
-    scale = 1.0
-    if model_type in ("cohere", "cohere2"):
-        scale = float(config.get("logit_scale", 0.0625))  # the default of both in transformers
-    elif model_type == "granite":
-        scale = 1.0 / float(config.get("logits_scaling", 1.0))
-    weight, bias = _read_head(checkpoint, tied=config.get("tie_word_embeddings"))
-    if weight.shape[0] < vocabulary_size:
-        raise DataError(f"the head has {weight.shape[0]} rows for {vocabulary_size} token ids", "model")
-    return Unembedding(
-        weight_VD=weight[:vocabulary_size].contiguous(),
-        bias_V=None if bias is None else bias[:vocabulary_size].float().contiguous(),
-        scale=scale,
-        softcap=float(config.get("final_logit_softcapping") or 0.0),
-    )
 
+    def __init__(self, checkpoint: Path, name_of_stored: Callable[[str], str]) -> None:
+        from safetensors import safe_open
 
-def _read_head(checkpoint: Path, *, tied: bool | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias. A file may leave out `tie_word_embeddings`; a stored head then decides."""
-    from safetensors import safe_open
+        self._checkpoint = checkpoint
+        self._file_of: dict[str, Path] = {}
+        for path in sorted(checkpoint.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as tensors:
+                self._file_of.update(dict.fromkeys(tensors.keys(), path))
+        self._stored = {name_of_stored(name): name for name in self._file_of}
 
-    files = {}
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as tensors:
-            files.update(dict.fromkeys(tensors.keys(), path))
-    head = next((name for name in _HEAD_NAMES if f"{name}.weight" in files), None)
-    if head is not None and not tied:
-        bias = _read(files, f"{head}.bias") if f"{head}.bias" in files else None
-        return _as_served(_read(files, f"{head}.weight")), bias
-    embeddings = [name for name in files if name.endswith(_EMBEDDING_NAMES)]
-    if len(embeddings) != 1:
-        raise DataError(f"{checkpoint} holds neither a head nor one token embedding (found {embeddings})", "model")
-    return _as_served(_read(files, embeddings[0])), None
+    def matrix(self, names: Sequence[str]) -> torch.Tensor:
+        """The head's matrix, bfloat16 or float32; dequantized if it is stored as fp8 or int8.
 
+        Args:
+            names: what the model's code calls it, in the order of preference.
 
-def _read(files: dict[str, Path], name: str) -> torch.Tensor:
-    from safetensors import safe_open
+        Raises:
+            NotServed: it is quantized in a form that is not read here.
+            DataError: it is not in the files.
 
-    with safe_open(files[name], framework="pt") as tensors:
-        tensor: torch.Tensor = tensors.get_tensor(name)
-    return tensor
+        """
+        stored = next((self._stored[name] for name in names if name in self._stored), None)
+        if stored is not None:
+            return self._as_served(stored)
+        stems = {name.rpartition(".")[0] for name in names}
+        packed = [each for name, each in self._stored.items() if name.rpartition(".")[0] in stems]
+        if packed:
+            raise NotServed(f"the head is stored as {', '.join(packed)}; {_READ}", "model")
+        raise DataError(f"{self._checkpoint} holds no head: no tensor of it is {' or '.join(names)}", "model")
 
+    def bias(self, names: Sequence[str]) -> torch.Tensor | None:
+        """The head's bias; None if the files have none, which models take for zeros."""
+        stored = next((self._stored[name] for name in names if name in self._stored), None)
+        return None if stored is None else self._read(stored)
 
-def _as_served(weight: torch.Tensor) -> torch.Tensor:
-    import torch
+    def _read(self, stored: str) -> torch.Tensor:
+        from safetensors import safe_open
 
-    if weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise NotServed(f"the head is stored as {weight.dtype}; only unquantized heads are served", "model")
-    # float32 holds every float16 number; bfloat16, which the contract has besides, does not.
-    return weight.float() if weight.dtype == torch.float16 else weight
+        with safe_open(self._file_of[stored], framework="pt") as tensors:
+            tensor: torch.Tensor = tensors.get_tensor(stored)
+        return tensor
+
+    def _as_served(self, stored: str) -> torch.Tensor:
+        import torch
+
+        weight_VD = self._read(stored)
+        if weight_VD.dtype in (torch.bfloat16, torch.float32):
+            return weight_VD
+        # float32 holds every float16 number; bfloat16, which the contract has besides, does not.
+        if weight_VD.dtype == torch.float16:
+            return weight_VD.float()
+        stem = stored.rpartition(".")[0]
+        scale = next((f"{stem}.{each}" for each in _SCALES if f"{stem}.{each}" in self._file_of), None)
+        known = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
+        if scale is None or weight_VD.dtype not in known or f"{stem}.weight_zero_point" in self._file_of:
+            raise NotServed(f"the head is stored as {weight_VD.dtype}; {_READ}", "model")
+        logger.info("the head is stored as %s; it is dequantized to bfloat16, once", weight_VD.dtype)
+        return (weight_VD.float() * self._spread(self._read(scale).float(), weight_VD.shape)).bfloat16()
+
+    def _spread(self, scale: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """A scale for each element: of one for all, one for each row, or one for each block."""
+        if scale.numel() == 1:
+            return scale.reshape(1, 1)
+        if scale.numel() == shape[0]:
+            return scale.reshape(-1, 1)
+        settings = json.loads((self._checkpoint / "config.json").read_text(encoding="utf-8"))
+        rows, columns = settings.get("quantization_config", {}).get("weight_block_size") or _BLOCK
+        if tuple(scale.shape) != (-(-shape[0] // rows), -(-shape[1] // columns)):
+            given = f"a head of {tuple(shape)} has scales of {tuple(scale.shape)}"
+            raise NotServed(f"{given}; read are one, one a row, and one a block of {rows} by {columns}", "model")
+        return scale.repeat_interleave(rows, 0)[: shape[0]].repeat_interleave(columns, 1)[:, : shape[1]]
