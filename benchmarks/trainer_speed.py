@@ -68,7 +68,7 @@ def write_prompts(path: Path, count: int) -> Path:
 def served_teacher(model: Path, folder: Path, *more: str) -> Iterator[tuple[str, int]]:
     """The real server on a free port; gives its address and its process id."""
     address, log = folder / "address", folder / "teacher.log"
-    options = ["--model", str(model), "--roles", "score", "--address", "127.0.0.1:0", *more]
+    options = ["--model", str(model), "--roles", "score", "--port", "0", *more]
     environment = {"PYTHONPATH": str(ROOT / "proto")}
     command = [*TUTELAGE, "teacher", "serve", *options, "--address-file", str(address)]
     with running(command, log=log, environment=environment) as process:

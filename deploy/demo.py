@@ -103,7 +103,7 @@ def _write_training_data(out: Path, data_dir: Path | None) -> None:
 
 def serve_teacher(model: Path, run: Path) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     """A teacher in the scoring role, on a free port."""
-    options = ["--model", str(model), "--address", "127.0.0.1:0", "--address-file", str(run / "teacher.address")]
+    options = ["--model", str(model), "--port", "0", "--address-file", str(run / "teacher.address")]
     command = [TUTELAGE, "teacher", "serve", *options, "--roles", "score"]
     return running(command, log=run / "logs" / "teacher.log", environment=_environment(run))
 

@@ -81,7 +81,7 @@ def _evaluate(arguments: list[str]) -> int:
 def _guard(settings: EvaluationSettings) -> None:
     """Refuses vLLM where it is not installed, before anything is loaded; lets no process of it outlive this one."""
     from tutelage.runtime import orphan_reaper
-    from tutelage.runtime.installed import require_vllm
+    from tutelage.runtime.vllm_api import require_vllm
 
     if settings.engine == "vllm":
         require_vllm("engine", "give --engine transformers")

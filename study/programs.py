@@ -16,9 +16,12 @@ def tutelage(*arguments: str) -> list[str]:
 
 
 def flags(options: Mapping[str, object]) -> list[str]:
-    """`--name value …`, with dashes for underscores."""
-    texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in options.items()}
-    return [part for name, text in texts.items() for part in (f"--{name.replace('_', '-')}", text)]
+    """`--name value …`, with dashes for underscores; `--name` or `--no-name` for what is true or false."""
+    parts = []
+    for name, value in options.items():
+        dashed = name.replace("_", "-")
+        parts += [f"--{'' if value else 'no-'}{dashed}"] if isinstance(value, bool) else [f"--{dashed}", str(value)]
+    return parts
 
 
 def environment() -> dict[str, str]:

@@ -45,7 +45,7 @@ class Service:
         self._process: Popen[bytes] | None = None
         if command is not None:
             self._address_file.unlink(missing_ok=True)  # an earlier run's would be taken for the new server's
-            options = ["--address", "127.0.0.1:0", "--address-file", str(self._address_file)]
+            options = ["--address-file", str(self._address_file)]
             self._process = start([*command, *options], log=self._log, environment=environment())
 
     @property
@@ -73,7 +73,8 @@ def serve_teacher(
     """Starts a teacher, or attaches to one that is served already."""
     if teacher.address is not None:
         return Service(f"teacher-{name}", folder, None, teacher.address)
-    options: dict[str, Any] = {"model": model, "served_model_name": name, "roles": "score,write" if writes else "score"}
+    options: dict[str, Any] = {"model": model, "port": 0, "served_model_name": name}
+    options["roles"] = "score,write" if writes else "score"
     if store:
         options |= {"store.path": folder.path("store")}
     return Service(f"teacher-{name}", folder, [*tutelage("teacher", "serve"), *flags(options), *flags(teacher.serve)])
@@ -110,7 +111,7 @@ class Evaluator:
 
     def __init__(self, config: EvaluationConfig, folder: Folder, run: str) -> None:
         self._config, self._run = config, run
-        options = {"frames": folder.path("frames"), "queue": folder.path("queue")}
+        options = {"address": "127.0.0.1:0", "frames": folder.path("frames"), "queue": folder.path("queue")}
         command = [*tutelage("evaluate", "serve"), *flags(options), *flags(config.serve)]
         self._service = Service("evaluator", folder, command)
         self._channel: grpc.Channel | None = None

@@ -37,7 +37,8 @@ def serve(arguments: list[str]) -> int:
     from tutelage.config import load
     from tutelage.teacher_server.config import TeacherConfig
 
-    config = load(TeacherConfig, arguments, program="tutelage teacher serve", environment_prefix="TUTELAGE_TEACHER_")
+    program, prefix = "tutelage teacher serve", "TUTELAGE_TEACHER_"
+    config = load(TeacherConfig, with_model_flag(arguments), program=program, environment_prefix=prefix)
     logs.to_stderr(config.log_format)
     import asyncio
     import uuid
@@ -50,6 +51,11 @@ def serve(arguments: list[str]) -> int:
     orphan_reaper.start(uuid.uuid4().hex)
     asyncio.run(serve_teacher(config, lambda *identity: load_teacher(config, *identity)))
     return EXIT_DONE
+
+
+def with_model_flag(arguments: list[str]) -> list[str]:
+    """`MODEL …`, as `vllm serve` takes it, as `--model MODEL …`."""
+    return ["--model", *arguments] if arguments and not arguments[0].startswith("-") else arguments
 
 
 def precompute(arguments: list[str]) -> int:

@@ -1,18 +1,79 @@
-"""What `tutelage teacher serve` can be told; importable without torch or vLLM."""
+"""What `tutelage teacher serve` can be told; importable without torch or vLLM.
+
+vLLM's engine arguments are settings too, all that the installed vLLM has, under its own names. Their names come from
+its source; their values are read by its own command line when the teacher starts.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from tutelage.config import Config
 from tutelage.data.prompts import Template
 from tutelage.rpc.tls import ClientAccess, ServerTls
+from tutelage.runtime import vllm_api
 
 Role = Literal["score", "write"]
 Cores = Annotated[str, Field(pattern=r"^(auto|\d+(-\d+)?(,\d+(-\d+)?)*)$")]
+
+_OF_THE_ROLE = "it is what makes an engine one that scores or writes"
+_OF_THE_MODEL = "who the teacher is, its digests say, and they are of the files of `model`"
+_NO_TEXT = "a teacher gets token ids and answers with numbers"
+REFUSED: dict[str, str] = {
+    "runner": _OF_THE_ROLE,
+    "convert": _OF_THE_ROLE,
+    "pooler_config": _OF_THE_ROLE,
+    "skip_tokenizer_init": _OF_THE_ROLE,
+    "enable_prompt_embeds": _NO_TEXT,
+    "io_processor_plugin": _NO_TEXT,
+    "tokenizer": _OF_THE_MODEL,
+    "tokenizer_mode": _OF_THE_MODEL,
+    "tokenizer_revision": _OF_THE_MODEL,
+    "model_weights": _OF_THE_MODEL,
+    "hf_config_path": _OF_THE_MODEL,
+    "config_format": _OF_THE_MODEL,
+    "code_revision": _OF_THE_MODEL,
+    "trust_remote_code": "code that comes with a model is not run",
+    "enable_lora": "`lora_modules` says which adapters there are",
+}
+"""Engine arguments of vLLM that a teacher is not told, each with the reason."""
+
+
+def _engine_arguments() -> dict[str, Any]:
+    """Fields for vLLM's arguments; None where one is not given, which leaves vLLM its own default."""
+    plain = {"bool": bool, "int": int | str | None, "float": float | None, "str": str | None}  # also "32k"
+    other = str | int | float | list[Any] | dict[str, Any] | None
+    fields: dict[str, Any] = {}
+    for name, annotation in vllm_api.engine_arguments().items():
+        text = f"vLLM's engine argument, {annotation}."
+        # `validate_default`: so that a flag takes no value and may still not be given. `exclude_if`: a resolved file
+        # has those that were given.
+        field = Field(None, description=text, validate_default=False, exclude_if=lambda given: given is None)
+        fields[name] = (plain.get(annotation.removesuffix(" | None"), other), field)
+    return fields
+
+
+if TYPE_CHECKING:
+    _EngineArguments = Config
+else:
+    _EngineArguments = create_model("_EngineArguments", __base__=Config, __module__=__name__, **_engine_arguments())
+
+
+def _number(given: Any) -> Any:
+    """As vLLM reads numbers: `32k` is 32,000 and `32K` is 32,768 (`human_readable_int`)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgGtT])", given) if isinstance(given, str) else None
+    if match is None:
+        return given
+    power = "kmgt".index(match[2].lower()) + 1
+    return int(float(match[1]) * (1000 if match[2].islower() else 1024) ** power)
+
+
+_Number = BeforeValidator(_number)
 
 
 class StoreConfig(Config):
@@ -28,13 +89,15 @@ class StoreConfig(Config):
     """Delete at start, instead, what was used longest ago of a store that holds more than `bytes`."""
 
 
-class TeacherConfig(Config):
+class TeacherConfig(_EngineArguments):
     """Serves one teacher over gRPC: `score` answers with signals, `write` with rationales.
 
-    A setting that is one of vLLM's engine arguments has its name.
+    Takes vLLM's engine arguments too, under its names: how large a teacher is served, on which devices, quantized or
+    not (`vllm serve --help=all` says what each means).
     """
 
     RENAMED: ClassVar[dict[str, str]] = {
+        "address": "host",
         "adapters": "lora_modules",
         "batch_sequences": "max_num_seqs",
         "batch_tokens": "max_num_batched_tokens",
@@ -43,6 +106,22 @@ class TeacherConfig(Config):
         "max_sequence_tokens": "max_model_len",
         "model_name": "served_model_name",
     }
+
+    COMMON: ClassVar[tuple[str, ...]] = (
+        *("model", "host", "port", "roles", "max_model_len", "dtype", "lora_modules", "served_model_name"),
+        *("tensor_parallel_size", "data_parallel_size", "pipeline_parallel_size", "quantization"),
+        *("gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs", "max_num_batched_tokens"),
+        *(
+            "store.path",
+            "store.bytes",
+            "address_file",
+            "tls.certificate",
+            "tls.key",
+            "token_file",
+            "metrics_port",
+            "log_format",
+        ),
+    )
 
     model: str
     """Directory of a Hugging Face checkpoint with safetensors weights, or its name on the hub."""
@@ -59,8 +138,11 @@ class TeacherConfig(Config):
     roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("score",)
     """What this process does; each role is one engine."""
 
-    address: str = "127.0.0.1:50051"
-    """host:port to listen on; port 0 chooses a free one."""
+    host: Annotated[str, Field(pattern=r"^([^:]+|.*:.*:.*)$")] = "127.0.0.1"
+    """Address to listen on, without the port."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 50051
+    """Port to listen on; 0 chooses a free one."""
 
     address_file: Path | None = None
     """File that gets the final host:port once the teacher is serving."""
@@ -76,7 +158,10 @@ class TeacherConfig(Config):
     """Listen beyond loopback although nothing is encrypted or authenticated."""
 
     metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    """Port of loopback that answers with Prometheus metrics, at /metrics; none means none."""
+    """Port that answers with Prometheus metrics, at /metrics; none means none."""
+
+    metrics_host: str = "127.0.0.1"
+    """Address of that port. Whoever reaches it reads the students' names and how much each asks, without a token."""
 
     reflection: bool = False
     """Answer gRPC server reflection."""
@@ -84,21 +169,15 @@ class TeacherConfig(Config):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """What the engines compute in."""
 
-    max_model_len: Annotated[int, Field(ge=8)] | None = None
+    max_model_len: Annotated[int, _Number, Field(ge=8)] | None = None
     """Longest sequence, prompt and continuation together; by default the model's own limit, at most 2048."""
 
-    max_num_batched_tokens: Annotated[int, Field(ge=2)] | None = None
+    max_num_batched_tokens: Annotated[int, _Number, Field(ge=2)] | None = None
     """Tokens an engine computes at once, about; at least one longest sequence always fits. By default 8192 on a GPU,
     512 on a CPU, where more are no faster and only make the signal head wait."""
 
     max_num_seqs: Annotated[int, Field(ge=1)] = 64
     """Sequences an engine works on at once, at most."""
-
-    kv_cache_memory_bytes: Annotated[int, Field(gt=0)] = 2**30
-    """Key-value cache of each engine, bytes."""
-
-    enforce_eager: bool = True
-    """Do not let vLLM compile the model; compiling is a slower start, for a faster engine where that pays."""
 
     score_engines: Annotated[int, Field(ge=1)] = 1
     """On the CPU: engines that score, each with a copy of the model and its share of the cores; a sequence goes to the
@@ -168,6 +247,33 @@ class TeacherConfig(Config):
         if len(set(self.roles)) != len(self.roles):
             raise ValueError(f"roles {list(self.roles)} names a role twice; use score, write or both")
         return self
+
+    @model_validator(mode="after")
+    def _no_argument_that_is_ours(self) -> TeacherConfig:
+        for name, reason in REFUSED.items():
+            if getattr(self, name, None) is not None:
+                raise ValueError(f"{name} is not for you to say: {reason}; leave it out")
+        if "head_dtype" in (getattr(self, "hf_overrides", None) or {}):
+            raise ValueError(f"hf_overrides: head_dtype is not for you to say: {_OF_THE_ROLE}; leave it out")
+        return self
+
+    @property
+    def engine_arguments(self) -> dict[str, Any]:
+        """What was given of vLLM's arguments that are no setting of ours, by name, as it was given."""
+        names = vllm_api.engine_arguments().keys() - TeacherConfig.__annotations__.keys()
+        given = {name: getattr(self, name) for name in sorted(names)}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def processes(self) -> int:
+        """How many processes compute for one engine."""
+        sizes = (self.engine_arguments.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data"))
+        return math.prod(map(int, sizes))
+
+    @property
+    def address(self) -> str:
+        """host:port to listen on."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def batched_tokens(self) -> int:

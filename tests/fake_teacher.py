@@ -125,9 +125,10 @@ def fake_teacher(
 
 
 @asynccontextmanager
-async def serving(teacher: Teacher, **config: object) -> AsyncIterator[TeacherServer]:
-    """The real server around a teacher, on a free port of loopback."""
-    values = {"model": "fake", "address": "127.0.0.1:0"} | config
+async def serving(teacher: Teacher, address: str = "127.0.0.1:0", **config: object) -> AsyncIterator[TeacherServer]:
+    """The real server around a teacher, by default on a free port of loopback."""
+    host, _, port = address.rpartition(":")
+    values = {"model": "fake", "host": host, "port": int(port)} | config
     server = TeacherServer(TeacherConfig.model_validate(values))
     await server.start()
     await server.open(teacher)

@@ -33,13 +33,13 @@ class TeacherProcess:
         return [child for child in children if "VLLM" in " ".join(child.cmdline())]
 
 
-def start(folder: Path, model: Path, *options: str, address: str = "127.0.0.1:0") -> TeacherProcess:
+def start(folder: Path, model: Path, *options: str, port: int = 0) -> TeacherProcess:
     """Starts a server and waits until it serves."""
     folder.mkdir(parents=True, exist_ok=True)
     address_file, log = folder / "address", folder / "log"
     command = [
         *(sys.executable, "-c", "import sys; from tutelage.cli import main; sys.exit(main())"),
-        *("teacher", "serve", "--model", str(model), "--address", address),
+        *("teacher", "serve", str(model), "--port", str(port)),
         *("--address-file", str(address_file), *options),
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "proto"), "HF_HUB_OFFLINE": "1"}

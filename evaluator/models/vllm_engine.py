@@ -12,7 +12,7 @@ from tutelage.errors import CheckpointError, Unreachable
 from tutelage.evaluator.config import Dtype
 from tutelage.evaluator.models.base import Generation, Sampling, ScoringGroup
 from tutelage.evaluator.models.transformers_engine import TransformersEngine, context_length
-from tutelage.runtime.installed import require_vllm
+from tutelage.runtime import vllm_api
 
 # Small enough for the prefix cache, which keeps whole blocks, to find a template's header; vLLM's CPU build has
 # blocks of 128 by default, and does not take 16.
@@ -31,7 +31,7 @@ class VllmEngine:
     def __init__(self, checkpoint: Path, *, dtype: Dtype, batch_size: int) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
-        require_vllm("engine", "give --engine transformers")
+        vllm_api.require_vllm("engine", "give --engine transformers")
         self.dtype, self.batch_size, self._checkpoint = dtype, batch_size, checkpoint
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         self.max_tokens = context_length(AutoConfig.from_pretrained(checkpoint))
@@ -45,11 +45,9 @@ class VllmEngine:
         # Of its CPU build: by default it leaves a core to a front end, which here only waits.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-        from vllm import LLM
-        from vllm.platforms import current_platform
-
+        vllm_api.require_conforming()
         arguments: dict[str, Any] = {}
-        if current_platform.is_cpu():
+        if vllm_api.current_platform.is_cpu():
             # A prompt that is computed in part loses its seed there: vLLM moves the request's generator back
             # (`set_offset` in gpu_model_runner.py), which torch's generators on a CPU cannot, and the engine dies. So a
             # batch has room for every prompt.
@@ -57,7 +55,7 @@ class VllmEngine:
             arguments = {"enable_chunked_prefill": False, "max_num_batched_tokens": batched_tokens}
         try:
             # Compiling costs minutes at the first start and is paid back by no evaluation of this size.
-            return LLM(
+            return vllm_api.LLM(
                 str(self._checkpoint),
                 dtype=self.dtype,
                 enforce_eager=True,
@@ -81,11 +79,8 @@ class VllmEngine:
             Unreachable: vLLM's own process has ended, which is no item's fault.
 
         """
-        from vllm import SamplingParams
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         parameters = [
-            SamplingParams(temperature=sampling.temperature, max_tokens=sampling.max_new_tokens, seed=seed)
+            vllm_api.SamplingParams(temperature=sampling.temperature, max_tokens=sampling.max_new_tokens, seed=seed)
             for seed in seeds
         ]
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
@@ -95,7 +90,7 @@ class VllmEngine:
             self._llm.enqueue(inputs, parameters, use_tqdm=False)
             self._llm.wake_up(tags=["scheduling"])
             outputs = self._llm.wait_for_completion(use_tqdm=False)
-        except EngineDeadError as error:
+        except vllm_api.EngineDeadError as error:
             raise Unreachable(
                 "vLLM's process ended while it generated (its log says why, often memory); evaluate again", "engine"
             ) from error

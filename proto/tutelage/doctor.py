@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from tutelage import __version__
 from tutelage.errors import EXIT_DONE, TutelageError
+from tutelage.runtime import vllm_api
 
 if TYPE_CHECKING:
     from tutelage.rpc.tls import ClientAccess
@@ -49,7 +50,7 @@ class Finding:
 
 
 def installed_packages() -> list[Finding]:
-    """One finding a service: the versions that it would use, or what is missing."""
+    """One finding a service: the versions that it would use, or what is missing; and what is known of that vLLM."""
     findings = []
     for service, alternatives in PACKAGES.items():
         found = {names: _installed(names) for names in alternatives}
@@ -59,6 +60,9 @@ def installed_packages() -> list[Finding]:
             findings.append(Finding(service, "note", text))
         else:
             findings.append(Finding(service, "ok", ", ".join(text for text in found.values())))
+    if vllm_api.installed_version():
+        state = "ok" if vllm_api.statement().endswith(", tested") else "note"
+        findings.append(Finding("vllm", state, vllm_api.statement()))
     return findings
 
 

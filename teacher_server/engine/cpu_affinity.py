@@ -38,7 +38,7 @@ def cores_of(role: Role, config: TeacherConfig, cores: Sequence[int]) -> list[in
     if len(config.roles) == 1:
         # With several engines the head has no core of its own: 1.55 to 1.62 times vLLM's log-probabilities, against
         # 1.34 to 1.59 with one engine that leaves it a core (docs/teacher.md, "What was measured").
-        if role == "score" and config.score_engines > 1:
+        if role == "score" and config.score_engines * config.processes > 1:
             return list(cores)
         spare = config.head_threads if role == "score" else 1
         return list(cores[:-spare] or cores[:1])
@@ -54,7 +54,7 @@ def shares_of(cores: Sequence[int], engines: int) -> list[list[int]]:
 
     """
     if engines > len(cores):
-        raise ConfigurationError(f"given {engines}, allowed: 1 to {len(cores)}, a core for each", "score_engines")
+        raise ConfigurationError(f"there are {len(cores)} cores for {engines} processes that compute; each needs one")
     bounds = [index * len(cores) // engines for index in range(engines + 1)]
     return [list(cores[start:end]) for start, end in itertools.pairwise(bounds)]
 

@@ -1,7 +1,8 @@
 """Scoring and generation on vLLM's asynchronous engine, through its public interface alone.
 
 Scoring runs the pooling runner, which returns the final hidden state of every token (`scoring_arguments`); generation
-runs the generate runner. vLLM's behaviours that lines here answer to were read in 0.32.
+runs the generate runner. How large an engine is, and on which devices, vLLM's own arguments say
+(`TeacherConfig.engine_arguments`). vLLM's behaviours that lines here answer to were read in 0.32.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from tutelage.errors import ConfigurationError, Unreachable
+from tutelage.runtime import vllm_api
 from tutelage.teacher_server.config import Role, TeacherConfig
 from tutelage.teacher_server.engine.base import CompletionDelta, Engine, Sampling
 from tutelage.teacher_server.engine.cpu_affinity import cores_of, keep_off, shares_of
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
 _SPAWN_CHECK_SECONDS = 0.05
 # An engine has nothing to save; after so long vLLM kills its process.
 _SHUTDOWN_SECONDS = 1.0
+# On a CPU vLLM would take a share of the machine's memory (`gpu_memory_utilization`), which students use too.
+_CPU_CACHE_BYTES = 2**30
+# Of a GPU's memory, all engines of a process together: the rest is the signal head's and CUDA's own.
+_GPU_UTILIZATION = 0.9
 _DEAD = "the teacher's {} engine is dead; start the teacher again"
 
 
@@ -52,9 +58,7 @@ def start_engines(checkpoint: Path, config: TeacherConfig, max_model_len: int) -
         ConfigurationError: vLLM does not start with this configuration.
 
     """
-    from vllm.platforms import current_platform
-
-    if config.score_engines > 1 and not current_platform.is_cpu():
+    if config.score_engines > 1 and not vllm_api.current_platform.is_cpu():
         message = f"given {config.score_engines}, allowed: 1, except on a CPU; start a teacher on each device instead"
         raise ConfigurationError(message, "score_engines")
     wanted: list[tuple[Role, list[int]]] = []
@@ -71,7 +75,7 @@ def start_engines(checkpoint: Path, config: TeacherConfig, max_model_len: int) -
             while not starting[-1].done() and len(multiprocessing.active_children()) == spawned:
                 time.sleep(_SPAWN_CHECK_SECONDS)
         engines = [engine.result() for engine in starting]
-    if current_platform.is_cpu():
+    if vllm_api.current_platform.is_cpu():
         keep_off({core for _, share in wanted for core in share})
     started: dict[Role, Engine] = {}
     for role in config.roles:
@@ -83,45 +87,60 @@ def start_engines(checkpoint: Path, config: TeacherConfig, max_model_len: int) -
 def _start(
     role: Role, checkpoint: Path, config: TeacherConfig, max_model_len: int, cores: Sequence[int]
 ) -> VllmScoringEngine | VllmGenerationEngine:
-    from typing import get_args
-
-    from vllm.config.lora import MaxLoRARanks
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.platforms import current_platform
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-    if current_platform.is_cpu():
-        # Of this thread, and so of the process that it spawns for the engine, which takes all cores that it may use.
-        os.sched_setaffinity(0, cores)
-    lora_arguments: dict[str, Any] = {}
-    if adapters := read_adapters(config):
-        rank = lora_rank(adapters, get_args(MaxLoRARanks))
-        lora_arguments = {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank}
+    arguments = {
+        "max_num_seqs": config.max_num_seqs,
+        # Room for the longest sequence: with chunked prefill off, vLLM refuses less.
+        "max_num_batched_tokens": max(config.batched_tokens, max_model_len),
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        **lora_arguments(config),
+        **device_arguments(config, cores),
+        # What was asked for comes last, but for what makes the engine what it is.
+        **(given := vllm_api.parsed_arguments(config.engine_arguments)),
+        **(scoring_arguments() if role == "score" else generation_arguments()),
+        "model": str(checkpoint),
+        "dtype": config.dtype,
+        "max_model_len": max_model_len,
+    }
+    if role == "score":
+        arguments["hf_overrides"] |= given.get("hf_overrides", {})
     try:
-        llm = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=str(checkpoint),
-                dtype=config.dtype,
-                max_model_len=max_model_len,
-                # Room for the longest sequence: with chunked prefill off, vLLM refuses less.
-                max_num_batched_tokens=max(config.batched_tokens, max_model_len),
-                max_num_seqs=config.max_num_seqs,
-                # By itself vLLM would take what `gpu_memory_utilization` allows, and leave the signal head no room.
-                kv_cache_memory_bytes=config.kv_cache_memory_bytes,
-                enforce_eager=config.enforce_eager,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                # On a CPU vLLM would add a process for its worker. Its front end spins for a second after each answer
-                # while it waits for the next (`SpinCondition` in shm_broadcast.py): 0.9 ms a token on the head's core.
-                distributed_executor_backend=UniProcExecutor,
-                **(scoring_arguments() if role == "score" else generation_arguments()),
-                **lora_arguments,
-            )
-        )
+        llm = vllm_api.AsyncLLM.from_engine_args(vllm_api.AsyncEngineArgs(**arguments))
     except (RuntimeError, ValueError) as error:
         raise ConfigurationError(f"vLLM does not start an engine to {role} with this configuration: {error}") from error
     return VllmScoringEngine(llm) if role == "score" else VllmGenerationEngine(llm)
+
+
+def lora_arguments(config: TeacherConfig) -> dict[str, Any]:
+    """What an engine needs for the adapters."""
+    adapters = read_adapters(config)
+    if not adapters:
+        return {}
+    rank = lora_rank(adapters, get_args(vllm_api.MaxLoRARanks))
+    return {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank}
+
+
+def device_arguments(config: TeacherConfig, cores: Sequence[int]) -> dict[str, Any]:
+    """What vLLM is told of the device where the configuration says nothing: memory, processes, compiling.
+
+    On a CPU it also gives this thread its cores, and with it the processes that it spawns for the engine.
+    """
+    given = config.engine_arguments
+    if not vllm_api.current_platform.is_cpu():
+        return {"gpu_memory_utilization": _GPU_UTILIZATION / len(config.roles)}
+    os.sched_setaffinity(0, cores)
+    arguments: dict[str, Any] = {"enforce_eager": True}  # compiling takes minutes at the first start
+    if "gpu_memory_utilization" not in given:
+        arguments["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
+    if config.processes == 1:
+        # vLLM would add a process for the worker. Its front end spins for a second after each answer while it waits for
+        # the next (`SpinCondition` in shm_broadcast.py): 0.9 ms a token on the head's core.
+        arguments["distributed_executor_backend"] = vllm_api.UniProcExecutor
+    else:
+        # By itself vLLM gives processes of one NUMA node the same cores.
+        shares = [",".join(map(str, share)) for share in shares_of(cores, config.processes)]
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(shares)
+    return arguments
 
 
 def scoring_arguments() -> dict[str, Any]:
@@ -131,12 +150,10 @@ def scoring_arguments() -> dict[str, Any]:
     Python objects of its tensors (a third of the speed for k = 64, docs/teacher.md), and its float32 log-softmax over
     the vocabulary is memory that its profile does not count.
     """
-    from vllm.config import PoolerConfig
-
     return {
         "runner": "pooling",
         "convert": "embed",
-        "pooler_config": PoolerConfig(task="token_embed", use_activation=False),
+        "pooler_config": vllm_api.PoolerConfig(task="token_embed", use_activation=False),
         # `ModelConfig.head_dtype` is float32 for pooling models: the same numbers, in twice the bytes.
         "hf_overrides": {"head_dtype": "model"},
         # A sequence is computed at once; a batch has room for the longest.
@@ -156,16 +173,12 @@ def generation_arguments() -> dict[str, Any]:
     cannot ("CPU Generator does not use offset"), and the engine dies. So no prompt is computed in part there. A batch
     always has room for the longest sequence, hence every prompt, also one that is computed again after a preemption.
     """
-    from vllm.platforms import current_platform
-
-    return {"enable_chunked_prefill": False} if current_platform.is_cpu() else {}
+    return {"enable_chunked_prefill": False} if vllm_api.current_platform.is_cpu() else {}
 
 
 def version() -> str:
     """Name and version of the engine, for GetTeacherInfo."""
-    import vllm
-
-    return f"vllm {vllm.__version__}"
+    return f"vllm {vllm_api.installed_version()}"
 
 
 class _VllmEngine:
@@ -189,9 +202,7 @@ class _VllmEngine:
 
     def _identity(self, adapter: Adapter | None) -> dict[str, Any]:
         """What a request to vLLM carries besides tokens and parameters."""
-        from vllm.lora.request import LoRARequest
-
-        lora = None if adapter is None else LoRARequest(adapter.name, adapter.number, str(adapter.folder))
+        lora = None if adapter is None else vllm_api.LoRARequest(adapter.name, adapter.number, str(adapter.folder))
         return {"request_id": str(next(self._request_numbers)), "lora_request": lora}
 
 
@@ -200,13 +211,9 @@ class VllmScoringEngine(_VllmEngine):
 
     async def hidden_states(self, token_ids: Sequence[int], adapter: Adapter | None = None) -> torch.Tensor:
         """As `ScoringEngine.hidden_states`; with an adapter, of the model that has it."""
-        from vllm import PoolingParams
-        from vllm.inputs.engine import tokens_input
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         outputs = self._llm.encode(
-            tokens_input(list(token_ids)),
-            PoolingParams(task="token_embed", use_activation=False),
+            vllm_api.tokens_input(list(token_ids)),
+            vllm_api.PoolingParams(task="token_embed", use_activation=False),
             **self._identity(adapter),
         )
         try:
@@ -214,7 +221,7 @@ class VllmScoringEngine(_VllmEngine):
             async with aclosing(outputs):
                 async for output in outputs:
                     hidden: torch.Tensor = output.outputs.data
-        except EngineDeadError as error:
+        except vllm_api.EngineDeadError as error:
             raise Unreachable(_DEAD.format("scoring")) from error
         return hidden
 
@@ -226,27 +233,24 @@ class VllmGenerationEngine(_VllmEngine):
         self, prompt_token_ids: Sequence[int], sampling: Sampling, adapter: Adapter | None = None
     ) -> AsyncGenerator[CompletionDelta]:
         """As `GenerationEngine.generate`; with an adapter, by the model that has it."""
-        from vllm import SamplingParams
-        from vllm.inputs.engine import tokens_input
-        from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        parameters = SamplingParams(
+        parameters = vllm_api.SamplingParams(
             n=sampling.samples,
             max_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=sampling.seed,
             stop=list(sampling.stop),
-            output_kind=RequestOutputKind.DELTA,  # by default every output holds all tokens so far once more
+            output_kind=vllm_api.RequestOutputKind.DELTA,  # by default every output holds all tokens so far once more
         )
-        outputs = self._llm.generate(tokens_input(list(prompt_token_ids)), parameters, **self._identity(adapter))
+        outputs = self._llm.generate(
+            vllm_api.tokens_input(list(prompt_token_ids)), parameters, **self._identity(adapter)
+        )
         try:
             async with aclosing(outputs):
                 async for output in outputs:
                     for piece in output.outputs:
                         yield CompletionDelta(piece.index, piece.token_ids, piece.text, piece.finish_reason or "")
-        except EngineDeadError as error:
+        except vllm_api.EngineDeadError as error:
             raise Unreachable(_DEAD.format("generating")) from error
 
 

@@ -11,15 +11,14 @@ from tutelage import identity
 from tutelage.data.signal_store import teacher_key
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.rpc.v1 import teacher_pb2 as pb
-from tutelage.runtime.installed import require_vllm
+from tutelage.runtime import vllm_api
 from tutelage.teacher_server.config import TeacherConfig
 from tutelage.teacher_server.engine import vllm as vllm_engine
 from tutelage.teacher_server.engine.base import GenerationEngine, ScoringEngine
 from tutelage.teacher_server.engine.lora_adapters import read_adapters
-from tutelage.teacher_server.model.head_check import check_head
+from tutelage.teacher_server.model.head_check import check_head, load_unembedding
 from tutelage.teacher_server.model.self_check import COMPARED_TEXT, check_sequences
 from tutelage.teacher_server.model.teacher import Teacher, adapted_parts, generation_queue, scoring_parts
-from tutelage.teacher_server.signals import unembedding
 from tutelage.teacher_server.signals.logit_head import (
     CHUNK_LOGITS_BYTES,
     COPIES_OF_LOGITS,
@@ -120,12 +119,16 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
 
     Raises:
         ConfigurationError: vLLM is not installed, or does not start with this configuration.
-        NotServed: the model's head is not one that is known here, or makes other logits than the model does.
+        NotServed: the model's logits are more than its head with a bias, a scale and a softcap.
         DataError: files of the checkpoint are missing.
 
     """
-    require_vllm()  # before the checkpoint is read, which may take minutes
+    vllm_api.require_vllm()
     vllm_engine.prepare_environment(config)
+    # Before the checkpoint is read, which may take minutes.
+    logger.info("importing vLLM %s", vllm_api.statement())
+    vllm_api.require_conforming()
+    vllm_api.parsed_arguments(config.engine_arguments)
     import torch
 
     adapters = read_adapters(config)  # to refuse them before the minute that an engine takes
@@ -184,7 +187,7 @@ def load_head(checkpoint: Checkpoint, config: TeacherConfig) -> SignalHead:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     chunk_bytes = min(CHUNK_LOGITS_BYTES, config.head_mib * 2**20 // (config.head_threads * COPIES_OF_LOGITS))
-    head = unembedding.load(checkpoint.folder, checkpoint.vocabulary_size)
+    head = load_unembedding(checkpoint.folder, checkpoint.vocabulary_size)
     return SignalHead(head, device=device, chunk_bytes=chunk_bytes)
 
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics of a teacher: the counters that GetTeacherUsage gives, on a port of loopback."""
+"""Prometheus metrics of a teacher: the counters that GetTeacherUsage gives, on a port of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from prometheus_client.registry import Collector
 from tutelage.errors import ConfigurationError
 from tutelage.rpc.v1 import teacher_pb2 as pb
 
-_HOST = "127.0.0.1"  # its server knows no authentication, and student ids are nobody else's business
 _STUDENT_COUNTERS = {
     "sequences": "Sequences answered in full.",
     "tokens": "Tokens of those sequences.",
@@ -58,19 +57,21 @@ class UsageCollector(Collector):
         yield GaugeMetricFamily("tutelage_teacher_stored_bytes", "Size of the signal store.", value=usage.stored_bytes)
 
 
-def serve(port: int, usage: Callable[[], pb.GetTeacherUsageResponse]) -> Callable[[], None]:
-    """Answers on http://127.0.0.1:port/metrics from a thread, until the function that it returns is called.
+def serve(host: str, port: int, usage: Callable[[], pb.GetTeacherUsageResponse]) -> Callable[[], None]:
+    """Answers on http://host:port/metrics from a thread, until the function that it returns is called.
+
+    Its server knows no authentication.
 
     Raises:
-        ConfigurationError: the port is taken.
+        ConfigurationError: the port is taken, or the host is no address of this machine.
 
     """
     registry = CollectorRegistry()
     registry.register(UsageCollector(usage))
     try:
-        server, thread = start_http_server(port, addr=_HOST, registry=registry)
+        server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as error:
-        raise ConfigurationError(f"cannot serve metrics at {_HOST}:{port}: {error}", "metrics_port") from error
+        raise ConfigurationError(f"cannot serve metrics at {host}:{port}: {error}", "metrics_port") from error
 
     def stop() -> None:
         server.shutdown()

@@ -78,7 +78,9 @@ class TeacherServer:
         if self._config.metrics_port is not None:
             from tutelage.teacher_server.server import metrics
 
-            self._stop_metrics = metrics.serve(self._config.metrics_port, self.servicer.usage)
+            self._stop_metrics = metrics.serve(
+                self._config.metrics_host, self._config.metrics_port, self.servicer.usage
+            )
         await self._server.start()
 
     async def open(self, teacher: Teacher) -> None:

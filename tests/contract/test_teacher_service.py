@@ -333,7 +333,7 @@ async def _health(stub) -> str:
 async def test_nothing_is_served_before_the_teacher_is_loaded(connect):
     from tutelage.teacher_server.config import TeacherConfig
 
-    server = server_module.TeacherServer(TeacherConfig(model="fake", address="127.0.0.1:0"))
+    server = server_module.TeacherServer(TeacherConfig(model="fake", port=0))
     await server.start()
     health = connect(server.address, health_pb2_grpc.HealthStub)
     stub = connect(server.address)
@@ -387,7 +387,7 @@ async def serve(tmp_path):
 
     async def start(teacher):
         file = tmp_path / "address"
-        config = TeacherConfig(model="fake", address="127.0.0.1:0", address_file=file)
+        config = TeacherConfig(model="fake", port=0, address_file=file)
         started.append(asyncio.create_task(server_module.serve(config, lambda *_: teacher)))
         await _until(lambda: file.exists() or started[-1].done())
         return started[-1], file.read_text()
@@ -459,7 +459,7 @@ async def test_a_teacher_with_broken_weights_is_not_served():
 
     engine = FakeScoringEngine()
     engine.embeddings[1] = torch.nan
-    config = TeacherConfig(model="fake", address="127.0.0.1:0")
+    config = TeacherConfig(model="fake", port=0)
     with pytest.raises(TutelageError, match="not finite"):
         await server_module.serve(config, lambda *_: fake_teacher(engine))
 
@@ -474,7 +474,7 @@ async def test_a_signal_ends_a_server_that_is_still_loading():
         released.wait(30)
         return fake_teacher(FakeScoringEngine())
 
-    config = TeacherConfig(model="fake", address="127.0.0.1:0")
+    config = TeacherConfig(model="fake", port=0)
     running = asyncio.create_task(server_module.serve(config, load))
     await _until(loading.is_set)
     signal.raise_signal(signal.SIGINT)

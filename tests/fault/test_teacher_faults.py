@@ -54,18 +54,18 @@ def _kill_server(teacher: TeacherProcess) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_killed_teacher_that_comes_back_costs_only_time_and_a_killed_engine_ends_it(tiny_model, tmp_path):
-    log, address = tmp_path / "log", f"127.0.0.1:{free_port()}"
+    log, port = tmp_path / "log", free_port()
     folders = [tmp_path / "run/students" / student for student in ("ann", "bob")]
-    cohort = write_cohort(tmp_path, tiny_model, address, STEPS)
+    cohort = write_cohort(tmp_path, tiny_model, f"127.0.0.1:{port}", STEPS)
     teachers = []
     try:
         with running(["train", "--config", str(cohort)], log) as train:
-            teachers.append(start(tmp_path / "first", tiny_model, *OPTIONS, address=address))
+            teachers.append(start(tmp_path / "first", tiny_model, *OPTIONS, port=port))
             wait_until(lambda: min(map(steps_done, folders)) >= 8, 120, log, train)
             _kill_server(teachers[0])
             assert max(map(steps_done, folders)) < STEPS
             two_engines = ("--score-engines", "2")
-            teachers.append(start(tmp_path / "second", tiny_model, *OPTIONS, *two_engines, address=address))
+            teachers.append(start(tmp_path / "second", tiny_model, *OPTIONS, *two_engines, port=port))
             assert train.wait(150) == 0, log.read_text()[-3000:]
         assert_finished(tmp_path, STEPS)
         waited = [

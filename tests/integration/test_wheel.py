@@ -179,7 +179,7 @@ def test_an_evaluation_without_vllm_says_what_to_install(environment, tiny_model
 
 
 def test_a_teacher_without_vllm_says_what_to_install(environment, tiny_model, tmp_path):
-    command = ["tutelage", "teacher", "serve", "--model", str(tiny_model), "--address", "127.0.0.1:0"]
+    command = ["tutelage", "teacher", "serve", str(tiny_model), "--port", "0"]
     ran = environment("teacher").run(*command, cwd=tmp_path)
     assert ran.returncode == 2, ran.stderr
     assert "pip install vllm" in ran.stderr

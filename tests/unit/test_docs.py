@@ -17,6 +17,7 @@ import pytest
 
 from tutelage.config import load
 from tutelage.evaluator.config import EvaluateConfig, ExportConfig, ServeConfig, WatchConfig
+from tutelage.teacher_server.cli import with_model_flag
 from tutelage.teacher_server.config import GenerateConfig, PrecomputeConfig, TeacherConfig
 from tutelage.trainer.losses.registry import OBJECTIVES
 
@@ -79,6 +80,7 @@ def documented_commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("line", "name"), documented_commands())
 def test_documented_commands_are_accepted(line, name):
     arguments = shlex.split(line, comments=True)[len(name.split()) :]
+    arguments = with_model_flag(arguments) if name == "teacher serve" else arguments
     with pytest.raises(SystemExit) as ended:
         load(CONFIGURED[name], [*arguments, "--dry-run"], program="tutelage", environment_prefix="TUTELAGE_DOCS_")
     assert ended.value.code == 0

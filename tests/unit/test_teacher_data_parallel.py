@@ -96,7 +96,7 @@ def test_each_engine_has_its_share_of_the_cores(cores, engines, expected):
 
 
 def test_more_engines_than_cores_are_refused():
-    with pytest.raises(ConfigurationError, match="score_engines: given 3, allowed: 1 to 2, a core for each"):
+    with pytest.raises(ConfigurationError, match="2 cores for 3 processes"):
         shares_of([0, 1], 3)
 
 

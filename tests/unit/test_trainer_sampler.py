@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from trainer_cases import student_config
 from tutelage.errors import ConfigurationError
-from tutelage.runtime import installed
+from tutelage.runtime import vllm_api
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.rollout import vllm_sampler
 from tutelage.trainer.rollout.base import open_sampler
@@ -56,7 +56,7 @@ def test_what_vllm_cannot_do_exactly_is_refused_with_advice(tiny_model, changes,
 
 
 def test_where_vllm_is_not_installed_it_says_so(student, tiny_model, monkeypatch):
-    monkeypatch.setattr(installed, "find_spec", lambda _name: None)
+    monkeypatch.setattr(vllm_api, "find_spec", lambda _name: None)
     with pytest.raises(ConfigurationError, match=r"sampling.engine: vllm is not installed") as refused:
         open_sampler(config_of(tiny_model, sampling=VLLM), student)
     assert refused.value.field == "sampling.engine"

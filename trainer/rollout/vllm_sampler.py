@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tutelage.errors import ConfigurationError
-from tutelage.runtime.installed import require_vllm
+from tutelage.runtime import vllm_api
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.seeding import derived_seed
 from tutelage.trainer.data.sequences import TokenIds
@@ -47,7 +47,7 @@ class VllmSampler:
     """
 
     def __init__(self, config: StudentConfig, student: Student) -> None:
-        require_vllm("sampling.engine", "use transformers")
+        vllm_api.require_vllm("sampling.engine", "use transformers")
         self._config, self._student = config, student
         logp_V, cache_bytes_a_token = _probe(student)
         try:
@@ -71,10 +71,8 @@ class VllmSampler:
 
     def _generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]]) -> list[Any]:
         """What vLLM makes of each prompt, in order."""
-        from vllm import SamplingParams
-
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        parameters = [SamplingParams(**values) for values in settings]
+        parameters = [vllm_api.SamplingParams(**values) for values in settings]
         return [result.outputs[0] for result in self._llm.generate(inputs, parameters, use_tqdm=False)]
 
     def refresh(self) -> None:
@@ -140,19 +138,17 @@ def _start(config: StudentConfig, cache_bytes_a_token: int) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    from vllm import LLM
-    from vllm.platforms import current_platform
-
+    vllm_api.require_conforming()
     longest = max(config.batch.max_tokens, len(_PROBE_IDS) + 1)
     # One more than are written: vLLM keeps a block for itself.
     cached_tokens = (config.batch.sequences + 1) * (longest + _BLOCK_TOKENS)
     arguments: dict[str, Any] = {}
-    if current_platform.is_cpu():
+    if vllm_api.current_platform.is_cpu():
         # A prompt that is computed in part loses its seed there: vLLM moves the request's generator back (`set_offset`
         # in gpu_model_runner.py), which torch's generators on a CPU cannot, and the engine dies. So a batch has room
         # for every prompt.
         arguments = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(_BATCHED_TOKENS, longest)}
-    return LLM(
+    return vllm_api.LLM(
         str(config.init),
         load_format="dummy",
         dtype=config.dtype,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 import types
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ def help_text(model: type[Config], program: str, environment_prefix: str, *, eve
     left_out = len(settings) - len(shown)
     parts = [
         f"usage: {program} [--config FILE] [--SETTING VALUE ...]",
-        "\n".join(textwrap.fill(line, _WIDTH) for line in (model.__doc__ or "").splitlines()),
+        "\n\n".join(textwrap.fill(part, _WIDTH) for part in inspect.cleandoc(model.__doc__ or "").split("\n\n")),
         "settings:" if not left_out else f"common settings ({left_out} more: {program} --help-all):",
         "\n".join(_setting(name, *settings[name]) for name in shown),
         "besides:",
