@@ -44,26 +44,6 @@ REFUSED: dict[str, str] = {
 """Engine arguments of vLLM that a teacher is not told, each with the reason."""
 
 
-def _engine_arguments() -> dict[str, Any]:
-    """Fields for vLLM's arguments; None where one is not given, which leaves vLLM its own default."""
-    plain = {"bool": bool, "int": int | str | None, "float": float | None, "str": str | None}  # also "32k"
-    other = str | int | float | list[Any] | dict[str, Any] | None
-    fields: dict[str, Any] = {}
-    for name, annotation in vllm_api.engine_arguments().items():
-        text = f"vLLM's engine argument, {annotation}."
-        # `validate_default`: so that a flag takes no value and may still not be given. `exclude_if`: a resolved file
-        # has those that were given.
-        field = Field(None, description=text, validate_default=False, exclude_if=lambda given: given is None)
-        fields[name] = (plain.get(annotation.removesuffix(" | None"), other), field)
-    return fields
-
-
-if TYPE_CHECKING:
-    _EngineArguments = Config
-else:
-    _EngineArguments = create_model("_EngineArguments", __base__=Config, __module__=__name__, **_engine_arguments())
-
-
 def _number(given: Any) -> Any:
     """As vLLM reads numbers: `32k` is 32,000 and `32K` is 32,768 (`human_readable_int`)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgGtT])", given) if isinstance(given, str) else None
@@ -87,6 +67,26 @@ class StoreConfig(Config):
 
     shrink: bool = False
     """Delete at start, instead, what was used longest ago of a store that holds more than `bytes`."""
+
+
+def _engine_arguments() -> dict[str, Any]:
+    """Fields for vLLM's arguments; None where one is not given, which leaves vLLM its own default."""
+    plain = {"bool": bool, "int": Annotated[int, _Number] | None, "float": float | None, "str": str | None}
+    other = str | int | float | list[Any] | dict[str, Any] | None
+    fields: dict[str, Any] = {}
+    for name, annotation in vllm_api.engine_arguments().items():
+        text = f"vLLM's engine argument, {annotation}."
+        # `validate_default`: so that a flag takes no value and may still not be given. `exclude_if`: a resolved file
+        # has those that were given.
+        field = Field(None, description=text, validate_default=False, exclude_if=lambda given: given is None)
+        fields[name] = (plain.get(annotation.removesuffix(" | None"), other), field)
+    return fields
+
+
+if TYPE_CHECKING:
+    _EngineArguments = Config
+else:
+    _EngineArguments = create_model("_EngineArguments", __base__=Config, __module__=__name__, **_engine_arguments())
 
 
 class TeacherConfig(_EngineArguments):

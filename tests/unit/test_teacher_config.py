@@ -55,7 +55,7 @@ def test_an_argument_that_vllm_has_not_gets_a_suggestion():
 @pytest.mark.parametrize(("name", "reason"), REFUSED.items())
 def test_what_makes_it_a_teachers_engine_is_refused_with_the_reason(name, reason):
     with pytest.raises(ConfigurationError, match=f"{name} is not for you to say: {reason}"):
-        validate(TeacherConfig, {"model": "m", name: True})
+        validate(TeacherConfig, {"model": "m", name: "yes"})
 
 
 def test_a_head_in_another_dtype_is_refused():
