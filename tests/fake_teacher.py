@@ -131,6 +131,8 @@ async def serving(teacher: Teacher, address: str = "127.0.0.1:0", **config: obje
     values = {"model": "fake", "host": host, "port": int(port)} | config
     server = TeacherServer(TeacherConfig.model_validate(values))
     await server.start()
+    for each in teacher.all:
+        each.info.instance_id = server.servicer.instance_id
     await server.open(teacher)
     try:
         yield server

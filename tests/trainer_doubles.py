@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from tutelage.identity import tokenizer_digests, vocabulary_size, weights_digest
 from tutelage.rpc import codec
+from tutelage.rpc.transport import INSTANCE_METADATA_KEY
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.rpc.v1 import teacher_pb2_grpc as rpc
 from tutelage.trainer.data.sequences import TokenSequence
@@ -85,11 +86,14 @@ class FaultyServicer(rpc.TeacherServiceServicer):
         identity, head = self._teacher.identity, self._teacher.unembedding()
         return pb.GetTeacherInfoResponse(
             model_name=identity.model_name,
+            instance_id="a process",
             weights_digest=identity.weights_digest,
             tokenizer_digests=tokenizer_digests(folder),
             vocabulary_size=identity.vocabulary_size,
             hidden_size=identity.hidden_size,
             roles=[pb.TEACHER_ROLE_SCORE],
+            limits=pb.Limits(max_k=64),
+            noise_floor=pb.NoiseFloor(max_kl=1e-4, canary_token_ids=range(10, 30)),
             unembedding=pb.Unembedding(
                 rows=len(head.rows_VD),
                 columns=identity.hidden_size,
@@ -113,6 +117,7 @@ class FaultyServicer(rpc.TeacherServiceServicer):
             yield pb.GetUnembeddingResponse(row_start=start, rows=tensor, checksum=crc, last=start + 200 >= len(rows))
 
     def ScoreSequences(self, request_iterator, context):  # noqa: N802
+        context.send_initial_metadata([(INSTANCE_METADATA_KEY, self.info.instance_id)])
         budget = self.abort_after_frames.pop(0) if self.abort_after_frames else None
         for request in request_iterator:
             for response in self.mischief(self._answer(request)):

@@ -99,7 +99,9 @@ async def check_scoring(scoring: ScoringParts, sequences: Sequence[Sequence[int]
     kl = await asyncio.to_thread(lambda: torch.cat([_kl(logits(one), logits(other)) for one, other in pairs]))
     if not torch.isfinite(kl).all():
         raise TutelageError("the teacher's log-probabilities are not finite; its weights or its dtype are broken")
-    return pb.NoiseFloor(mean_kl=kl.mean().item(), max_kl=kl.max().item(), positions=len(kl))
+    return pb.NoiseFloor(
+        mean_kl=kl.mean().item(), max_kl=kl.max().item(), positions=len(kl), canary_token_ids=sequences[-1]
+    )
 
 
 async def check_states(scoring: ScoringParts, sequence: Sequence[int], own_logits_TV: torch.Tensor) -> float:

@@ -19,7 +19,13 @@ import grpc.aio
 from tutelage.errors import ConfigurationError, InvalidRequest, Overloaded, Stalled, TutelageError, Unreachable
 from tutelage.names import check_name
 from tutelage.rpc.codec import encode
-from tutelage.rpc.transport import ADAPTER_METADATA_KEY, STUDENT_METADATA_KEY, refusal_of_error, status_code
+from tutelage.rpc.transport import (
+    ADAPTER_METADATA_KEY,
+    INSTANCE_METADATA_KEY,
+    STUDENT_METADATA_KEY,
+    refusal_of_error,
+    status_code,
+)
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
 from tutelage.teacher_server.model.teacher import Teacher
@@ -154,7 +160,9 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             # Not gRPC's `maximum_concurrent_rpcs`, which would also refuse health checks when the teacher is busy.
             if self._calls_open > self._max_streams:
                 raise Overloaded(f"{self._max_streams} calls are open already; ask again later")
-            yield self._teacher.adapted(metadata.get(ADAPTER_METADATA_KEY, "")), student_id
+            teacher = self._teacher.adapted(metadata.get(ADAPTER_METADATA_KEY, ""))
+            await context.send_initial_metadata(((INSTANCE_METADATA_KEY, self.instance_id),))
+            yield teacher, student_id
         except Stalled as error:
             logger.warning("%s", error, extra={"student": student_id})
             # The status waits behind what is not read, and is there when the student reads on; we do not wait.

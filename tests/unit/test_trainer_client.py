@@ -245,34 +245,18 @@ class AnsweringOne(FaultyServicer):
         requests = list(request_iterator)
         self.refusals = []
         yield from self._answer(requests[0])
-        self.refusals = [pb.Refusal(code=8, message="full", retry_after_milliseconds=400)] * len(requests)
+        self.refusals = [pb.Refusal(code=8, message="full", retry_after_milliseconds=300)] * len(requests)
         for request in requests[1:]:
             yield from self._answer(request)
 
 
-class Clock:
-    """Seconds that pass by sleeping only."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-def test_a_slow_teacher_is_not_one_that_is_away(in_process, tiny_model, monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr("tutelage.trainer.teacher.grpc_client.time", clock)
+def test_a_slow_teacher_is_not_one_that_is_away(in_process, tiny_model):
     with (
         serving(AnsweringOne(in_process, tiny_model)) as address,
-        connect(address, tiny_model, wait_seconds=1.0) as client,
+        connect(address, tiny_model, wait_seconds=1.4) as client,
     ):
         assert_same(client.score(requests(6), HIDDEN), in_process.score(requests(6), HIDDEN))
-    assert client.waited_seconds == pytest.approx(clock.now - 100)
-    assert clock.now - 100 >= 5 * 0.4
+    assert client.waited_seconds >= 5 * 0.3
 
 
 def test_waiting_ends_with_advice_and_can_be_stopped(tiny_model):
@@ -287,7 +271,7 @@ def test_waiting_ends_with_advice_and_can_be_stopped(tiny_model):
 
 
 def test_another_teacher_at_the_same_address_stops_the_run(client, servicer):
-    servicer.info.weights_digest = "f" * 64
+    servicer.info.weights_digest, servicer.info.instance_id = "f" * 64, "the next process"
     with pytest.raises(IdentityMismatch, match="serve that teacher again"):
         client.score(requests(), HIDDEN)
 

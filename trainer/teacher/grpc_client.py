@@ -1,8 +1,9 @@
 """The trainer's side of the teacher's contract: connects, asks, checks, waits for a teacher that is away.
 
-A teacher that is killed and comes back costs waiting time and nothing else: scoring the same tokens
-again gives the same signals, so what is unanswered when a stream breaks is asked again. Another teacher
-under the same address ends the run.
+A teacher is one server, or several with the same weights (`routing`). One that is killed and comes back costs waiting
+time and nothing else: scoring the same tokens again gives the same signals, so what a server owes when its stream
+breaks is asked of another, or of itself when it is back. Another teacher under its address is not used, and ends the
+run where it is the only one.
 
 Make the client in the process that uses it: gRPC does not survive a fork.
 """
@@ -10,51 +11,42 @@ Make the client in the process that uses it: gRPC does not survive a fork.
 from __future__ import annotations
 
 import hashlib
-import math
+import random
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any
 
-import grpc
 import numpy as np
 import numpy.typing as npt
-from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, wait_random_exponential
 
-from tutelage.errors import CorruptFrame, IdentityMismatch, NotServed, Overloaded, TutelageError, Unreachable
-from tutelage.identity import require_same_template, require_same_tokenizer
+from tutelage.errors import CorruptFrame, Overloaded, Unreachable
 from tutelage.rpc import codec
 from tutelage.rpc.tls import ClientTls
-from tutelage.rpc.transport import (
-    ADAPTER_METADATA_KEY,
-    STUDENT_METADATA_KEY,
-    error_of_refusal,
-    error_of_rpc,
-    open_channel,
-    token_metadata,
-)
+from tutelage.rpc.transport import Endpoint, error_of_refusal, is_resolved
 from tutelage.rpc.v1 import teacher_pb2 as pb
-from tutelage.rpc.v1 import teacher_pb2_grpc as rpc
 from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.teacher.base import SignalArrays, SignalSpec, TeacherIdentity, UnembeddingArrays
+from tutelage.trainer.teacher.connection import Connection, Outcome, ScoreStream
 from tutelage.trainer.teacher.frame_decoder import Answer, to_message
+from tutelage.trainer.teacher.routing import Asked, Server, Servers
+from tutelage.trainer.teacher.same_teacher import SameTeacher
 
-# vLLM alone starts in tens of seconds, so who asks every five is back soon after a restart.
-_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.2, 5.0
-_INFO_TIMEOUT_SECONDS = 10.0
+_REPORT_SECONDS = 1.0
 
-ResultT = TypeVar("ResultT")
 Waiting = Callable[[float, str], None]
-"""Called about once per attempt with the seconds waited so far and why; may raise to stop waiting."""
+"""Called about once a second with the seconds waited so far and why; may raise to stop waiting."""
 
 
 class TeacherClient:
     """A `Teacher` behind gRPC.
 
     Args:
-        address: host:port.
-        student_id: under which the server counts the work.
+        address: host:port, a list of these, or dns:///name:port, which may stand for several.
+        student_id: under which the servers count the work.
         wait_seconds: longest wait for a teacher that does not answer, and for one answer.
         tokenizer_digests: of the student; must equal the teacher's.
         chat_template_digest: of the student's template, if the teacher must have it too; empty if it need not.
@@ -73,7 +65,7 @@ class TeacherClient:
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         *,
         student_id: str,
         wait_seconds: float,
@@ -85,19 +77,22 @@ class TeacherClient:
         tls: ClientTls | None = None,
         token_file: Path | None = None,
     ) -> None:
-        self._address, self._wait_seconds, self._waiting = address, wait_seconds, waiting
-        self._student_id, self._adapter, self._token_file = student_id, adapter, token_file
-        self._channel = open_channel(address, tls)
-        self._stub = rpc.TeacherServiceStub(self._channel)
+        self._wait_seconds, self._waiting = wait_seconds, waiting
         self._unembedding: UnembeddingArrays | None = None
         self.waited_seconds = 0.0
+
+        def connect(endpoint: Endpoint) -> Connection:
+            return Connection(endpoint, student_id=student_id, adapter=adapter, tls=tls, token_file=token_file)
+
+        same = SameTeacher(
+            tokenizer_digests=tokenizer_digests,
+            chat_template_digest=chat_template_digest,
+            weights_digest=weights_digest,
+            canary=not isinstance(address, str) or is_resolved(address),
+        )
+        self._servers, patience = Servers(address, connect, same), _Patience(wait_seconds)
         try:
-            self._info = self._with_retry(self._get_info)
-            require_same_tokenizer(self._info.tokenizer_digests, tokenizer_digests)
-            require_same_template(self._info.chat_template_digest, chat_template_digest)
-            self._require_same_teacher(weights_digest or self._info.weights_digest, self._info)
-            if pb.TEACHER_ROLE_SCORE not in self._info.roles:
-                raise NotServed(f"the teacher at {address} does not score; serve it with the role score", "roles")
+            self._info = self._servers.open(lambda reason: self._wait(patience, reason, _sleep))
         except BaseException:
             self.close()
             raise
@@ -111,8 +106,8 @@ class TeacherClient:
         )
 
     def close(self) -> None:
-        """Ends the connection."""
-        self._channel.close()
+        """Ends the connections."""
+        self._servers.close()
 
     def __enter__(self) -> TeacherClient:
         return self
@@ -120,8 +115,13 @@ class TeacherClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """Addresses of those that take part now."""
+        return tuple(server.address for server in self._servers.taking_part)
+
     def score(self, sequences: Sequence[TokenSequence], spec: SignalSpec) -> list[SignalArrays]:
-        """As `Teacher.score`; all sequences are in flight on one stream.
+        """As `Teacher.score`; all sequences are in flight, on one stream to each server.
 
         Raises:
             CorruptFrame: the teacher answered what it must not; nothing of it is used.
@@ -130,9 +130,19 @@ class TeacherClient:
             TutelageError: the teacher refused a request; the message says why.
 
         """
-        size = (self._info.vocabulary_size, self._info.hidden_size)
+        size, patience = (self._info.vocabulary_size, self._info.hidden_size), _Patience(self._wait_seconds)
         answers = {str(index): Answer(sequence, spec, *size) for index, sequence in enumerate(sequences)}
-        self._with_retry(lambda: self._stream(answers), lambda: sum(each.complete for each in answers.values()))
+        with _Scoring(self._servers, answers) as scoring:
+            while scoring.missing:
+                missing = scoring.missing
+                scoring.ask()
+                if scoring.is_owed:
+                    scoring.take(min(patience.left, self._servers.seconds_until_room() or patience.left))
+                    patience.require("no answer came")
+                else:
+                    self._wait(patience, self._servers.require_hope().message, scoring.take)
+                if scoring.missing < missing:
+                    patience = _Patience(self._wait_seconds)
         return [answer.arrays() for answer in answers.values()]
 
     def unembedding(self) -> UnembeddingArrays:
@@ -143,153 +153,190 @@ class TeacherClient:
             Unreachable: as `score`.
 
         """
-        if self._unembedding is None:
-            download = _UnembeddingDownload(self._info.unembedding)
-            self._with_retry(lambda: self._fetch_unembedding(download), lambda: download.rows)
-            self._unembedding = download.arrays()
+        download, patience = _UnembeddingDownload(self._info.unembedding), _Patience(self._wait_seconds)
+        while self._unembedding is None:
+            server = next(iter(self._servers.taking_part), None)
+            if server is None:
+                self._wait(patience, self._servers.require_hope().message, _sleep)
+                continue
+            try:
+                for chunk in server.connection.unembedding(download.rows, self._wait_seconds):
+                    download.add(chunk)
+                    patience = _Patience(self._wait_seconds)
+                self._unembedding = download.arrays()
+            except (Unreachable, Overloaded) as error:
+                self._servers.lose(server, error)
         return self._unembedding
 
-    @property
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        adapter = () if self._adapter is None else ((ADAPTER_METADATA_KEY, self._adapter),)
-        return ((STUDENT_METADATA_KEY, self._student_id), *adapter, *token_metadata(self._token_file))
-
-    def _get_info(self) -> pb.GetTeacherInfoResponse:
-        request = pb.GetTeacherInfoRequest()
-        return self._stub.GetTeacherInfo(request, timeout=_INFO_TIMEOUT_SECONDS, metadata=self._metadata)
-
-    def _stream(self, answers: dict[str, Answer]) -> None:
-        """Asks for what is not complete; returns when it is, and the teacher is known to be the same."""
-        for key, answer in answers.items():
-            if not answer.complete:
-                # A broken stream may have ended within a sequence; half of an answer is never continued.
-                answers[key] = Answer(answer.sequence, answer.spec, answer.vocabulary_size, answer.hidden_size)
-        open_keys = [key for key, answer in answers.items() if not answer.complete]
-        messages = [to_message(key, answers[key].sequence, answers[key].spec) for key in open_keys]
-        if messages:
-            call = self._stub.ScoreSequences(iter(messages), timeout=self._wait_seconds, metadata=self._metadata)
-            try:
-                _collect(call, answers)
-            finally:
-                # Else the server would go on computing for a stream that nobody reads.
-                call.cancel()
-        # The channel reconnects by itself: who answered is known only afterwards.
-        info = self._get_info()
-        self._require_same_teacher(self._info.weights_digest, info)
-
-    def _fetch_unembedding(self, download: _UnembeddingDownload) -> None:
-        self._require_same_teacher(self._info.weights_digest, self._get_info())
-        request = pb.GetUnembeddingRequest(row_start=download.rows)
-        for chunk in self._stub.GetUnembedding(request, timeout=self._wait_seconds, metadata=self._metadata):
-            download.add(chunk)
-
-    def _require_same_teacher(self, weights_digest: str, info: pb.GetTeacherInfoResponse) -> None:
-        if info.weights_digest != weights_digest:
-            raise IdentityMismatch(
-                f"the teacher at {self._address} has weights {info.weights_digest[:12]}…, but this run began with "
-                f"{weights_digest[:12]}…; serve that teacher again, or begin a new run in another output folder",
-                "teacher",
-            )
-
-    def _with_retry(self, attempt: Callable[[], ResultT], progress: Callable[[], int] = lambda: 0) -> ResultT:
-        """What the attempt returns; it is repeated while the teacher is away or full.
-
-        Args:
-            attempt: asks the teacher; may be called many times.
-            progress: counts what has been received; as long as it grows, the teacher is slow, not away.
+    def _wait(self, patience: _Patience, reason: str, wait: Callable[[float], None]) -> None:
+        """Waits for a teacher that is away or full, not for long, and says why.
 
         Raises:
-            Unreachable: `wait_seconds` have passed since the first failure, or since the first one after progress.
-            TutelageError: the teacher refused for another reason.
+            Unreachable: it has been too long.
 
         """
-        outage = _Outage(self._wait_seconds, progress)
+        self._waiting(patience.waited_seconds, reason)
+        began = time.monotonic()
+        wait(min(_REPORT_SECONDS, patience.left, self._servers.seconds_until_room() or _REPORT_SECONDS))
+        self.waited_seconds += time.monotonic() - began
+        patience.require(reason)
 
-        def once() -> ResultT:
-            try:
-                return attempt()
-            except grpc.RpcError as error:
-                raise error_of_rpc(error, self._address, "teacher") from error
 
-        def report(_: RetryCallState) -> None:
-            self._waiting(outage.seconds, outage.reason)
+def _sleep(seconds: float) -> None:
+    # With jitter, so that many students do not return at one moment.
+    time.sleep(random.uniform(0, seconds))  # noqa: S311 (no secret)
 
-        def sleep(seconds: float) -> None:
-            time.sleep(seconds)
-            self.waited_seconds += seconds
 
-        retrying = Retrying(
-            retry=retry_if_exception_type((Unreachable, Overloaded)),
-            after=outage.note,
-            wait=outage.pause,
-            stop=outage.is_too_long,
-            before_sleep=report,
-            sleep=sleep,
-        )
+class _Patience:
+    """How long a teacher may complete nothing."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._since = seconds, time.monotonic()
+
+    @property
+    def waited_seconds(self) -> float:
+        """So far."""
+        return time.monotonic() - self._since
+
+    @property
+    def left(self) -> float:
+        """Seconds, at least 0."""
+        return max(0.0, self._seconds - self.waited_seconds)
+
+    def require(self, reason: str) -> None:
+        """Gives up when nothing is left.
+
+        Raises:
+            Unreachable: with the reason.
+
+        """
+        if not self.left:
+            raise Unreachable(f"waited {self.waited_seconds:.0f} s: {reason}", "teacher.address")
+
+
+class _Scoring:
+    """One call of `score`: what is missing, and which server owes it; a context manager.
+
+    Args:
+        servers: of the teacher.
+        answers: to be completed, by request id.
+
+    """
+
+    def __init__(self, servers: Servers, answers: dict[str, Answer]) -> None:
+        self._servers, self._answers = servers, answers
+        # The longest first: what comes last then evens out what the servers have to do.
+        self._unasked = sorted(answers, key=lambda key: -len(answers[key].sequence.ids))
+        self._asked: dict[str, tuple[Asked, ScoreStream]] = {}
+        self._refused: defaultdict[str, set[Server]] = defaultdict(set)
+        self._streams: dict[ScoreStream, Server] = {}
+        self._events: SimpleQueue[tuple[ScoreStream, Outcome] | None] = SimpleQueue()
+
+    def __enter__(self) -> _Scoring:
+        self._servers.listen(self._wake)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._servers.forget(self._wake)
+        for stream in self._streams:
+            stream.close()
+        for asked, _stream in self._asked.values():
+            self._servers.done(asked, answered=False)
+
+    @property
+    def missing(self) -> int:
+        """Answers that are not complete."""
+        return len(self._unasked) + len(self._asked)
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether a server has been asked for something that it has not answered yet."""
+        return bool(self._asked)
+
+    def ask(self) -> None:
+        """Asks for all that is not asked, as far as servers have room."""
+        waiting, self._unasked = self._unasked, []
+        for key in waiting:
+            answer = self._answers[key]
+            asked = self._servers.ask(answer.sequence, self._refused[key])
+            if asked is None:
+                self._unasked.append(key)
+                continue
+            stream = self._stream_to(asked)
+            self._asked[key] = asked, stream
+            stream.send(to_message(key, answer.sequence, answer.spec))
+        if not self._unasked:
+            for stream in self._streams:
+                stream.finish()
+
+    def take(self, seconds: float) -> None:
+        """Takes what a server says next, or that one takes part again, if anything happens within the time.
+
+        Raises:
+            CorruptFrame: the teacher said what it must not.
+            TutelageError: every server refuses a request.
+
+        """
         try:
-            return retrying(once)
-        except RetryError as error:
-            problem = f"waited {outage.seconds:.0f} s: {outage.reason}"
-            raise Unreachable(problem, "teacher.address") from error.last_attempt.exception()
-
-
-class _Outage:
-    """How long a teacher has given nothing, and how long to pause before the next attempt."""
-
-    def __init__(self, longest_seconds: float, progress: Callable[[], int]) -> None:
-        self._longest_seconds, self._progress = longest_seconds, progress
-        self._since, self._made = math.inf, progress()
-        # Full jitter, so that many students do not return at one moment.
-        self._jitter = wait_random_exponential(multiplier=_FIRST_BACKOFF_SECONDS, max=_LONGEST_BACKOFF_SECONDS)
-        self.seconds, self.reason = 0.0, ""
-
-    def note(self, state: RetryCallState) -> None:
-        """Takes a failed attempt into account."""
-        now, made = time.monotonic(), self._progress()
-        # tenacity's own delays count from the first attempt, however much has been received since.
-        if made > self._made or self._since == math.inf:
-            self._since, self._made = now, made
-        self.seconds, self.reason = now - self._since, _problem(state).message
-
-    def pause(self, state: RetryCallState) -> float:
-        """Seconds until the next attempt: what a full teacher asks for and the jitter, within what is left."""
-        problem = _problem(state)
-        at_least = problem.retry_after_milliseconds / 1000 if isinstance(problem, Overloaded) else 0.0
-        return min(at_least + self._jitter(state), self._longest_seconds - self.seconds)
-
-    def is_too_long(self, _: RetryCallState) -> bool:
-        """Whether to give up."""
-        return self.seconds >= self._longest_seconds
-
-
-def _problem(state: RetryCallState) -> TutelageError:
-    assert state.outcome is not None
-    problem = state.outcome.exception()
-    assert isinstance(problem, TutelageError)
-    return problem
-
-
-def _collect(call: Iterable[pb.ScoreSequencesResponse], answers: Mapping[str, Answer]) -> None:
-    """Takes all answers; a teacher that is full may refuse some, which are asked for again later."""
-    full: TutelageError | None = None
-    missing = sum(not answer.complete for answer in answers.values())
-    for response in call:
-        answer = answers.get(response.request_id)
-        if answer is None:
-            raise CorruptFrame(f"an answer to {response.request_id!r}, which was not asked", "request_id")
-        if response.WhichOneof("outcome") == "refusal":
-            full = error_of_refusal(response.refusal)
-            if not isinstance(full, Overloaded):
-                raise full
-            missing -= 1
-        else:
-            answer.add(response.frame)
-            missing -= answer.complete
-        if not missing and full is not None:
-            raise full
-        if not missing:
+            event = self._events.get(timeout=seconds)
+        except Empty:
             return
-    raise CorruptFrame(f"the stream ended with {missing} requests unanswered", "last")
+        if event is None or event[0] not in self._streams:  # The last words of a stream that was given up.
+            return
+        stream, outcome = event
+        if isinstance(outcome, pb.ScoreSequencesResponse):
+            self._take_response(stream, outcome)
+            return
+        server = self._streams.pop(stream)
+        stream.close()
+        owed = [key for key, (_, each) in self._asked.items() if each is stream]
+        if outcome is None and owed:
+            raise CorruptFrame(f"the stream ended with {len(owed)} requests unanswered", "last")
+        for key in owed:
+            self._ask_again(key)
+        if outcome is not None:
+            self._servers.lose(server, outcome)
+
+    def _stream_to(self, asked: Asked) -> ScoreStream:
+        """A stream to a server that takes more requests."""
+        for stream, server in self._streams.items():
+            if server is asked.server and not stream.finished:
+                return stream
+        connection = asked.server.connection
+        stream = connection.stream(asked.instance_id, lambda stream, outcome: self._events.put((stream, outcome)))
+        self._streams[stream] = asked.server
+        return stream
+
+    def _take_response(self, stream: ScoreStream, response: pb.ScoreSequencesResponse) -> None:
+        key = response.request_id
+        asked, asked_of = self._asked.get(key, (None, None))
+        if asked is None or asked_of is not stream:
+            raise CorruptFrame(f"an answer to {key!r}, which was not asked", "request_id")
+        if response.WhichOneof("outcome") == "frame":
+            self._answers[key].add(response.frame)
+            if self._answers[key].complete:
+                del self._asked[key]
+                self._servers.done(asked, answered=True)
+            return
+        error = error_of_refusal(response.refusal)
+        self._ask_again(key)
+        if isinstance(error, Overloaded):
+            self._servers.is_full(asked.server, error)
+            return
+        self._refused[key].add(asked.server)
+        if not set(self._servers.taking_part) - self._refused[key]:
+            raise error
+
+    def _ask_again(self, key: str) -> None:
+        asked, _ = self._asked.pop(key)
+        self._servers.done(asked, answered=False)
+        # A broken stream may have ended within a sequence; half of an answer is never continued.
+        before = self._answers[key]
+        self._answers[key] = Answer(before.sequence, before.spec, before.vocabulary_size, before.hidden_size)
+        self._unasked.append(key)
+
+    def _wake(self) -> None:
+        self._events.put(None)
 
 
 class _UnembeddingDownload:

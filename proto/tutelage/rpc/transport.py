@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 STUDENT_METADATA_KEY = "tutelage-student"
 ADAPTER_METADATA_KEY = "tutelage-adapter"
+INSTANCE_METADATA_KEY = "tutelage-instance"
 TOKEN_METADATA_KEY, BEARER = "authorization", "Bearer "
 MAX_MESSAGE_BYTES = 16 * 2**20
 
@@ -64,8 +67,53 @@ SERVER_OPTIONS = [
 _STATUS_BY_NUMBER = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
-def open_channel(address: str, tls: ClientTls | None = None) -> grpc.Channel:
+_DNS = "dns:///"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One server of possibly several."""
+
+    address: str
+    """host:port."""
+    name: str = ""
+    """The name that its certificate is for, if it is not the address's host."""
+
+
+def endpoints(addresses: str | Sequence[str]) -> list[Endpoint]:
+    """The servers behind host:port, a list of these, or dns:///name:port, which may stand for several.
+
+    Raises:
+        Unreachable: a name is not known.
+
+    """
+    found: list[Endpoint] = []
+    for address in [addresses] if isinstance(addresses, str) else addresses:
+        if not address.startswith(_DNS):
+            found.append(Endpoint(address))
+            continue
+        name, _, port = address.removeprefix(_DNS).rpartition(":")
+        try:
+            hosts = {str(entry[4][0]) for entry in socket.getaddrinfo(name, int(port), type=socket.SOCK_STREAM)}
+        except (OSError, ValueError) as error:
+            raise Unreachable(f"{address} cannot be resolved: {error}; it is dns:///name:port", "address") from error
+        # In one order for everybody: the order of an answer changes from one to the next.
+        found += [Endpoint(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", name) for host in sorted(hosts)]
+    return list(dict.fromkeys(found))
+
+
+def is_resolved(addresses: str | Sequence[str]) -> bool:
+    """Whether any of the addresses is a name whose servers may change."""
+    return any(address.startswith(_DNS) for address in ([addresses] if isinstance(addresses, str) else addresses))
+
+
+def open_channel(address: str, tls: ClientTls | None = None, *, certified_name: str = "") -> grpc.Channel:
     """A channel to host:port, encrypted if `tls` is given.
+
+    Args:
+        address: host:port.
+        tls: how to know the server.
+        certified_name: the name that its certificate must be for; empty means the address's host.
 
     Raises:
         ConfigurationError: a file of `tls` cannot be read.
@@ -73,12 +121,13 @@ def open_channel(address: str, tls: ClientTls | None = None) -> grpc.Channel:
     """
     if tls is None:
         return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    options = [*CHANNEL_OPTIONS, *([("grpc.ssl_target_name_override", certified_name)] if certified_name else [])]
     credentials = grpc.ssl_channel_credentials(
         root_certificates=_pem(tls.ca, "tls.ca"),
         private_key=None if tls.key is None else _pem(tls.key, "tls.key"),
         certificate_chain=None if tls.certificate is None else _pem(tls.certificate, "tls.certificate"),
     )
-    return grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+    return grpc.secure_channel(address, credentials, options=options)
 
 
 def token_metadata(token_file: Path | None) -> tuple[tuple[str, str], ...]:

@@ -834,22 +834,28 @@ class NoiseFloor(_message.Message):
     MEAN_KL_FIELD_NUMBER: _builtins.int
     MAX_KL_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
+    CANARY_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     mean_kl: _builtins.float
     """Mean over positions, nats per token."""
     max_kl: _builtins.float
     """Largest over positions, nats per token."""
     positions: _builtins.int
     """Positions measured."""
+    @_builtins.property
+    def canary_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One of the sequences that it was measured on: two servers of one teacher score it alike, but for max_kl."""
+
     def __init__(
         self,
         *,
         mean_kl: _builtins.float = ...,
         max_kl: _builtins.float = ...,
         positions: _builtins.int = ...,
+        canary_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_kl", b"max_kl", "mean_kl", b"mean_kl", "positions", b"positions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_token_ids", b"canary_token_ids", "max_kl", b"max_kl", "mean_kl", b"mean_kl", "positions", b"positions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

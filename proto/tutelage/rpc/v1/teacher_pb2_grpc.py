@@ -33,6 +33,9 @@ class TeacherServiceStub:
 
     With the metadata key `tutelage-adapter`, a call is about the teacher that has that LoRA adapter, which has
     a weights digest of its own. Absent means the base model.
+
+    Every answer begins with the metadata key `tutelage-instance`, the `instance_id` of the process that gives it: who has
+    read that process's GetTeacherInfo knows whose weights answer, however often the connection was made anew.
     """
 
     def __init__(self, channel):
@@ -76,6 +79,9 @@ class TeacherServiceServicer:
 
     With the metadata key `tutelage-adapter`, a call is about the teacher that has that LoRA adapter, which has
     a weights digest of its own. Absent means the base model.
+
+    Every answer begins with the metadata key `tutelage-instance`, the `instance_id` of the process that gives it: who has
+    read that process's GetTeacherInfo knows whose weights answer, however often the connection was made anew.
     """
 
     def GetTeacherInfo(self, request, context):
@@ -159,6 +165,9 @@ class TeacherService:
 
     With the metadata key `tutelage-adapter`, a call is about the teacher that has that LoRA adapter, which has
     a weights digest of its own. Absent means the base model.
+
+    Every answer begins with the metadata key `tutelage-instance`, the `instance_id` of the process that gives it: who has
+    read that process's GetTeacherInfo knows whose weights answer, however often the connection was made anew.
     """
 
     @staticmethod

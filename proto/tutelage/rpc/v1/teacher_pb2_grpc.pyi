@@ -43,6 +43,9 @@ class TeacherServiceStub:
 
     With the metadata key `tutelage-adapter`, a call is about the teacher that has that LoRA adapter, which has
     a weights digest of its own. Absent means the base model.
+
+    Every answer begins with the metadata key `tutelage-instance`, the `instance_id` of the process that gives it: who has
+    read that process's GetTeacherInfo knows whose weights answer, however often the connection was made anew.
     """
 
     @_typing.overload
@@ -72,6 +75,9 @@ class TeacherServiceAsyncStub(TeacherServiceStub):
 
     With the metadata key `tutelage-adapter`, a call is about the teacher that has that LoRA adapter, which has
     a weights digest of its own. Absent means the base model.
+
+    Every answer begins with the metadata key `tutelage-instance`, the `instance_id` of the process that gives it: who has
+    read that process's GetTeacherInfo knows whose weights answer, however often the connection was made anew.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -97,6 +103,9 @@ class TeacherServiceServicer(metaclass=_abc_1.ABCMeta):
 
     With the metadata key `tutelage-adapter`, a call is about the teacher that has that LoRA adapter, which has
     a weights digest of its own. Absent means the base model.
+
+    Every answer begins with the metadata key `tutelage-instance`, the `instance_id` of the process that gives it: who has
+    read that process's GetTeacherInfo knows whose weights answer, however often the connection was made anew.
     """
 
     @_abc_1.abstractmethod
