@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tutelage.cli import Command, dispatch
-from tutelage.errors import EXIT_DONE
+from tutelage.errors import EXIT_DONE, TutelageError
 from tutelage.teacher_server.server import logging as logs
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def usage(arguments: list[str]) -> int:
 
 def top(arguments: list[str]) -> int:
     """Shows the students of a served teacher until Ctrl-C."""
+    from rich.console import Group
     from rich.live import Live
 
     from tutelage.rpc.v1 import teacher_pb2 as pb
@@ -135,13 +137,18 @@ def top(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="between two looks (%(default)s)")
     parser.add_argument("--looks", type=int, default=sys.maxsize, help="end after so many looks")
     options = parser.parse_args(arguments)
-    before: Any = None
+    before: dict[str, Any] = {}
     with Live(auto_refresh=False) as live:
         for look in range(options.looks):
             time.sleep(options.seconds if look else 0)
-            answer = _call(options, "GetTeacherUsage", pb.GetTeacherUsageRequest())
-            live.update(_rates(answer, before, options.seconds), refresh=True)
-            before = answer
+            answers = _call(options, "GetTeacherUsage", pb.GetTeacherUsageRequest())
+            shown = []
+            for address, answer in answers.items():
+                shown += [address] if len(answers) > 1 else []
+                away = isinstance(answer, TutelageError)
+                shown.append(str(answer) if away else _rates(answer, before.get(address), options.seconds))
+            live.update(Group(*shown), refresh=True)
+            before = {address: each for address, each in answers.items() if not isinstance(each, TutelageError)}
     return EXIT_DONE
 
 
@@ -173,42 +180,71 @@ def _client_parser(command: str) -> argparse.ArgumentParser:
     from tutelage.rpc.tls import add_client_flags
 
     parser = argparse.ArgumentParser(prog=f"tutelage teacher {command}", allow_abbrev=False)
-    parser.add_argument("--address", default=_DEFAULT_ADDRESS, help="host:port of the teacher (%(default)s)")
+    parser.add_argument(
+        "--address",
+        nargs="+",
+        default=[_DEFAULT_ADDRESS],
+        help=f"host:port of the teacher's servers, or dns:///name:port ({_DEFAULT_ADDRESS})",
+    )
     parser.add_argument("--adapter", help="ask the teacher that has this LoRA adapter")
     add_client_flags(parser, "info")
     return parser
 
 
-def _call(options: argparse.Namespace, method: str, request: Message) -> Any:
-    """The answer of the teacher that the options name."""
+def _call(options: argparse.Namespace, method: str, request: Message) -> dict[str, Any]:
+    """By address, what each server that the options name answers, or the error; one that is the only one raises it."""
     from tutelage.rpc.tls import client_access
-    from tutelage.rpc.transport import ADAPTER_METADATA_KEY, ask
+    from tutelage.rpc.transport import ADAPTER_METADATA_KEY, ask, endpoints
     from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
 
-    return ask(
-        pb_grpc.TeacherServiceStub,
-        method,
-        request,
-        options.address,
-        server="teacher",
-        timeout_seconds=_TIMEOUT_SECONDS,
-        access=client_access(options),
-        metadata=() if options.adapter is None else ((ADAPTER_METADATA_KEY, options.adapter),),
-    )
+    answers: dict[str, Any] = {}
+    servers = endpoints(options.address)
+    for server in servers:
+        try:
+            answers[server.address] = ask(
+                pb_grpc.TeacherServiceStub,
+                method,
+                request,
+                server.address,
+                server="teacher",
+                timeout_seconds=_TIMEOUT_SECONDS,
+                access=client_access(options),
+                metadata=() if options.adapter is None else ((ADAPTER_METADATA_KEY, options.adapter),),
+                certified_name=server.name,
+            )
+        except TutelageError as error:
+            if len(servers) == 1:
+                raise
+            answers[server.address] = error
+    return answers
 
 
 def _ask(command: str, method: str, request: Message, arguments: list[str], show: Callable[[Any], None]) -> int:
     parser = _client_parser(command)
-    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON; of several servers a line each")
     options = parser.parse_args(arguments)
-    from google.protobuf.json_format import MessageToJson
+    answers = _call(options, method, request)
+    for address, answer in answers.items():
+        if options.json:
+            print(_json(address, answer, alone=len(answers) == 1))
+            continue
+        if len(answers) > 1:
+            print(address)
+        if isinstance(answer, TutelageError):
+            print(answer)
+        else:
+            show(answer)
+    failed = [answer for answer in answers.values() if isinstance(answer, TutelageError)]
+    return failed[0].exit_code if failed else EXIT_DONE
 
-    answer = _call(options, method, request)
-    if options.json:
-        print(MessageToJson(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
-    else:
-        show(answer)
-    return EXIT_DONE
+
+def _json(address: str, answer: Any, *, alone: bool) -> str:
+    from google.protobuf.json_format import MessageToDict
+
+    if isinstance(answer, TutelageError):
+        return json.dumps({"address": address, "error": str(answer)})
+    fields = MessageToDict(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return json.dumps(fields, indent=2) if alone else json.dumps({"address": address, **fields})
 
 
 def _print_info(answer: Any) -> None:

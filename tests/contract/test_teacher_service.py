@@ -510,6 +510,25 @@ async def test_info_and_usage_as_commands(capsys):
     assert json.loads(answers[: answers.index("\n}") + 2])["vocabulary_size"] == VOCABULARY_SIZE
 
 
+async def test_several_servers_are_shown_with_their_addresses(capsys):
+    from tutelage.teacher_server.cli import main
+
+    async with serving(fake_teacher(FakeScoringEngine())) as one, serving(fake_teacher(FakeScoringEngine())) as other:
+        addresses = [one.address, other.address, "127.0.0.1:1"]
+        for command in ("info", "usage"):
+            assert await asyncio.to_thread(main, [command, "--address", *addresses[:2]]) == 0
+            assert await asyncio.to_thread(main, [command, "--json", "--address", *addresses]) == 3
+        assert await asyncio.to_thread(main, ["top", "--looks", "1", "--address", *addresses]) == 0
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    assert [line["address"] for line in lines] == addresses * 2
+    assert [line.get("instance_id") for line in lines[-3:-1]] == [one.servicer.instance_id, other.servicer.instance_id]
+    assert "no teacher answers at 127.0.0.1:1" in lines[-1]["error"]
+    top = printed[printed.rindex("}") :]
+    assert all(address in top for address in addresses)
+    assert "no teacher answers" in top
+
+
 async def _until(condition, seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():

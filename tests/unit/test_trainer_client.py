@@ -13,6 +13,7 @@ from trainer_doubles import FaultyServicer, InProcessTeacher, serving
 from tutelage.errors import CorruptFrame, IdentityMismatch, InvalidRequest, NotServed, Unreachable
 from tutelage.identity import tokenizer_digests
 from tutelage.rpc import codec
+from tutelage.rpc.transport import INSTANCE_METADATA_KEY
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.teacher.base import SignalSpec
@@ -242,6 +243,7 @@ class AnsweringOne(FaultyServicer):
     """Full again after each request that it has answered."""
 
     def ScoreSequences(self, request_iterator, context):  # noqa: N802
+        context.send_initial_metadata([(INSTANCE_METADATA_KEY, self.info.instance_id)])
         requests = list(request_iterator)
         self.refusals = []
         yield from self._answer(requests[0])

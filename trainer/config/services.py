@@ -14,8 +14,8 @@ from tutelage.trainer.config.objective import NotNegative, Positive
 class TeacherConfig(ClientAccess):
     """Where the teacher is."""
 
-    address: str = "127.0.0.1:50051"
-    """host:port of the teacher server."""
+    address: str | Annotated[tuple[str, ...], Field(min_length=1)] = "127.0.0.1:50051"
+    """host:port of the teacher server; several of them in a list, or dns:///name:port, are one teacher."""
     adapter: str | None = None
     """Name of the LoRA adapter to learn from; none means the base model."""
     wait_seconds: Annotated[float, Field(gt=0)] = 600.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from tutelage.errors import TutelageError, Unreachable
+from tutelage.errors import NotServed, TutelageError, Unreachable
 from tutelage.rpc.tls import ClientTls
 from tutelage.rpc.transport import (
     ADAPTER_METADATA_KEY,
@@ -157,8 +157,8 @@ class ScoreStream:
         try:
             for number, response in enumerate(self._call):
                 # The channel reconnects by itself, perhaps to a server that was started anew as another teacher.
-                if number == 0 and self._answering_instance() != self._instance_id:
-                    raise Unreachable(f"the teacher at {self._address} was started anew")
+                if number == 0:
+                    self._require_same_instance()
                 self._deliver(self, response)
         except grpc.RpcError as error:
             outcome = error_of_rpc(error, self._address, "teacher")
@@ -166,5 +166,11 @@ class ScoreStream:
             outcome = error
         self._deliver(self, outcome)
 
-    def _answering_instance(self) -> str:
-        return str(dict(self._call.initial_metadata()).get(INSTANCE_METADATA_KEY, ""))
+    def _require_same_instance(self) -> None:
+        answering = dict(self._call.initial_metadata()).get(INSTANCE_METADATA_KEY)
+        if answering is None:
+            raise NotServed(
+                f"the teacher at {self._address} does not say which process answers; is it an older version?"
+            )
+        if answering != self._instance_id:
+            raise Unreachable(f"the teacher at {self._address} was started anew")

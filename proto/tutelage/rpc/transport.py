@@ -153,6 +153,7 @@ def ask(
     access: ClientAccess | None = None,
     metadata: tuple[tuple[str, str], ...] = (),
     wait: bool = False,
+    certified_name: str = "",
 ) -> Any:
     """The answer of a server to one question, over a connection of its own.
 
@@ -167,6 +168,7 @@ def ask(
         metadata: besides the token's.
         wait: whether a server that is not there yet is waited for; never over TLS, where a handshake that has failed
             would be waited for, too.
+        certified_name: as `open_channel`.
 
     Raises:
         TutelageError: no answer, or a refusal; as `error_of_rpc`.
@@ -174,7 +176,7 @@ def ask(
 
     """
     access = access or ClientAccess()
-    with open_channel(address, access.tls) as channel:
+    with open_channel(address, access.tls, certified_name=certified_name) as channel:
         try:
             return getattr(stub(channel), method)(
                 request,
