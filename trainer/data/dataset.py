@@ -87,6 +87,10 @@ def read_dataset(path: Path, tokenizer: Any, *, template: Template, max_tokens: 
         for ids in (example.prompt_ids, example.completion_ids):
             # With its length before it, so that no other split of the same ids has the same fingerprint.
             total.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+        if example.mask is not None:
+            total.update(example.mask.tobytes())
+        if example.teacher is not None:
+            total.update(example.teacher.encode())
     return Dataset(
         kept.examples,
         total.hexdigest(),

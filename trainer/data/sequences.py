@@ -2,7 +2,8 @@
 
 Row of position t: the distribution over the token at t+1, the row's target. A sequence of n tokens whose prompt has p
 is scored at p-1 … n-2, and from 0 if prompt tokens count. The last position, after which nothing was written, has a row
-only if the configuration says so (`loss_on_last_token`), and no target.
+only if the configuration says so (`loss_on_last_token`), and no target. Where a conversation has several turns, a mask
+says which of the rows between the first and the last one are learned from; the teacher is asked for all of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from tutelage.rpc import codec
 
 TokenIds = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,27 @@ class TokenSequence:
     end: int
     """One past the last scored position."""
     candidate_ids_RC: npt.NDArray[np.int32] | None = None
-    """For the signal `candidates`: the ids whose logits are asked for at each scored position, padded with -1."""
+    """For the signal `candidates`: the ids whose logits are asked for at each position from `start` to `end`, padded
+    with -1."""
     prompt_tokens: int = 0
     """Tokens of the prompt."""
     weights_version: int | None = None
     """Optimizer steps done when the student wrote the completion; None if the data has it."""
+    mask: Mask | None = None
+    """bool [end - start]: which positions from `start` to `end` are learned from; None means all."""
+    teacher: str | None = None
+    """Name of the teacher that is asked about it; None means the run's one."""
 
     @property
     def rows(self) -> int:
-        """Scored positions."""
-        return self.end - self.start
+        """Positions that are learned from."""
+        return self.end - self.start if self.mask is None else int(self.mask.sum())
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """The positions that are learned from, int64 [rows], ascending."""
+        between = np.arange(self.start, self.end)
+        return between if self.mask is None else between[self.mask]
 
     @property
     def completion_tokens(self) -> int:
@@ -46,8 +59,9 @@ class TokenSequence:
 
     @property
     def targets(self) -> TokenIds:
-        """The token that follows each scored position; the last position of the sequence has none."""
-        return self.ids[self.start + 1 : self.end + 1]
+        """The token that follows each position that is learned from; the sequence's last position has none."""
+        following = self.positions + 1
+        return self.ids[following[following < len(self.ids)]]
 
     @property
     def digest(self) -> int:
@@ -61,14 +75,36 @@ def token_sequence(
     *,
     loss_on_prompt: bool,
     loss_on_last_token: bool = False,
+    mask: Mask | None = None,
     weights_version: int | None = None,
+    teacher: str | None = None,
 ) -> TokenSequence:
-    """The sequence of a prompt and its completion, neither empty, scored where the loss sees it."""
+    """The sequence of a prompt and its completion, neither empty, scored where the loss sees it.
+
+    Args:
+        prompt_ids: what the completion follows.
+        completion_ids: of the data, or of the student.
+        loss_on_prompt: whether all tokens are learned from, whatever the mask says.
+        loss_on_last_token: whether the position after the last token has a row as well.
+        mask: bool [prompt + completion], which tokens are learned from, at least one; None means the completion's.
+        weights_version: as in `TokenSequence`.
+        teacher: as in `TokenSequence`.
+
+    """
     ids = np.concatenate([prompt_ids, completion_ids])
+    tokens = np.ones(len(ids), bool)
+    if not loss_on_prompt:
+        tokens = np.arange(len(ids)) >= len(prompt_ids) if mask is None else mask.copy()
+    # The row of a token is that of the position before it, which the first token has not.
+    rows = np.append(tokens[1:], loss_on_last_token)
+    start, last = np.flatnonzero(rows)[[0, -1]].tolist()
+    between = rows[start : last + 1]
     return TokenSequence(
         ids,
-        start=0 if loss_on_prompt else len(prompt_ids) - 1,
-        end=len(ids) if loss_on_last_token else len(ids) - 1,
+        start=start,
+        end=last + 1,
+        mask=None if between.all() else between,
         prompt_tokens=len(prompt_ids),
         weights_version=weights_version,
+        teacher=teacher,
     )

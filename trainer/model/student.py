@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -191,13 +192,17 @@ class Student:
         # Padding is on the right, where causal attention never looks, so no mask is needed.
         # Not `model(...)`: its logits of all positions would be [B, T, V].
         hidden_BTD = self.model.final_hidden(ids_BT.to(self.device))
-        return torch.cat([hidden_BTD[row, item.start : item.end] for row, item in enumerate(sequences)])
+        parts = [hidden_BTD[row, item.start : item.end] for row, item in enumerate(sequences)]
+        for row, item in enumerate(sequences):
+            if item.mask is not None:
+                parts[row] = parts[row][torch.from_numpy(item.mask).to(self.device)]
+        return torch.cat(parts)
 
     @torch.no_grad()
     def likeliest_ids(self, sequence: TokenSequence, k: int) -> npt.NDArray[np.int32]:
-        """The k ids that it finds likeliest at each scored position, int32 [rows, k]."""
+        """The k ids that it finds likeliest at each position from `start` to `end`, int32 [end - start, k]."""
         self.model.eval()
-        hidden_ND = self.hidden([sequence])
+        hidden_ND = self.hidden([replace(sequence, mask=None)])
         self.model.train()
         logits_NV = self.head().logits(hidden_ND)
         ids_NK = logits_NV.topk(min(k, self.vocabulary_size), dim=-1).indices

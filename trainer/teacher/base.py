@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tutelage.trainer.data.sequences import TokenSequence
 
 SignalArrays: TypeAlias = dict[str, npt.NDArray[Any]]
-"""The checked rows of one sequence (R scored positions), with the arrays that the kind of signal has:
+"""The checked rows of one sequence (R positions from its `start` to its `end`), with the arrays of its kind of signal:
 
 - `topk`: `ids_RK` int32, short rows padded with -1; `logits_RK` float32, -inf where an id is -1.
 - `candidates`: `logits_RK` float32, -inf where the asked id is -1.
@@ -69,7 +69,7 @@ class Teacher(Protocol):
     """Time spent waiting for a teacher that was away or full, in all."""
 
     def score(self, sequences: Sequence[TokenSequence], spec: SignalSpec) -> list[SignalArrays]:
-        """What the teacher says about the scored positions of each sequence, in order."""
+        """What the teacher says about the positions from `start` to `end` of each sequence, in order."""
 
     def unembedding(self) -> UnembeddingArrays:
         """The matrix that turns `hidden` into logits."""

@@ -99,7 +99,8 @@ class StoredTeacher:
     ) -> SignalArrays:
         """What some of the sequence's rows are, of `topk` or `candidates`."""
         logits_RV = self._float_head().logits(torch.from_numpy(hidden_RD[rows].copy()).view(torch.bfloat16))
-        targets = torch.from_numpy(sequence.targets[rows].astype(np.int64))
+        following = sequence.ids[sequence.start + 1 : sequence.end + 1][rows]
+        targets = torch.from_numpy(following.astype(np.int64))
         target_logits = logits_RV[: len(targets)].gather(1, targets[:, None])[:, 0]
         logsumexp_RM = torch.stack([(logits_RV / T).logsumexp(1) for T in spec.temperatures], dim=1)
         both = {"target_logits": target_logits.numpy(), "logsumexp_RM": logsumexp_RM.numpy()}

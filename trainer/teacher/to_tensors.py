@@ -34,7 +34,8 @@ def teacher_rows(
 ) -> TeacherRows:
     """The rows of several sequences, one after the other, from what the teacher answered to each."""
     # Joining copies: the arrays are read-only bytes of the wire, which torch does not take.
-    tensors = {name: torch.from_numpy(array).to(device) for name, array in joined(answers).items()}
+    learned = [learned_rows(sequence, answer) for sequence, answer in zip(sequences, answers, strict=True)]
+    tensors = {name: torch.from_numpy(array).to(device) for name, array in joined(learned).items()}
     digest_N, position_N = sequence_digests(sequences).to(device), positions(sequences).to(device)
     if "hidden_RD" in tensors:
         assert unembedding is not None
@@ -46,9 +47,20 @@ def teacher_rows(
     )
     if "ids_RK" in tensors:
         return TopKRows(tensors["ids_RK"].long(), logits_NK, logsumexp_N, target_logits_N, digest_N, position_N)
-    candidates = [sequence.candidate_ids_RC for sequence in sequences if sequence.candidate_ids_RC is not None]
+    candidates = [
+        sequence.candidate_ids_RC if sequence.mask is None else sequence.candidate_ids_RC[sequence.mask]
+        for sequence in sequences
+        if sequence.candidate_ids_RC is not None
+    ]
     ids_NC = torch.from_numpy(np.concatenate(candidates)).to(device).long()
     return CandidateRows(ids_NC, logits_NK, logsumexp_N, target_logits_N, digest_N, position_N)
+
+
+def learned_rows(sequence: TokenSequence, answer: SignalArrays) -> SignalArrays:
+    """Of what a teacher answered, from `start` to `end`, the rows that are learned from."""
+    if sequence.mask is None:
+        return answer
+    return {name: array[sequence.mask[: len(array)]] for name, array in answer.items()}
 
 
 def targets_of(sequences: Sequence[TokenSequence]) -> Tensor:
@@ -64,7 +76,7 @@ def sequence_digests(sequences: Sequence[TokenSequence]) -> Tensor:
 
 def positions(sequences: Sequence[TokenSequence]) -> Tensor:
     """For each row its position, int64 [N]."""
-    return torch.cat([torch.arange(sequence.start, sequence.end) for sequence in sequences])
+    return torch.cat([torch.from_numpy(sequence.positions) for sequence in sequences])
 
 
 def row_counts(sequences: Sequence[TokenSequence]) -> Tensor:

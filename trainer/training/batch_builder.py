@@ -22,7 +22,7 @@ from tutelage.errors import DataError
 from tutelage.trainer.checkpoint.trainer_state import Rollout
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.seeding import numpy_generator
-from tutelage.trainer.data.sequences import TokenIds, TokenSequence, token_sequence
+from tutelage.trainer.data.sequences import Mask, TokenIds, TokenSequence, token_sequence
 from tutelage.trainer.losses.registry import objective_named
 from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
@@ -169,7 +169,7 @@ class BatchBuilder:
         drawn = self._drawn_indices(step, len(examples))
         indices = self._share_of_worker(len(examples), drawn)
         data = {
-            index: self._sequence(examples[index], examples[index].completion_ids, None)
+            index: self._sequence(examples[index], examples[index].completion_ids, examples[index].mask)
             for index in indices
             if index not in drawn
         }
@@ -178,7 +178,7 @@ class BatchBuilder:
         own_indices = [index for index in indices if index in drawn]
         rollout = self._kept.pop(step, None) or self._generate(step, weights_version, own_indices, examples)
         own = {
-            index: self._sequence(examples[index], rollout.completions[index], rollout.weights_version)
+            index: self._sequence(examples[index], rollout.completions[index], weights_version=rollout.weights_version)
             for index in own_indices
         }
         return _PendingBatch(data | own, [*answers, *self._ask(own)], rollout)
@@ -231,7 +231,11 @@ class BatchBuilder:
         return [self._background.submit(answers)]
 
     def _sequence(
-        self, example: TokenizedExample, completion_ids: TokenIds, weights_version: int | None
+        self,
+        example: TokenizedExample,
+        completion_ids: TokenIds,
+        mask: Mask | None = None,
+        weights_version: int | None = None,
     ) -> TokenSequence:
         """What is scored and learned from; with the signal `candidates`, with the ids that the student chose."""
         if not len(completion_ids):
@@ -245,7 +249,9 @@ class BatchBuilder:
             completion_ids,
             loss_on_prompt=self._config.loss_on_prompt,
             loss_on_last_token=self._config.loss_on_last_token,
+            mask=mask,
             weights_version=weights_version,
+            teacher=example.teacher,
         )
         if self._teacher is None or self._config.objective.signal != "candidates":
             return sequence

@@ -339,6 +339,12 @@ def _read_data(config: StudentConfig, student: Student) -> tuple[Dataset, list[T
             "held_out.sequences",
         )
     return dataset, [
-        token_sequence(example.prompt_ids, example.completion_ids, loss_on_prompt=config.loss_on_prompt)
+        token_sequence(
+            example.prompt_ids,
+            example.completion_ids,
+            loss_on_prompt=config.loss_on_prompt,
+            mask=example.mask,
+            teacher=example.teacher,
+        )
         for example in held_out
     ]

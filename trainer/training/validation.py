@@ -25,7 +25,7 @@ from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.teacher.base import SignalSpec, Teacher
 from tutelage.trainer.teacher.rows import HiddenRows, TeacherRows, Unembedding
-from tutelage.trainer.teacher.to_tensors import positions, sequence_digests, targets_of
+from tutelage.trainer.teacher.to_tensors import learned_rows, positions, sequence_digests, targets_of
 
 _MEASURES = ("forward_kl", "reverse_kl", "jsd", "top1_agreement", "teacher_entropy", "student_entropy")
 
@@ -92,6 +92,8 @@ def _stored_or_fetched(sequences: Sequence[TokenSequence], path: Path, teacher: 
     total = hashlib.sha256(teacher.identity.weights_digest.encode())
     for item in sequences:
         total.update(len(item.ids).to_bytes(4, "little") + item.start.to_bytes(4, "little") + item.ids.tobytes())
+        if item.mask is not None:
+            total.update(item.mask.tobytes())
     key = total.hexdigest()
     if path.exists():
         try:
@@ -106,7 +108,8 @@ def _stored_or_fetched(sequences: Sequence[TokenSequence], path: Path, teacher: 
             ) from error
     answers = teacher.score(sequences, SignalSpec("hidden"))
     # numpy knows no bfloat16: the bits travel as uint16. Copied, since what came over the wire is read-only.
-    hidden_ND = torch.cat([torch.from_numpy(answer["hidden_RD"].copy()) for answer in answers])
+    learned = [learned_rows(item, answer) for item, answer in zip(sequences, answers, strict=True)]
+    hidden_ND = torch.cat([torch.from_numpy(rows["hidden_RD"].copy()) for rows in learned])
     hidden_ND = hidden_ND.view(torch.bfloat16)
     write_durably(path, save({"hidden_ND": hidden_ND}, metadata={"key": key}))
     return hidden_ND

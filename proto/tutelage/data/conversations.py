@@ -14,7 +14,7 @@ trained without it, an answer that is a tool call would teach to say nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Message = dict[str, str]
@@ -47,6 +47,12 @@ class Conversation:
     """The `input` of the instruction format, which the Alpaca prompts set apart."""
     where: str = ""
     """Where it comes from, for messages: a file and its line, or an item."""
+    teacher: str | None = None
+    """Name of the teacher that is asked about it; None means the run's one."""
+    teacher_prompt: str | None = None
+    """What the teacher reads in place of the prompt; None means the prompt."""
+    teacher_messages: tuple[Message, ...] | None = None
+    """The same as messages."""
 
 
 def format_of(row: Mapping[str, Any]) -> str:
@@ -72,20 +78,30 @@ def conversation_of(row: Mapping[str, Any], row_format: str, where: str = "") ->
     if row_format not in row:
         raise BadRow(row_format, f"is missing; all rows of a file must have the first one's format, {row_format}")
     _refuse_unread(row, _UNREAD_OF_ROW, "")
+    conversation = _said(row, row_format)
+    told = row.get("teacher_messages")
+    return replace(
+        conversation,
+        where=where,
+        teacher=_optional_text(row, "teacher"),
+        teacher_prompt=_optional_text(row, "teacher_prompt"),
+        teacher_messages=None if told is None else tuple(_messages(told, "teacher_messages")),
+    )
+
+
+def _said(row: Mapping[str, Any], row_format: str) -> Conversation:
     match row_format:
         case "messages":
-            messages, completion = _turns(row["messages"])
-            return Conversation(messages, completion, where=where)
+            return Conversation(*_turns(row["messages"]))
         case "prompt":
-            return Conversation([user_message(_text(row, "prompt"))], _optional_text(row, "completion"), where=where)
+            return Conversation([user_message(_text(row, "prompt"))], _optional_text(row, "completion"))
         case "instruction":
             extra = row.get("input") or ""
             if not isinstance(extra, str):
                 raise BadRow("input", f"holds {extra!r:.80}, expected a string")
-            message = user_message(_text(row, "instruction"))
-            return Conversation([message], _optional_text(row, "output"), extra, where)
+            return Conversation([user_message(_text(row, "instruction"))], _optional_text(row, "output"), extra)
         case _:
-            return Conversation([user_message(_text(row, "question"))], _optional_text(row, "answer"), where=where)
+            return Conversation([user_message(_text(row, "question"))], _optional_text(row, "answer"))
 
 
 def with_completion(row: Mapping[str, Any], row_format: str, completion: str) -> dict[str, Any]:
@@ -129,13 +145,12 @@ def _refuse_unread(values: Mapping[str, Any], fields: Sequence[str], prefix: str
             )
 
 
-def _turns(messages: Any) -> tuple[list[Message], str | None]:
-    """What comes before the answer, and the answer; None if the last message is not the assistant's."""
+def _messages(messages: Any, field: str) -> list[Message]:
     if not isinstance(messages, list) or not messages:
-        raise BadRow("messages", f"holds {messages!r:.80}, expected a list that is not empty")
+        raise BadRow(field, f"holds {messages!r:.80}, expected a list that is not empty")
     turns = []
     for index, message in enumerate(messages):
-        place = f"messages[{index}]"
+        place = f"{field}[{index}]"
         if not isinstance(message, dict):
             raise BadRow(place, f"is {message!r:.80}, expected strings `role` and `content`")
         if message.get("role") not in ROLES:
@@ -145,6 +160,12 @@ def _turns(messages: Any) -> tuple[list[Message], str | None]:
             problem = f"is {message.get('content')!r:.80}, expected strings `role` and `content`"
             raise BadRow(f"{place}.content", problem)
         turns.append({"role": message["role"], "content": message["content"]})
+    return turns
+
+
+def _turns(messages: Any) -> tuple[list[Message], str | None]:
+    """What comes before the answer, and the answer; None if the last message is not the assistant's."""
+    turns = _messages(messages, "messages")
     if turns[-1]["role"] != "assistant":
         return turns, None
     if len(turns) == 1:

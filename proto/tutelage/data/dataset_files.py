@@ -6,19 +6,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tutelage.data.conversations import BadRow, Conversation, conversation_of, format_of
+from tutelage.data.conversations import BadRow, Conversation, Message, conversation_of, format_of
 from tutelage.data.prompts import Template, completion_end_id, prompt_ids, prompt_text
 from tutelage.data.rows import read_rows
 from tutelage.errors import DataError
 
 TokenIds = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,17 @@ class TokenizedExample:
     """One row as token ids."""
 
     prompt_ids: TokenIds
+    """What a student continues when it writes."""
     completion_ids: TokenIds
     """Empty if the data has no completion; else ends with its template's end token unless truncated."""
+    mask: Mask | None = None
+    """bool [prompt + completion]: which tokens are learned from; None means the completion's."""
+    teacher: str | None = None
+    """Name of the teacher that is asked about it; None means the run's one."""
+    teacher_prompt: str | None = None
+    """What the teacher reads in place of the prompt, as the row says it; None means the prompt."""
+    teacher_messages: tuple[Message, ...] | None = None
+    """The same as messages."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,15 @@ def read_examples(path: Path, tokenizer: Any, *, template: Template) -> list[Tok
             # Prompt and completion are tokenized apart, as sampling sees them: it begins after whole tokens.
             ids = tokenizer(conversation.completion, add_special_tokens=False)["input_ids"]
             completion_ids = np.asarray(ids if ids[-1:] == [end_id] else [*ids, end_id], np.int32)
-        examples.append(TokenizedExample(encode_prompt(conversation), completion_ids))
+        examples.append(
+            TokenizedExample(
+                encode_prompt(conversation),
+                completion_ids,
+                teacher=conversation.teacher,
+                teacher_prompt=conversation.teacher_prompt,
+                teacher_messages=conversation.teacher_messages,
+            )
+        )
     return examples
 
 
@@ -106,7 +124,9 @@ def truncate(examples: Sequence[TokenizedExample], max_tokens: int, path: Path) 
             continue
         over = max(0, len(example.completion_ids) - room)
         truncated, tokens_cut = truncated + (over > 0), tokens_cut + over
-        kept.append(TokenizedExample(example.prompt_ids, example.completion_ids[:room]))
+        length = len(example.prompt_ids) + min(room, len(example.completion_ids))
+        mask = None if example.mask is None else example.mask[:length]
+        kept.append(replace(example, completion_ids=example.completion_ids[:room], mask=mask))
     if not kept:
         raise DataError(f"every prompt of {path} fills {max_tokens} tokens; raise batch.max_tokens", "batch.max_tokens")
     return Truncation(tuple(kept), len(examples) - len(kept), truncated, tokens_cut)
