@@ -1,8 +1,7 @@
 """Functions of each row's logits, for a vocabulary too large to hold all rows' logits at once.
 
 The two matrix products run on chunks of rows, everything between them on blocks of a few rows that stay in the
-processor's cache. The gradient at a block's logits overwrites the chunk's product, so beyond one chunk neither
-logits nor their gradients exist. The forward pass goes on to the gradients at the hidden states and at the
+processor's cache. Beyond one chunk neither logits nor their gradients exist. The forward pass goes on to the gradients at the hidden states and at the
 unembedding, as if every row weighed the same in the loss, so a mean over tokens never sees the logits twice. If the
 backward pass finds other weights, it computes the logits again for the gradient at the unembedding.
 
@@ -72,11 +71,11 @@ class _EvaluateRows(torch.autograd.Function):
         values, of_hidden = [], []
         of_head = _HeadGradient(ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         for rows in plan.chunks(len(hidden_ND)):
-            product_RV = plan.head.product(hidden_ND[rows])
-            values.append(_fill_with_gradient(plan, product_RV, rows, with_gradient))
-            if with_gradient:
-                of_hidden.append((product_RV @ matrix_VD).to(hidden_ND.dtype))
-                of_head.add(product_RV, hidden_ND[rows])
+            value, gradient_RV = _values_and_gradient(plan, hidden_ND[rows], rows, with_gradient)
+            values.append(value)
+            if gradient_RV is not None:
+                of_hidden.append((gradient_RV @ matrix_VD).to(hidden_ND.dtype))
+                of_head.add(gradient_RV, hidden_ND[rows])
         if with_gradient:
             # What is kept is [N, D] and [V, D] however many rows there are; logits of all rows would be [N, V].
             kept = hidden_ND if trained else None
@@ -98,9 +97,9 @@ class _EvaluateRows(torch.autograd.Function):
             return weighted_ND, _times(of_matrix_VD, weight), _times(of_bias_V, weight), None
         of_head = _HeadGradient(ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         for rows in ctx.plan.chunks(len(hidden_ND)):
-            product_RV = ctx.plan.head.product(hidden_ND[rows])
-            _fill_with_gradient(ctx.plan, product_RV, rows, True, upstream_N[rows])
-            of_head.add(product_RV, hidden_ND[rows])
+            _, gradient_RV = _values_and_gradient(ctx.plan, hidden_ND[rows], rows, True, upstream_N[rows])
+            assert gradient_RV is not None
+            of_head.add(gradient_RV, hidden_ND[rows])
         return weighted_ND, of_head.of_matrix_VD, of_head.of_bias_V, None
 
 
@@ -133,10 +132,14 @@ def _times(gradient: Tensor | None, weight: float) -> Tensor | None:
     return None if gradient is None else gradient * weight
 
 
-def _fill_with_gradient(
-    plan: _Plan, product_RV: Tensor, rows: slice, with_gradient: bool, upstream_R: Tensor | None = None
-) -> Tensor:
-    """Values of a chunk; its product is overwritten with the (weighted) gradient at the product if wanted."""
+def _values_and_gradient(
+    plan: _Plan, hidden_RD: Tensor, rows: slice, with_gradient: bool, upstream_R: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Values of a chunk and, if wanted, the (weighted) gradient at its product, in the matrix's dtype."""
+    product_RV = plan.head.product(hidden_RD)
+    # In the product's place, unless that is wider: the products with the gradient take factors of the matrix's dtype.
+    dtype = plan.head.matrix_VD.dtype
+    gradients_RV = torch.empty_like(product_RV, dtype=dtype) if product_RV.dtype != dtype else product_RV
     function = plan.function.of_chunk(rows)
     values = []
     for block in _pieces(len(product_RV), BLOCK_ROWS):
@@ -148,5 +151,5 @@ def _fill_with_gradient(
         if gradient_RV is not None:
             if upstream_R is not None:
                 gradient_RV = gradient_RV.mul_(upstream_R[block, None])
-            product_RV[block] = plan.head.finish_backward(gradient_RV, before_RV)
-    return torch.cat(values)
+            gradients_RV[block] = plan.head.finish_backward(gradient_RV, before_RV)
+    return torch.cat(values), gradients_RV if with_gradient else None

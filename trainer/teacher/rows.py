@@ -16,6 +16,10 @@ Rows: TypeAlias = slice | Tensor
 """A choice of rows: a slice, a boolean mask [N] or indices."""
 
 
+# Of a head that is widened at once: small enough to stay in a cache until it is multiplied.
+_TILE_BYTES = 8 * 2**20
+
+
 def accurate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which probabilities are computed: float64 for float64, float32 for everything else."""
     return torch.promote_types(dtype, torch.float32)
@@ -31,7 +35,7 @@ class Unembedding:
 
     # Cohere multiplies logits by a factor, Granite divides them, Gemma bounds them by a tanh, Phi's head has a bias.
     matrix_VD: Tensor
-    """[V, D]; its dtype is the dtype of the product."""
+    """[V, D]; its dtype is that of the product's factors."""
     bias_V: Tensor | None = None
     """[V], or None."""
     scale: float = 1.0
@@ -45,12 +49,21 @@ class Unembedding:
         return self.matrix_VD.shape[0]
 
     def product(self, hidden_ND: Tensor) -> Tensor:
-        """Hidden · matrixᵀ, [N, V] in the matrix's dtype."""
-        return hidden_ND.to(self.matrix_VD.dtype) @ self.matrix_VD.T
+        """Hidden · matrixᵀ, [N, V]: factors in the matrix's dtype, sums in float32 (float64 from float64).
+
+        A result in bfloat16 would round a logit of 40 by up to 0.125, which is more than what a student that is near its
+        teacher differs by.
+        """
+        hidden_ND = hidden_ND.to(self.matrix_VD.dtype)
+        if self.matrix_VD.dtype != torch.bfloat16:
+            return hidden_ND @ self.matrix_VD.T
+        if hidden_ND.is_cuda:
+            return torch.mm(hidden_ND, self.matrix_VD.T, out_dtype=torch.float32)
+        return _product_on_cpu(hidden_ND.float(), self.matrix_VD)
 
     def finish(self, product_NV: Tensor) -> Tensor:
-        """Logits [N, V] in float32 (float64 from float64), a tensor of its own, from `product`."""
-        logits_NV = product_NV.to(accurate_dtype(product_NV.dtype), copy=True)
+        """Logits [N, V], a tensor of its own, from `product`."""
+        logits_NV = product_NV.clone()
         if self.bias_V is not None:
             logits_NV = logits_NV.add_(self.bias_V.detach())
         if self.scale != 1.0:
@@ -69,6 +82,25 @@ class Unembedding:
         """Raw logits [N, V] in float32 (float64 from float64), without a gradient."""
         with torch.no_grad():
             return self.finish(self.product(hidden_ND))
+
+
+def _product_on_cpu(hidden_ND: Tensor, matrix_VD: Tensor) -> Tensor:
+    """Float32 · bfloat16ᵀ, [N, V] in float32, for a device whose own product of bfloat16 factors is rounded to them.
+
+    The matrix is widened a tile at a time, and processors that have bfloat16 products are told to use them on the wide
+    numbers: exact here, since both factors are bfloat16 numbers. (`torch.mm` knows `out_dtype` on CUDA only.)
+    """
+    product_NV = hidden_ND.new_empty(len(hidden_ND), len(matrix_VD))
+    rows = max(1, _TILE_BYTES // (4 * matrix_VD.shape[1]))
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, settings.fp32_precision = settings.fp32_precision, "bf16"
+    try:
+        for start in range(0, len(matrix_VD), rows):
+            tile = slice(start, start + rows)
+            torch.mm(hidden_ND, matrix_VD[tile].float().T, out=product_NV[:, tile])
+    finally:
+        settings.fp32_precision = before
+    return product_NV
 
 
 @dataclass(frozen=True)
