@@ -1,11 +1,11 @@
-"""What do float32 sums of bfloat16 factors cost a step, and what do they make of the gradient? Before and after, in turn.
+"""What do float32 sums of bfloat16 factors cost a step, and what of the gradient? Before and after, in turn.
 
     python benchmarks/exact_products.py [--rounds 8] [--dtype bfloat16 float32]
 
 Before: logits of the teacher's hidden states (and of a bfloat16 student's) were products in bfloat16, which rounds one
 of 40 by up to 0.125. The gradient: the packaged teacher (135M) in bfloat16, a student that is the same model in float32
-with noise on its weights, at a mean KL of 0.012 nats; its relative error at the student's hidden states and at its head,
-against float64 from the same hidden states. The step: that of `trainer_speed.py` (served teacher, 8-layer student,
+with noise on its weights, at a mean KL of 0.012 nats; its relative error at the student's hidden states and head
+against float64 from the same states. The step: that of `trainer_speed.py` (served teacher, 8-layer student,
 `hidden`, on-policy GKD, batch 8, 64 new tokens), on two cores; medians of the ratio of each two steps in turn.
 """
 
@@ -94,9 +94,7 @@ class NearStudent:
         teacher = self.teacher
         if dtype == torch.float64:
             exact_head = Unembedding(teacher.unembedding.matrix_VD.double())
-            teacher = HiddenRows(
-                teacher.hidden_ND.double(), teacher.sequence_digest_N, teacher.position_N, exact_head
-            )
+            teacher = HiddenRows(teacher.hidden_ND.double(), teacher.sequence_digest_N, teacher.position_N, exact_head)
         hidden_ND, head = self.hidden_ND.to(dtype, copy=True).requires_grad_(), self.head(dtype)
         head.matrix_VD.requires_grad_()
         value_N = value_of(hidden_ND, head, teacher, objective)

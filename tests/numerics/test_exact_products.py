@@ -1,4 +1,4 @@
-"""Factors in bfloat16 are multiplied into float32 sums: near a teacher, logits rounded to bfloat16 would be the loss."""
+"""Factors in bfloat16 are multiplied into float32 sums: near a teacher, rounded logits would be the loss."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Functions of each row's logits, for a vocabulary too large to hold all rows' logits at once.
 
 The two matrix products run on chunks of rows, everything between them on blocks of a few rows that stay in the
-processor's cache. Beyond one chunk neither logits nor their gradients exist. The forward pass goes on to the gradients at the hidden states and at the
-unembedding, as if every row weighed the same in the loss, so a mean over tokens never sees the logits twice. If the
-backward pass finds other weights, it computes the logits again for the gradient at the unembedding.
+processor's cache. Beyond one chunk neither logits nor their gradients exist. The forward pass goes on to the gradients
+at the hidden states and at the unembedding, as if every row weighed the same in the loss, so a mean over tokens never
+sees the logits twice. If the backward pass finds other weights, it computes the logits again for the gradient at the
+unembedding.
 
 Shapes: the legend in docs/architecture.md; R rows of a chunk, and of a block within it.
 """

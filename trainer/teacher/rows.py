@@ -51,8 +51,8 @@ class Unembedding:
     def product(self, hidden_ND: Tensor) -> Tensor:
         """Hidden · matrixᵀ, [N, V]: factors in the matrix's dtype, sums in float32 (float64 from float64).
 
-        A result in bfloat16 would round a logit of 40 by up to 0.125, which is more than what a student that is near its
-        teacher differs by.
+        A result in bfloat16 would round a logit of 40 by up to 0.125: more than what a student that is near its teacher
+        differs by.
         """
         hidden_ND = hidden_ND.to(self.matrix_VD.dtype)
         if self.matrix_VD.dtype != torch.bfloat16:
