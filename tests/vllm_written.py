@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from trainer_cases import student_config
+from tutelage.trainer.data.sequences import Completion
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.rollout.hf_sampler import TransformersSampler
 from tutelage.trainer.rollout.vllm_sampler import VllmSampler
@@ -45,11 +46,11 @@ def take_a_large_step(student: Student) -> None:
 
 
 @torch.no_grad()
-def largest_gap(student: Student, completions: list[np.ndarray]) -> float:
+def largest_gap(student: Student, completions: list[Completion]) -> float:
     """Nats between a token that was written and the likeliest one, at most."""
     gaps = []
     for prompt, completion in zip(PROMPTS, completions, strict=True):
-        ids = torch.from_numpy(np.concatenate([prompt, completion]).astype(np.int64))
+        ids = torch.from_numpy(np.concatenate([prompt, completion.ids]).astype(np.int64))
         logits_TV = student.model(ids[None]).logits[0, len(prompt) - 1 : -1, :VOCABULARY_SIZE]
         written_T = logits_TV.gather(1, ids[len(prompt) :, None])[:, 0]
         gaps.append(float((logits_TV.amax(1) - written_T).max()))
@@ -73,9 +74,9 @@ def main(model: Path, output: Path) -> None:
         gaps = {name: largest_gap(student, completions) for name, completions in written.items()}
         stale_gap = None if earlier is None else largest_gap(student, earlier)
         earlier = written["vllm"]
-        student.ends = frozenset({int(written["vllm"][0][2])})
+        student.ends = frozenset({int(written["vllm"][0].ids[2])})
         written["ended"] = samplers["vllm"].generate(step, BATCH_INDICES, PROMPTS)
-        lists = {name: [ids.tolist() for ids in completions] for name, completions in written.items()}
+        lists = {name: [completion.ids.tolist() for completion in completions] for name, completions in written.items()}
         found.append(lists | {"end": sorted(student.ends), "gaps": gaps, "stale_gap": stale_gap})
         take_a_large_step(student)
     output.write_text(json.dumps(found), encoding="utf-8")

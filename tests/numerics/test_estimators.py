@@ -54,12 +54,15 @@ def test_expected_value_is_the_reverse_kl(name, logits):
     torch.testing.assert_close(found, expected)
 
 
-def test_a_lagging_sampler_is_corrected(logits):
+@pytest.mark.parametrize("name", GRADIENT_OF)
+def test_another_sampler_is_corrected_by_importance_weights(name, logits):
     student, teacher_logp = logits
+    student_logp = student.log_softmax(-1)
     sampler_logp = (student.detach() + torch.linspace(-1, 1, 23, dtype=torch.float64)).log_softmax(-1)
-    loss = (sampler_logp.exp() * estimators.policy_gradient(student.log_softmax(-1), teacher_logp, sampler_logp)).sum()
+    weights = estimators.importance_weights(student_logp, sampler_logp)
+    loss = (sampler_logp.exp() * weights * getattr(estimators, name)(student_logp, teacher_logp)).sum()
     (found,) = torch.autograd.grad(loss, student)
-    (expected,) = torch.autograd.grad(divergences.reverse_kl(teacher_logp, student.log_softmax(-1)).sum(), student)
+    (expected,) = torch.autograd.grad(GRADIENT_OF[name](teacher_logp, student.log_softmax(-1)).sum(), student)
     torch.testing.assert_close(found, expected)
 
 
@@ -83,7 +86,7 @@ def test_token_policy_gradient_from_hidden_and_from_target_logits(estimator, tem
     student_logp = student_logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
     expected = getattr(estimators, estimator)(student_logp, teacher_logp)
     for teacher in (case.teacher, candidates):
-        value = token_policy_gradient(
+        value, _ = token_policy_gradient(
             hidden, case.head, teacher, ids, estimator=estimator, distribution=distribution, chunk_rows=3
         )
         torch.testing.assert_close(value, expected)
@@ -97,7 +100,7 @@ def test_noise_reaches_the_reward():
     case = make_case()
     ids = torch.zeros(7, dtype=torch.int64)
     distribution = TeacherDistribution(noise=2.0, noise_seed=4)
-    value = token_policy_gradient(case.hidden_ND, case.head, case.teacher, ids, distribution=distribution)
+    value = token_policy_gradient(case.hidden_ND, case.head, case.teacher, ids, distribution=distribution)[0]
     noise = counter_normal(4, case.teacher.sequence_digest_N, case.teacher.position_N, 23)
     teacher_logp = (case.teacher_logits + 2.0 * noise).log_softmax(-1)[:, 0]
     torch.testing.assert_close(value, case.student_logits.log_softmax(-1)[:, 0] - teacher_logp)
@@ -125,6 +128,10 @@ SETTINGS = [
     {"objective": {"temperature": temperature, "student_temperature": own}, "sampling": {"temperature": own}}
     for temperature, own in ((1.0, 1.0), (2.0, 2.0), (0.5, 0.5), (2.0, 1.0), (1.0, 0.7))
 ] + [{}, {"objective": {"scale_by_temperature_squared": True}}, {"objective": {"noise": 1.5}}]
+SETTINGS += [
+    {"objective": {"importance_weights": True, "temperature": T}, "sampling": {"temperature": sampling}}
+    for T, sampling in ((1.0, 2.0), (2.0, 1.0), (1.0, 0.5), (1.0, 1.0))
+]
 WRONG = {
     "another temperature": ({"objective": {"temperature": 2.0}}, "sampling.temperature", "allowed is 2.0"),
     "a colder sample": ({"sampling": {"temperature": 0.5}}, "sampling.temperature", "allowed is 1.0"),
@@ -135,6 +142,23 @@ WRONG = {
     ),
     "a nucleus": ({"sampling": {"top_p": 0.7}}, "sampling.top_p", "allowed is 1"),
     "tokens of the prompt": ({"loss_on_prompt": True}, "loss_on_prompt", "allowed is false"),
+    "a nucleus, weighed": (
+        {"objective": {"importance_weights": True}, "sampling": {"top_p": 0.7}},
+        "sampling.top_p",
+        "allowed is 1",
+    ),
+    "older weights": ({"sampling": {"max_staleness": 1}}, "sampling.max_staleness", "importance_weights"),
+    "a clip that is not said": (
+        {"objective": {"importance_weights": True, "importance_clip": 5.0}},
+        "importance_clip",
+        "approximate: true",
+    ),
+    "a clip of nothing": ({"objective": {"importance_clip": 5.0}}, "importance_clip", "importance_weights: true"),
+    "weights of another objective": (
+        {"objective": {"name": "gkd", "importance_weights": True}},
+        "importance_weights",
+        "sampled tokens",
+    ),
 }
 
 
@@ -154,11 +178,18 @@ def test_over_what_is_sampled_the_estimate_is_the_exact_gradient(settings, estim
     case = make_case(rows=6, vocabulary=11)
     hidden = case.hidden_ND.clone().requires_grad_()
     sampled = (case.student_logits / config.sampling.temperature).softmax(-1).detach()
+    weighed = config.objective.importance_weights
     expected = 0.0
     for token in range(11):
         ids = torch.full((6,), token)
-        value = token_policy_gradient(
-            hidden, case.head, case.teacher, ids, estimator=estimator, distribution=distribution
+        value, _ = token_policy_gradient(
+            hidden,
+            case.head,
+            case.teacher,
+            ids,
+            estimator=estimator,
+            sampler_logp_N=sampled[:, token].log() if weighed else None,
+            distribution=distribution,
         )
         expected = expected + (sampled[:, token] * value).sum()
     (found,) = torch.autograd.grad(expected, hidden)
@@ -174,3 +205,43 @@ def test_samples_of_another_distribution_are_refused(name):
     settings, field, allowed = WRONG[name]
     with pytest.raises(ValidationError, match=rf"{field}: .*{allowed}"):
         sampled_token_config(**{key: dict(each) if isinstance(each, dict) else each for key, each in settings.items()})
+
+
+@pytest.mark.parametrize("temperatures", [(1.0, 1.0), (1.0, 1.5), (1.5, 1.0)], ids=str)
+def test_the_gradient_of_samples_is_the_exact_one_within_its_monte_carlo_error(temperatures):
+    """Tokens drawn, as a run draws them: the error falls as the samples say, and the direction is the exact one's."""
+    T, sampling = temperatures
+    distribution = TeacherDistribution(temperature=T)
+    case = make_case(rows=1, vocabulary=11)
+    hidden = case.hidden_ND.clone().requires_grad_()
+    exact = token_divergence(hidden, case.head, case.teacher, objective="reverse_kl", distribution=distribution)
+    (wanted,) = torch.autograd.grad(exact.sum(), hidden)
+    sampler_logp = (case.student_logits / sampling).log_softmax(-1)[0]
+    count = 200_000
+    ids = torch.multinomial(sampler_logp.exp(), count, replacement=True, generator=torch.Generator().manual_seed(1))
+    # The gradient of each token of the vocabulary is that of each sample of it.
+    each = []
+    for token in range(11):
+        value, weight = token_policy_gradient(
+            hidden, case.head, case.teacher, torch.tensor([token]), sampler_logp_N=sampler_logp[[token]],
+            distribution=distribution,
+        )  # fmt: skip
+        each.append(torch.cat([torch.autograd.grad(value.sum(), hidden)[0][0], weight]))
+    samples = torch.stack(each)[ids]
+    mean, error = samples.mean(0), samples.std(0) / math.sqrt(count)
+    assert torch.cosine_similarity(mean[:-1], wanted[0], dim=0) >= 0.999
+    assert (mean[:-1] - wanted[0]).norm() < 4 * error[:-1].norm()
+    assert abs(mean[-1] - 1.0) <= 4 * error[-1]
+
+
+def test_a_clip_cuts_the_weights_that_are_above_it():
+    case = make_case(rows=3)
+    ids = torch.tensor([1, 2, 3])
+    own = case.student_logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    sampler = own - torch.tensor([0.0, 3.0, -1.0], dtype=torch.float64)
+    given = {"sampler_logp_N": sampler, "distribution": TeacherDistribution()}
+    whole, weight = token_policy_gradient(case.hidden_ND, case.head, case.teacher, ids, **given)
+    cut, unclipped = token_policy_gradient(case.hidden_ND, case.head, case.teacher, ids, importance_clip=2.0, **given)
+    torch.testing.assert_close(weight, torch.tensor([0.0, 3.0, -1.0], dtype=torch.float64).exp())
+    torch.testing.assert_close(unclipped, weight)
+    torch.testing.assert_close(cut / whole, weight.clamp(max=2.0) / weight)

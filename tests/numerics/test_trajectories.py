@@ -41,7 +41,7 @@ def losses_of(name: str, kind: str) -> list[float]:
         if teacher is None:
             value = token_cross_entropy(hidden, head, tokens, chunk_rows=10)
         elif OBJECTIVES[name].sampled_token:
-            value = token_policy_gradient(hidden, head, teacher, tokens, distribution=distribution, chunk_rows=10)
+            value, _ = token_policy_gradient(hidden, head, teacher, tokens, distribution=distribution, chunk_rows=10)
         else:
             value = token_divergence(hidden, head, teacher, objective=name, distribution=distribution, chunk_rows=10)
         loss = reduce_token_mean(value, ROWS)

@@ -206,7 +206,7 @@ def test_hand_written_backward_of_sampled_tokens():
             estimator="k3_forward_kl",
             distribution=TeacherDistribution(temperature=2.0),
             chunk_rows=2,
-        ),
+        )[0],
         inputs,
     )
 

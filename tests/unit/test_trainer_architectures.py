@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from architectures import ARCHITECTURES, REFUSED, WINDOW, write_architecture
-from trainer_cases import student_config
+from trainer_cases import metric_rows, student_config, write_rows
 from tutelage.errors import ConfigurationError
 from tutelage.trainer.config.student import OptimizerConfig
 from tutelage.trainer.data.sequences import TokenSequence, token_sequence
@@ -18,6 +18,7 @@ from tutelage.trainer.losses.losses import token_cross_entropy
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.rollout.base import open_sampler
 from tutelage.trainer.teacher.to_tensors import targets_of
+from tutelage.trainer.training.loop import train
 
 
 def open_student(folder: Path, **changes: Any) -> Student:
@@ -88,7 +89,7 @@ def test_what_a_student_writes_is_what_it_would_write_of_each_prompt_alone(name,
     student.model.eval()
     for prompt, completion in zip(prompts, completions, strict=True):
         ids = prompt.tolist()
-        for token in completion.tolist():
+        for token in completion.ids.tolist():
             with torch.no_grad():
                 logits_V = student.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
             assert logits_V.max() - logits_V[token] < 1e-3
@@ -113,3 +114,55 @@ def test_a_cache_that_cannot_be_cut_is_a_refusal_and_no_traceback(folders, tmp_p
         open_sampler(
             student_config(folders("llama"), tmp_path, objective={"name": "gkd"}), open_student(folders("llama"))
         )
+
+
+@pytest.mark.parametrize("name", ["olmoe", "mixtral", "qwen3_moe", "gpt_oss", "granitemoe"])
+def test_the_routers_loss_is_the_models_own_and_reaches_the_router(name, tiny_model, tmp_path):
+    class_name, settings = ARCHITECTURES[name]
+    routed = settings | {"output_router_logits": True, "router_aux_loss_coef": 0.25}
+    folder = write_architecture(tmp_path / "model", tiny_model, class_name, routed)
+    student = open_student(folder, router_loss=True)
+    sequences = random_sequences(9, 23, 16)
+    _, loss = student.hidden_and_router_loss(sequences)
+    width = max(len(sequence.ids) for sequence in sequences)
+    ids_BT = torch.zeros(3, width, dtype=torch.long)
+    mask_BT = torch.zeros(3, width, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        ids_BT[row, : len(sequence.ids)] = torch.from_numpy(sequence.ids)
+        mask_BT[row, : len(sequence.ids)] = 1
+    theirs = student.model(input_ids=ids_BT, attention_mask=mask_BT, output_router_logits=True).aux_loss
+    torch.testing.assert_close(loss, theirs, rtol=1e-5, atol=1e-6)
+    loss.backward()
+    gates = {key: each for key, each in student.model.named_parameters() if ".gate" in key or "router" in key}
+    assert any(each.grad is not None and each.grad.any() for each in gates.values())
+    hidden_ND, _ = student.hidden_and_router_loss(sequences)
+    torch.testing.assert_close(hidden_ND, student.hidden(sequences))
+
+
+def test_a_routers_loss_of_a_model_without_experts_is_refused(folders):
+    with pytest.raises(ConfigurationError, match="has no load-balancing loss") as refusal:
+        open_student(folders("llama"), router_loss=True)
+    assert refusal.value.field == "router_loss_weight"
+
+
+def test_the_routers_loss_of_a_step_is_weighed_by_tokens(tiny_model, tmp_path):
+    """Of one micro-batch: the model's own; and the loss is the objective's and the weighted router's."""
+    class_name, settings = ARCHITECTURES["qwen3_moe"]
+    folder = write_architecture(tmp_path / "model", tiny_model, class_name, settings)
+    path, rows = write_rows(tmp_path / "rows.jsonl"), {}
+    for weight in (0.0, 0.5):
+        config = student_config(
+            folder,
+            path,
+            data={"template": "plain"},
+            objective={"name": "sft"},
+            dtype="float32",
+            router_loss_weight=weight,
+            steps=1,
+        )
+        train(config, folder=tmp_path / str(weight), teacher=None)
+        rows[weight] = metric_rows(tmp_path / str(weight))[1]
+    assert "train/router_loss" not in rows[0.0]
+    router = rows[0.5]["train/router_loss"]
+    assert 0.5 < router < 8.0
+    assert rows[0.5]["train/loss"] == pytest.approx(rows[0.0]["train/loss"] + 0.5 * router, rel=1e-5)

@@ -18,6 +18,7 @@ from tutelage.trainer.checkpoint.best import Best
 from tutelage.trainer.checkpoint.run_lock import folder_lock
 from tutelage.trainer.checkpoint.store import CheckpointStore
 from tutelage.trainer.checkpoint.trainer_state import Rollout, State, read_state
+from tutelage.trainer.data.sequences import Completion
 from tutelage.trainer.metrics.log import MetricsLog
 
 
@@ -177,13 +178,16 @@ def test_a_checkpoint_of_another_version_is_refused_and_not_read(tmp_path):
         read_state(tmp_path)
 
 
-STATE = State(4, 100, "c", "d", "t", Best(2, 0.5, 1), (Rollout(4, 3, {0: np.array([1, 2], np.int32)}),))
+WRITTEN = Completion(np.array([1, 2], np.int32), np.array([-0.1, -3e-8], np.float32), np.array([True, False]))
+STATE = State(4, 100, "c", "d", "t", Best(2, 0.5, 1), (Rollout(4, 3, {0: WRITTEN}),))
 
 
 def test_a_state_comes_back_as_it_was_saved(tmp_path):
     STATE.save(tmp_path)
     state = read_state(tmp_path)
-    assert state.rollouts[0].completions[0].tolist() == [1, 2]
+    read = state.rollouts[0].completions[0]
+    for name in ("ids", "logp", "mask"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(WRITTEN, name), strict=True)
     assert replace(state, rollouts=()) == replace(STATE, rollouts=())
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from trainer_cases import student_config
@@ -16,7 +17,7 @@ from tutelage.runtime import vllm_api
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.rollout import vllm_sampler
 from tutelage.trainer.rollout.base import open_sampler
-from tutelage.trainer.rollout.hf_sampler import TransformersSampler
+from tutelage.trainer.rollout.hf_sampler import TransformersSampler, sampling_seed
 from tutelage.trainer.rollout.vllm_sampler import VllmSampler, request_settings
 
 PROMPTS = [np.array(ids, np.int32) for ids in ([40, 41, 42, 43, 44], [50], [60, 61, 62])]
@@ -62,10 +63,10 @@ def test_where_vllm_is_not_installed_it_says_so(student, tiny_model, monkeypatch
     assert refused.value.field == "sampling.engine"
 
 
-def test_each_sequence_of_each_step_has_a_seed_of_its_own(student, tiny_model):
+def test_each_sequence_of_each_step_has_a_seed_of_its_own(tiny_model):
     def seed(step: int, batch_index: int, **changes: Any) -> int:
         config = config_of(tiny_model, **changes)
-        return request_settings(config, student, step=step, batch_index=batch_index, prompt_tokens=5)["seed"]
+        return sampling_seed(config, step, batch_index, turn=0)
 
     batch_indices = [(step, batch_index) for step in range(8) for batch_index in range(8)]
     seeds = [seed(*batch_index) for batch_index in batch_indices]
@@ -77,17 +78,17 @@ def test_each_sequence_of_each_step_has_a_seed_of_its_own(student, tiny_model):
 
 def test_vllm_is_told_the_room_the_end_and_the_vocabulary(student, tiny_model):
     config = config_of(tiny_model, sampling={"temperature": 0.7, "top_p": 0.9})
-    settings = request_settings(config, student, step=0, batch_index=0, prompt_tokens=5)
+    settings = request_settings(config, student, seed=7, prompt_tokens=5)
     assert (settings["max_tokens"], settings["temperature"], settings["top_p"]) == (12, 0.7, 0.9)
     assert settings["stop_token_ids"] == sorted(student.end_ids)
     assert settings["allowed_token_ids"] is None
-    assert request_settings(config, student, step=0, batch_index=0, prompt_tokens=90)["max_tokens"] == 6
+    assert request_settings(config, student, seed=7, prompt_tokens=90)["max_tokens"] == 6
 
 
 def test_padded_rows_of_the_head_are_no_choice(tiny_model):
     config = config_of(tiny_model)
     padded = Student(tiny_model, dtype=config.dtype, optimizer=config.optimizer, vocabulary_size=500)
-    settings = request_settings(config, padded, step=0, batch_index=0, prompt_tokens=5)
+    settings = request_settings(config, padded, seed=7, prompt_tokens=5)
     assert settings["allowed_token_ids"] == list(range(500))
 
 
@@ -133,6 +134,28 @@ def test_an_engine_that_computes_something_else_is_refused_at_start(student, tin
 def test_the_same_step_draws_the_same_and_another_step_other_samples(student, tiny_model):
     sampler = TransformersSampler(config_of(tiny_model), student)
     one, two, other = (sampler.generate(step, range(3), PROMPTS) for step in (3, 3, 4))
-    assert all(np.array_equal(left, right) for left, right in zip(one, two, strict=True))
-    assert any(not np.array_equal(left, right) for left, right in zip(one, other, strict=True))
+    assert all(np.array_equal(left.ids, right.ids) for left, right in zip(one, two, strict=True))
+    assert any(not np.array_equal(left.ids, right.ids) for left, right in zip(one, other, strict=True))
     assert student.model.training
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.7, 0.8)])
+def test_what_was_drawn_comes_with_the_probability_that_it_was_drawn_with(temperature, top_p, student, tiny_model):
+    """Against plain passes; within a nucleus probabilities are those that are left, normalised."""
+    config = config_of(tiny_model, dtype="float32", sampling={"temperature": temperature, "top_p": top_p})
+    exact = Student(tiny_model, dtype="float32", optimizer=config.optimizer, vocabulary_size=512)
+    for prompt, completion in zip(
+        PROMPTS, TransformersSampler(config, exact).generate(0, range(3), PROMPTS), strict=True
+    ):
+        ids = torch.from_numpy(np.concatenate([prompt, completion.ids])).long()
+        with torch.no_grad():
+            logits_TV = exact.model(ids[None]).logits[0, len(prompt) - 1 : -1] / temperature
+        p_TV = logits_TV.softmax(-1)
+        sorted_TV, order_TV = p_TV.sort(-1, descending=True)
+        kept_TV = (sorted_TV.cumsum(-1) - sorted_TV < top_p).scatter(
+            -1, order_TV, sorted_TV.cumsum(-1) - sorted_TV < top_p
+        )
+        p_TV = p_TV * kept_TV / (p_TV * kept_TV).sum(-1, keepdim=True)
+        expected_T = p_TV.gather(-1, ids[len(prompt) :, None])[:, 0].log().numpy()
+        assert completion.logp.dtype == np.float32
+        np.testing.assert_allclose(completion.logp, expected_T, atol=1e-4)

@@ -16,7 +16,7 @@ from tutelage.errors import CheckpointError, IdentityMismatch
 from tutelage.manifest import is_committed
 from tutelage.trainer.checkpoint.best import Best
 from tutelage.trainer.config.student import StudentConfig
-from tutelage.trainer.data.sequences import TokenIds
+from tutelage.trainer.data.sequences import Completion
 
 STATE_FILE = "state.json"
 _ADVICE = "go on with what it began with, or begin a new run in another output folder"
@@ -43,7 +43,7 @@ class Rollout:
     """Which learns from it."""
     weights_version: int
     """Of the weights that wrote it: steps done."""
-    completions: Mapping[int, TokenIds]
+    completions: Mapping[int, Completion]
     """By index in the step's batch."""
 
 
@@ -78,7 +78,7 @@ class State:
 
     def save(self, folder: Path) -> None:
         """Writes `state.json`."""
-        text = json.dumps(asdict(self), indent=1, default=lambda ids: ids.tolist())  # Only token ids are arrays.
+        text = json.dumps(asdict(self), indent=1, default=lambda array: array.tolist())
         (folder / STATE_FILE).write_text(text, encoding="utf-8")
 
     def require_same_training(self, now: State, differences: Sequence[str]) -> None:
@@ -126,7 +126,7 @@ def read_state(folder: Path) -> State:
             Rollout(
                 batch["step"],
                 batch["weights_version"],
-                {int(index): np.array(ids, np.int32) for index, ids in batch["completions"].items()},
+                {int(index): _completion(values) for index, values in batch["completions"].items()},
             )
             for batch in values["rollouts"]
         )
@@ -138,6 +138,15 @@ def read_state(folder: Path) -> State:
             f"{path} is not the state of a training: {error!r}; remove {folder}, and the training goes on from the "
             "checkpoint before it"
         ) from error
+
+
+def _completion(values: Mapping[str, Any]) -> Completion:
+    logp, mask = values["logp"], values["mask"]
+    return Completion(
+        np.array(values["ids"], np.int32),
+        None if logp is None else np.array(logp, np.float32),
+        None if mask is None else np.array(mask, np.bool_),
+    )
 
 
 def config_digest(config: StudentConfig) -> str:

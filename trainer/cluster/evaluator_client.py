@@ -129,7 +129,7 @@ class EvaluatorClient:
                 run=self._run,
                 student=student.id,
                 teacher=self._teacher,
-                objective=student.objective.name,
+                objective=student.objective.label,
                 temperature=student.objective.temperature,
                 noise=student.objective.noise,
                 step=step,

@@ -45,7 +45,7 @@ class StudentActor:
 
     def __repr__(self) -> str:
         """What the dashboard and Ray's logs call it."""
-        return f"{self._student.objective.name} student {self._student.id}"
+        return f"{self._student.objective.label} student {self._student.id}"
 
     # -1: Ray calls it again on a restarted actor as often as that is restarted; the default is not to.
     @ray.method(max_task_retries=-1)

@@ -19,7 +19,6 @@ from tutelage.trainer.config.objective import Positive
 from tutelage.trainer.config.presets import with_presets
 from tutelage.trainer.config.services import EvaluatorConfig, RayConfig, TeacherConfig
 from tutelage.trainer.config.student import StudentConfig, StudentDefaults
-from tutelage.trainer.losses.registry import objective_named
 
 
 class CohortConfig(Config):
@@ -99,9 +98,9 @@ class CohortConfig(Config):
                     "signals_from",
                 )
             no_teacher = self.teacher is None and self.signals_from is None
-            if no_teacher and objective_named(student.objective.name).needs_teacher:
+            if no_teacher and student.objective.needs_teacher:
                 raise ConfigurationError(
-                    f"{student.id} learns by {student.objective.name}, which needs one; give its address", "teacher"
+                    f"{student.id} learns by {student.objective.label}, which needs one; give its address", "teacher"
                 )
             if self.evaluator and self.evaluator.every_steps % student.save_every_steps:
                 raise ConfigurationError(

@@ -16,7 +16,6 @@ from tutelage.names import check_name
 from tutelage.trainer.config import other_names
 from tutelage.trainer.config.objective import Fraction, NotNegative, ObjectiveConfig, Positive, Temperature
 from tutelage.trainer.config.presets import with_presets
-from tutelage.trainer.losses.registry import objective_named
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 LOWEST_VLLM_TEMPERATURE = 0.01
@@ -51,6 +50,12 @@ class SamplingConfig(Config):
     (`policy_gradient_kl`), which takes the same one."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus mass; below 1 the samples are not the student's own distribution."""
+    completions: Positive = 1
+    """How often each prompt of a batch is continued, where the student writes; `batch.sequences` counts them all, so a
+    step has 1/n of so many prompts. The teacher computes a prompt once for all of them."""
+    rollout: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+    """package.module:function that writes a sequence with the student, such as one that has tools; it is given the row,
+    a function that lets the student write, and the tokenizer (docs/training.md). None lets the student write once."""
     max_staleness: NotNegative = 0
     """Steps by which the weights that wrote a sequence may be older than those that learn from it. 0 is strictly
     on-policy; with more, the teacher scores so many batches ahead while the student steps."""
@@ -173,6 +178,8 @@ class StudentSettings(Config):
     """Whether prompt tokens count as well."""
     loss_on_last_token: bool = False
     """Whether the position after the last token counts, which no target follows."""
+    router_loss_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Of the load-balancing loss of a student that has experts, over a micro-batch's tokens; 0 trains it without."""
     reduction: Literal["token_mean", "sequence_mean", "micro_batch_token_mean"] = "token_mean"
     """From values per token to the loss: every token, every sequence or every micro-batch counts the same."""
     on_policy_unit: Literal["sequence", "micro_batch"] = "sequence"
@@ -189,6 +196,11 @@ class StudentSettings(Config):
         """How many parts a batch can be dealt out in; no more workers would have something to do."""
         size = self.batch.micro_batch_sequences if self.micro_batches_matter else 1
         return math.ceil(self.batch.sequences / size)
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Rows of the data that a step takes."""
+        return self.batch.sequences // self.sampling.completions
 
     @property
     def micro_batches_matter(self) -> bool:
@@ -227,10 +239,11 @@ class StudentConfig(StudentSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> StudentConfig:
-        entry, objective = objective_named(self.objective.name), self.objective
-        if self.loss_on_last_token and (objective.signal != "hidden" or entry.sampled_token):
+        objective = self.objective
+        whole = all(term.entry.needs_teacher and not term.entry.sampled_token for term in objective.weighted_terms)
+        if self.loss_on_last_token and (objective.signal != "hidden" or not whole):
             raise ConfigurationError(
-                f"no token follows the last one, but {objective.name} with signal {objective.signal} asks for it; "
+                f"no token follows the last one, but {objective.label} with signal {objective.signal} asks for it; "
                 "leave this out, or compare distributions with signal: hidden",
                 "loss_on_last_token",
             )
@@ -244,7 +257,14 @@ class StudentConfig(StudentSettings):
             self._check_sharding()
         if self.best and not self.held_out.sequences:
             raise ConfigurationError("is a held-out metric; give held_out.sequences", "best.metric")
-        if entry.sampled_token:
+        if self.sampling.rollout and objective.on_policy_fraction == 0:
+            raise ConfigurationError(
+                "says how the student writes, which it does not; leave it out, or give objective.on_policy_fraction",
+                "sampling.rollout",
+            )
+        if self.sampling.completions > 1:
+            self._check_completions()
+        if objective.samples_tokens:
             self._check_sampled_token()
         if self.sampling.max_staleness:
             self._check_stale()
@@ -252,13 +272,33 @@ class StudentConfig(StudentSettings):
             self._check_vllm()
         return self
 
+    def _check_completions(self) -> None:
+        count = self.sampling.completions
+        if self.batch.sequences % count:
+            raise ConfigurationError(
+                f"{count} do not divide batch.sequences ({self.batch.sequences}), which counts them all",
+                "sampling.completions",
+            )
+        if self.objective.on_policy_fraction == 0:
+            raise ConfigurationError(
+                f"{count}, but the student writes none; allowed is 1, or give objective.on_policy_fraction",
+                "sampling.completions",
+            )
+        if self.on_policy_unit == "micro_batch":
+            raise ConfigurationError(
+                "micro_batch, but with several completions each prompt is drawn by itself; use sequence, or "
+                "sampling.completions: 1",
+                "on_policy_unit",
+            )
+
     def _check_sampled_token(self) -> None:
         """Estimates from sampled tokens are expectations over the very distribution q that they compare."""
-        name, T = self.objective.name, self.objective.temperature_of_student
-        if self.sampling.temperature != T:
+        name, T = self.objective.label, self.objective.temperature_of_student
+        if self.sampling.temperature != T and not self.objective.importance_weights:
             raise ConfigurationError(
                 f"{self.sampling.temperature}, but {name} compares the student at temperature {T}, and only tokens "
-                f"that are drawn at it have that gradient in expectation; allowed is {T}",
+                f"that are drawn at it have that gradient in expectation; allowed is {T}, or any other with "
+                "objective.importance_weights: true",
                 "sampling.temperature",
             )
         if self.sampling.top_p < 1.0:
@@ -276,10 +316,10 @@ class StudentConfig(StudentSettings):
 
     def _check_stale(self) -> None:
         objective, stale = self.objective, self.sampling.max_staleness
-        if objective_named(objective.name).sampled_token:
+        if objective.samples_tokens and not objective.importance_weights:
             raise ConfigurationError(
-                f"{objective.name} is an expectation over the present student's own tokens, which {stale} steps later "
-                "they are not; use reverse_kl, which is computed with the present weights, or 0",
+                f"{objective.label} is an expectation over the present student's own tokens, which {stale} steps later "
+                "they are not; use reverse_kl, which is computed with the present weights; importance_weights; or 0",
                 "sampling.max_staleness",
             )
         if objective.signal == "candidates":
@@ -292,6 +332,12 @@ class StudentConfig(StudentSettings):
     def _check_sharding(self) -> None:
         if self.workers == 1:
             raise ConfigurationError("full, but there is one worker; have more workers, or sharding: none", "sharding")
+        if self.router_loss_weight:
+            raise ConfigurationError(
+                f"{self.router_loss_weight}, but no router's loss is computed of a sharded student; allowed is 0, or "
+                "sharding: none",
+                "router_loss_weight",
+            )
         if self.sampling.engine == "vllm":
             raise ConfigurationError(
                 "vllm would keep all weights a second time with every worker; write with sampling.engine: "

@@ -20,6 +20,19 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
+class Completion:
+    """What a student wrote after a prompt."""
+
+    ids: TokenIds
+    """int32 [T], at least one."""
+    logp: npt.NDArray[np.float32] | None = None
+    """float32 [T], nats: ln of the probability with which the sampler drew each token; 0 where it drew none. None if it
+    was not asked."""
+    mask: Mask | None = None
+    """bool [T]: which tokens the student wrote; the others are a tool's answers. None means all."""
+
+
+@dataclass(frozen=True)
 class TokenSequence:
     """A sequence and which of its positions are scored."""
 
@@ -40,6 +53,13 @@ class TokenSequence:
     """bool [end - start]: which positions from `start` to `end` are learned from; None means all."""
     teacher: str | None = None
     """Name of the teacher that is asked about it; None means the run's one."""
+    sampler_logp: npt.NDArray[np.float32] | None = None
+    """float32 [completion]: as `Completion.logp`."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the student wrote it."""
+        return self.weights_version is not None
 
     @property
     def rows(self) -> int:

@@ -13,17 +13,14 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def policy_gradient(student_logp_N: Tensor, teacher_logp_N: Tensor, sampler_logp_N: Tensor | None = None) -> Tensor:
-    """−ratio·reward with the reward ln p − ln q held constant: the gradient of KL(q‖p), [N].
+def policy_gradient(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
+    """−q/sg(q)·reward with the reward ln p − ln q held constant: the gradient of KL(q‖p), [N].
 
-    The on-policy distillation of Lu et al., Thinking Machines Lab, 2025. The ratio q / q_sampler, 1 in value if the
-    sampler had the present weights (`sampler_logp_N` None), corrects for a sampler that lagged behind.
+    The on-policy distillation of Lu et al., Thinking Machines Lab, 2025.
     """
-    if sampler_logp_N is None:
-        sampler_logp_N = student_logp_N.detach()
     reward_N = teacher_logp_N - student_logp_N.detach()
     # exp(ln q − ln q) is 1 in value and q's log-derivative in gradient: REINFORCE without a separate code path.
-    return -(student_logp_N - sampler_logp_N).exp() * reward_N
+    return -(student_logp_N - student_logp_N.detach()).exp() * reward_N
 
 
 def k2_reverse_kl(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
@@ -36,3 +33,12 @@ def k3_forward_kl(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
     ratio_N = teacher_logp_N - student_logp_N
     # expm1: near p = q both terms are about −r, and exp(−r) − 1 would leave rounding alone.
     return ratio_N.expm1() - ratio_N
+
+
+def importance_weights(student_logp_N: Tensor, sampler_logp_N: Tensor) -> Tensor:
+    """q/μ of the sampled tokens, [N], without a gradient: what makes an expectation over μ one over q.
+
+    μ is what the sampler drew from: another temperature, older weights, another engine's rounding. It must be above 0
+    wherever q is; that is why samples may not be cut off.
+    """
+    return (student_logp_N.detach() - sampler_logp_N).exp()

@@ -8,6 +8,7 @@ Shapes: the legend in docs/architecture.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import cast
@@ -95,10 +96,14 @@ def token_policy_gradient(
     *,
     estimator: str = "policy_gradient",
     sampler_logp_N: Tensor | None = None,
+    importance_clip: float | None = None,
     distribution: TeacherDistribution,
     chunk_rows: int = DEFAULT_CHUNK_ROWS,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """The objective `policy_gradient_kl`, float32 [N] (times T² if `distribution` says so); see `estimators`.
+
+    With `sampler_logp_N` each value is multiplied by its importance weight, and these, before they are clipped, are the
+    second result, [N].
 
     Args:
         student_hidden_ND: as in `token_divergence`.
@@ -106,7 +111,10 @@ def token_policy_gradient(
         teacher: as in `token_divergence`; `topk` and `candidates` need `target_logits_N`.
         sampled_ids_N: int64, the token that the student sampled at each row.
         estimator: `policy_gradient`, `k2_reverse_kl` or `k3_forward_kl`.
-        sampler_logp_N: ln q of those tokens under the weights that sampled them, if those were older.
+        sampler_logp_N: ln of the probability with which each of those tokens was drawn. None takes them as drawn from
+            the very distribution that is compared.
+        importance_clip: the largest weight; truncated importance sampling (Ionides, J. Comput. Graph. Stat. 2008) has
+            less variance, and a bias.
         distribution: temperatures and noise.
         chunk_rows: as in `token_divergence`.
 
@@ -125,11 +133,12 @@ def token_policy_gradient(
     teacher_logp_N = teacher_token_logp(teacher, sampled_ids_N, distribution=distribution, chunk_rows=chunk_rows)
     function = TokenLogp(sampled_ids_N, distribution.temperature_of_student)
     student_logp_N = evaluate_rows(student_hidden_ND, student_head, function, chunk_rows=chunk_rows)
-    if estimator == "policy_gradient":
-        value_N = estimators.policy_gradient(student_logp_N, teacher_logp_N, sampler_logp_N)
-    else:
-        value_N = getattr(estimators, estimator)(student_logp_N, teacher_logp_N)
-    return value_N * distribution.loss_factor
+    value_N: Tensor = getattr(estimators, estimator)(student_logp_N, teacher_logp_N)
+    value_N = value_N * distribution.loss_factor
+    if sampler_logp_N is None:
+        return value_N, None
+    weight_N = estimators.importance_weights(student_logp_N, sampler_logp_N)
+    return value_N * weight_N.clamp(max=importance_clip or math.inf), weight_N
 
 
 def teacher_token_logp(

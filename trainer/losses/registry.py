@@ -67,6 +67,13 @@ class Objective:
         return bool(self.exact)
 
     @property
+    def sequences(self) -> Literal["all", "data", "own"]:
+        """Whose sequences it is defined on: estimates from sampled tokens the student's own, targets the data's."""
+        if self.sampled_token:
+            return "own"
+        return "all" if self.needs_teacher else "data"
+
+    @property
     def default_kind(self) -> SignalKind | None:
         """The kind that is asked for if the configuration names none."""
         return self.exact[0] if self.exact else None

@@ -9,6 +9,7 @@ Shapes: the legend in docs/architecture.md.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,19 +68,20 @@ def texts_of(model: Any, vocabulary_size: int) -> list[TokenSequence]:
     return [TokenSequence(each, 0, len(each)) for each in ids]
 
 
-def own_outputs(model: Any, vocabulary_size: int) -> OwnOutputs:
+def own_outputs(model: Any, vocabulary_size: int, *, router_loss: bool = False) -> OwnOutputs:
     """What the model's own code makes of the probes; refuses one whose loss is not that of its tokens alone.
 
     Args:
         model: a transformers causal language model, as it was loaded.
         vocabulary_size: ids that the tokenizer can produce.
+        router_loss: whether the student adds the load-balancing loss itself, so that the model may, too.
 
     Raises:
         ConfigurationError: the model adds a term to its own loss.
 
     """
     texts = [torch.from_numpy(text.ids).long().to(model.device)[None] for text in texts_of(model, vocabulary_size)]
-    _check_loss(model, texts[-1])
+    _check_loss(model, texts[-1], router_loss)
     model.eval()
     with torch.no_grad():
         logits = tuple(model(input_ids=ids_1T, use_cache=False).logits[0, :, :vocabulary_size] for ids_1T in texts)
@@ -93,12 +95,13 @@ def own_outputs(model: Any, vocabulary_size: int) -> OwnOutputs:
     return OwnOutputs(tuple(each.float().cpu() for each in logits), states_RD.cpu(), state_logits_RV.float().cpu())
 
 
-def _check_loss(model: Any, ids_1T: Tensor) -> None:
+def _check_loss(model: Any, ids_1T: Tensor, router_loss: bool) -> None:
     """Compares the model's own loss with the cross-entropy of the logits that the same pass gives."""
+    routed = {"output_router_logits": False} if router_loss else {}
     # As it is trained: a model may add a term in training only, and dropout moves both sides of the comparison.
     model.train()
     with torch.no_grad():
-        output = model(input_ids=ids_1T, labels=ids_1T, use_cache=False)
+        output = model(input_ids=ids_1T, labels=ids_1T, use_cache=False, **routed)
     if output.loss is None:
         return
     tokens = cross_entropy(output.logits[0, :-1].float(), ids_1T[0, 1:])
@@ -108,10 +111,33 @@ def _check_loss(model: Any, ids_1T: Tensor) -> None:
         found = [f"{name} {value}" for name, value in vars(config).items() if name.endswith("_loss_coef") and value]
         raise ConfigurationError(
             f"{type(model).__name__} adds {difference:+.4f} to the loss of its tokens "
-            f"({', '.join(found) or 'its configuration does not say why'}), which no objective here has; set "
-            "output_router_logits to false in its config.json to train it without, or choose another model",
+            f"({', '.join(found) or 'its configuration does not say why'}), which no objective here has; add "
+            "a router's by router_loss_weight, set output_router_logits to false in its config.json to train it "
+            "without, or choose another model",
             "init",
         )
+
+
+def require_router_loss(model: Any) -> None:
+    """Refuses a model whose code in transformers has no load-balancing loss.
+
+    Raises:
+        ConfigurationError: so it is.
+
+    """
+    module = sys.modules[type(model).__module__]
+    named = hasattr(model, "num_experts") and hasattr(model, "num_experts_per_tok")
+    if not (named and hasattr(module, "load_balancing_loss_func")):
+        raise ConfigurationError(
+            f"{type(model).__name__} has no load-balancing loss in transformers; leave it out", "router_loss_weight"
+        )
+
+
+def router_loss_of(model: Any, router_logits: tuple[Tensor, ...], mask_BT: Tensor) -> Tensor:
+    """The load-balancing loss of the model's own code over the tokens of a mask, a scalar."""
+    function = sys.modules[type(model).__module__].load_balancing_loss_func
+    loss: Tensor = function(router_logits, model.num_experts, model.num_experts_per_tok, mask_BT)
+    return loss
 
 
 def _logits_of_states(model: Any, states_RD: Tensor) -> Tensor:

@@ -39,7 +39,9 @@ from tutelage.trainer.model.self_check import (
     body_of,
     own_outputs,
     require_gradients,
+    require_router_loss,
     require_same_logits,
+    router_loss_of,
     texts_of,
 )
 from tutelage.trainer.teacher.rows import Unembedding
@@ -62,6 +64,7 @@ class Student:
         adapter_seed: of the adapters' first values.
         gradient_checkpointing: compute layers again in the backward pass instead of keeping their values.
         sharded: keep only this worker's part of it; the other workers of the process group make the same student.
+        router_loss: whether `hidden_and_router_loss` will be asked for.
 
     Raises:
         ConfigurationError: as `add_adapters`; or the loss would not see what the model computes, or not reach what is
@@ -80,6 +83,7 @@ class Student:
         adapter_seed: int = 0,
         gradient_checkpointing: bool = False,
         sharded: bool = False,
+        router_loss: bool = False,
     ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -99,8 +103,10 @@ class Student:
         self.vocabulary_size = vocabulary_size
         if not sharded:
             self.model.to(self.device)
+        if router_loss:
+            require_router_loss(self.model)
         # With the model's own code as it is: before it is shared out or attends otherwise.
-        own = own_outputs(self.model, vocabulary_size)
+        own = own_outputs(self.model, vocabulary_size, router_loss=router_loss)
         require_gradients(self.model, self._seen_by_loss, vocabulary_size)
         if sharded:
             shard(self.model, dtype=getattr(torch, dtype), device=self.device, forward="final_hidden")
@@ -186,12 +192,23 @@ class Student:
 
     def hidden(self, sequences: Sequence[TokenSequence]) -> Tensor:
         """Final hidden states [N, D] of the scored positions of each sequence, one after the other."""
-        ids_BT = torch.zeros(len(sequences), max(len(sequence.ids) for sequence in sequences), dtype=torch.long)
-        for row, sequence in enumerate(sequences):
-            ids_BT[row, : len(sequence.ids)] = torch.from_numpy(sequence.ids)
         # Padding is on the right, where causal attention never looks, so no mask is needed.
         # Not `model(...)`: its logits of all positions would be [B, T, V].
-        hidden_BTD = self.model.final_hidden(ids_BT.to(self.device))
+        hidden_BTD = self.model.final_hidden(_padded(sequences)[0].to(self.device))
+        return self._scored(hidden_BTD, sequences)
+
+    def hidden_and_router_loss(self, sequences: Sequence[TokenSequence]) -> tuple[Tensor, Tensor]:
+        """As `hidden`, and the load-balancing loss of the model's experts over all tokens of the sequences, a scalar.
+
+        It is the model's own (Fedus, Zoph, Shazeer, "Switch Transformers", JMLR 2022, eq. 4 to 6): the number of
+        experts times Σ over them of the share of tokens that each is given and the mean probability of that.
+        """
+        ids_BT, mask_BT = (each.to(self.device) for each in _padded(sequences))
+        output = body_of(self.model)(input_ids=ids_BT, use_cache=False, output_router_logits=True)
+        loss = router_loss_of(self.model, output.router_logits, mask_BT)
+        return self._scored(output.last_hidden_state, sequences), loss
+
+    def _scored(self, hidden_BTD: Tensor, sequences: Sequence[TokenSequence]) -> Tensor:
         parts = [hidden_BTD[row, item.start : item.end] for row, item in enumerate(sequences)]
         for row, item in enumerate(sequences):
             if item.mask is not None:
@@ -319,6 +336,16 @@ class Student:
         for name, parameter in self._parameters.items():
             if parameter is not self._masters[name]:
                 parameter.data.copy_(self._masters[name])
+
+
+def _padded(sequences: Sequence[TokenSequence]) -> tuple[Tensor, Tensor]:
+    """Token ids, padded on the right, and which are no padding, both int64 [B, T]."""
+    ids_BT = torch.zeros(len(sequences), max(len(sequence.ids) for sequence in sequences), dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, sequence in enumerate(sequences):
+        ids_BT[row, : len(sequence.ids)] = torch.from_numpy(sequence.ids)
+        mask_BT[row, : len(sequence.ids)] = 1
+    return ids_BT, mask_BT
 
 
 def _final_hidden(model: Any, ids_BT: Tensor) -> Tensor:

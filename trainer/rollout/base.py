@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tutelage.trainer.config.student import StudentConfig
-from tutelage.trainer.data.sequences import TokenIds
+from tutelage.trainer.data.sequences import Completion, TokenIds
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.rollout.hf_sampler import TransformersSampler
 
@@ -14,14 +14,17 @@ from tutelage.trainer.rollout.hf_sampler import TransformersSampler
 class Sampler(Protocol):
     """Writes a student's own sequences."""
 
-    def generate(self, step: int, batch_indices: Sequence[int], prompts: Sequence[TokenIds]) -> list[TokenIds]:
+    def generate(
+        self, step: int, batch_indices: Sequence[int], prompts: Sequence[TokenIds], turn: int = 0
+    ) -> list[Completion]:
         """One continuation a prompt, as `sample`, with the weights that the student has now.
 
         Args:
             step: optimizer steps done.
-            batch_indices: of the sequences in the step's batch; the same step and index draw the same, whoever else
-                generates.
+            batch_indices: of the sequences in the step's batch; the same step, index and turn draw the same, whoever
+                else generates.
             prompts: token ids, none empty, one for each index.
+            turn: how often they have been continued before, by those who write a sequence in several parts.
 
         """
         ...

@@ -17,7 +17,7 @@ from tutelage.decoding import decode
 from tutelage.errors import ConfigurationError
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.seeding import derived_seed
-from tutelage.trainer.data.sequences import TokenIds
+from tutelage.trainer.data.sequences import Completion, TokenIds
 from tutelage.trainer.model.self_check import TEXT_TOLERANCE, largest_probed_id
 from tutelage.trainer.model.student import Student
 
@@ -44,10 +44,12 @@ class TransformersSampler:
             with student.unsharded():
                 _require_plain_decoding(student)
 
-    def generate(self, step: int, batch_indices: Sequence[int], prompts: Sequence[TokenIds]) -> list[TokenIds]:
+    def generate(
+        self, step: int, batch_indices: Sequence[int], prompts: Sequence[TokenIds], turn: int = 0
+    ) -> list[Completion]:
         """As `Sampler.generate`."""
         config, model = self._config, self._student.model
-        seeds = [derived_seed(config.seed, "sampling", config.id, step, batch_index) for batch_index in batch_indices]
+        seeds = [sampling_seed(config, step, batch_index, turn) for batch_index in batch_indices]
         model.eval()
         completions = sample(
             model,
@@ -62,6 +64,11 @@ class TransformersSampler:
         )
         model.train()
         return completions
+
+
+def sampling_seed(config: StudentConfig, step: int, batch_index: int, turn: int) -> int:
+    """Of one continuation: its student's, its place in the training and its own, and no one else's."""
+    return derived_seed(config.seed, "sampling", config.id, step, batch_index, *([turn] if turn else []))
 
 
 @torch.inference_mode()
@@ -120,7 +127,7 @@ def sample(
     top_p: float,
     end_ids: frozenset[int],
     vocabulary_size: int,
-) -> list[TokenIds]:
+) -> list[Completion]:
     """One continuation a prompt; it ends with an end token unless it was cut off.
 
     Args:
@@ -135,10 +142,14 @@ def sample(
         vocabulary_size: ids from here on (padded rows of the head) are never written.
 
     """
+    logps: list[list[float]] = [[] for _ in prompts]
 
     def next_ids(logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
         own = [generators[row] for row in rows]
-        return choose(logits_BV[:, :vocabulary_size], own, temperature=temperature, top_p=top_p)
+        chosen_B, logp_B = choose(logits_BV[:, :vocabulary_size], own, temperature=temperature, top_p=top_p)
+        for row, logp in zip(rows, logp_B.tolist(), strict=True):
+            logps[row].append(logp)
+        return chosen_B
 
     written = decode(
         model,
@@ -147,11 +158,16 @@ def sample(
         room=[min(max_new_tokens, max_tokens - len(prompt)) for prompt in prompts],
         end_ids=end_ids,
     )
-    return [np.asarray(tokens, np.int32) for tokens in written]
+    return [
+        Completion(np.asarray(tokens, np.int32), np.asarray(logp, np.float32))
+        for tokens, logp in zip(written, logps, strict=True)
+    ]
 
 
-def choose(logits_BV: Tensor, generators: Sequence[torch.Generator], *, temperature: float, top_p: float) -> Tensor:
-    """One id a row, int64 [B], drawn from softmax(logits / temperature) within its nucleus.
+def choose(
+    logits_BV: Tensor, generators: Sequence[torch.Generator], *, temperature: float, top_p: float
+) -> tuple[Tensor, Tensor]:
+    """One id a row, int64 [B], drawn from softmax(logits / temperature) within its nucleus, and ln of its probability.
 
     Inverts the cumulative distribution with one uniform number a row, of the row's own generator; `torch.multinomial`
     draws one per vocabulary id, which on a CPU takes longer than the head of a small model.
@@ -166,4 +182,6 @@ def choose(logits_BV: Tensor, generators: Sequence[torch.Generator], *, temperat
     uniform_B1 = torch.cat([torch.rand(1, 1, generator=own) for own in generators]).to(logits_BV.device)
     # right=True steps over ids of probability 0, whose cumulative value equals their left neighbour's.
     index_B1 = torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True)
-    return index_B1[:, 0].clamp(max=logits_BV.shape[1] - 1)
+    index_B1 = index_B1.clamp(max=logits_BV.shape[1] - 1)
+    logp_B1 = (probabilities_BV.gather(-1, index_B1) / cumulative_BV[:, -1:]).log()
+    return index_B1[:, 0], logp_B1[:, 0]

@@ -20,9 +20,9 @@ import torch
 from tutelage.errors import ConfigurationError
 from tutelage.runtime import vllm_api
 from tutelage.trainer.config.student import StudentConfig
-from tutelage.trainer.data.seeding import derived_seed
-from tutelage.trainer.data.sequences import TokenIds
+from tutelage.trainer.data.sequences import Completion, TokenIds
 from tutelage.trainer.model.student import Student
+from tutelage.trainer.rollout.hf_sampler import sampling_seed
 
 # Also the first that the engine computes: on CPUs with AMX one of fewer than five tokens would kill the process.
 _PROBE_IDS = tuple(range(8))
@@ -59,15 +59,28 @@ class VllmSampler:
             ) from error
         self._require_same(logp_V)
 
-    def generate(self, step: int, batch_indices: Sequence[int], prompts: Sequence[TokenIds]) -> list[TokenIds]:
+    def generate(
+        self, step: int, batch_indices: Sequence[int], prompts: Sequence[TokenIds], turn: int = 0
+    ) -> list[Completion]:
         """As `Sampler.generate`."""
         self.refresh()
         settings = [
-            request_settings(self._config, self._student, step=step, batch_index=batch_index, prompt_tokens=len(prompt))
+            request_settings(
+                self._config,
+                self._student,
+                seed=sampling_seed(self._config, step, batch_index, turn),
+                prompt_tokens=len(prompt),
+            )
             for batch_index, prompt in zip(batch_indices, prompts, strict=True)
         ]
         outputs = self._generate([prompt.tolist() for prompt in prompts], settings)
-        return [np.asarray(output.token_ids, np.int32) for output in outputs]
+        return [
+            Completion(
+                np.asarray(output.token_ids, np.int32),
+                None if output.logprobs is None else np.array(_of_drawn(output), np.float32),
+            )
+            for output in outputs
+        ]
 
     def _generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]]) -> list[Any]:
         """What vLLM makes of each prompt, in order."""
@@ -95,16 +108,18 @@ class VllmSampler:
             )
 
 
-def request_settings(
-    config: StudentConfig, student: Student, *, step: int, batch_index: int, prompt_tokens: int
-) -> dict[str, Any]:
+def _of_drawn(output: Any) -> list[float]:
+    """The log-probability of each token that vLLM drew."""
+    return [one[token].logprob for token, one in zip(output.token_ids, output.logprobs, strict=True)]
+
+
+def request_settings(config: StudentConfig, student: Student, *, seed: int, prompt_tokens: int) -> dict[str, Any]:
     """What vLLM is told about one sequence.
 
     Args:
         config: the student's.
         student: whose end tokens and vocabulary count.
-        step: optimizer steps done.
-        batch_index: of the sequence among those of the step.
+        seed: of the sequence.
         prompt_tokens: of its prompt.
 
     """
@@ -114,7 +129,9 @@ def request_settings(
         "max_tokens": min(config.sampling.max_new_tokens, config.batch.max_tokens - prompt_tokens),
         "temperature": config.sampling.temperature,
         "top_p": config.sampling.top_p,
-        "seed": derived_seed(config.seed, "sampling", config.id, step, batch_index),
+        "seed": seed,
+        # Of the drawn token alone; each is a Python object, so they are asked for where they are needed.
+        "logprobs": 0 if config.objective.importance_weights else None,
         "stop_token_ids": sorted(student.end_ids),
         # vLLM samples over all rows of the head, of which padding rows are no token.
         "allowed_token_ids": list(range(size)) if padded else None,
@@ -159,6 +176,7 @@ def _start(config: StudentConfig, cache_bytes_a_token: int) -> Any:
         enforce_eager=True,  # Compiling takes minutes at the first start.
         enable_prefix_caching=False,  # Keys and values of earlier weights.
         skip_tokenizer_init=True,
+        logprobs_mode="processed_logprobs",  # Of the distribution that is drawn from, after the temperature.
         generation_config="vllm",  # Its own, not the model's: `sampling` alone says how to write.
         **arguments,
     )

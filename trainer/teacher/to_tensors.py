@@ -68,6 +68,15 @@ def targets_of(sequences: Sequence[TokenSequence]) -> Tensor:
     return torch.cat([torch.from_numpy(sequence.targets).long() for sequence in sequences])
 
 
+def sampler_logps_of(sequences: Sequence[TokenSequence]) -> Tensor:
+    """With what ln p the sampler drew the target of each row, float32 [N]; of sequences that it was asked about."""
+    parts = []
+    for sequence in sequences:
+        assert sequence.sampler_logp is not None
+        parts.append(torch.from_numpy(sequence.sampler_logp[sequence.positions + 1 - sequence.prompt_tokens]))
+    return torch.cat(parts)
+
+
 def sequence_digests(sequences: Sequence[TokenSequence]) -> Tensor:
     """For each row the digest of its sequence, int64 [N] in two's complement."""
     digests = np.array([sequence.digest for sequence in sequences], np.uint64)

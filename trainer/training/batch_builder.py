@@ -16,24 +16,26 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tutelage.data.dataset_files import TokenizedExample
 from tutelage.errors import DataError
 from tutelage.trainer.checkpoint.trainer_state import Rollout
+from tutelage.trainer.config.objective import TermConfig
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.seeding import numpy_generator
-from tutelage.trainer.data.sequences import Mask, TokenIds, TokenSequence, token_sequence
-from tutelage.trainer.losses.registry import objective_named
+from tutelage.trainer.data.sequences import Completion, Mask, TokenIds, TokenSequence, token_sequence
 from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.rollout.base import open_sampler
+from tutelage.trainer.rollout.tools import rollout_named, write_with
 from tutelage.trainer.teacher.base import SignalArrays, Teacher
 from tutelage.trainer.teacher.rows import TeacherRows, Unembedding
-from tutelage.trainer.teacher.to_tensors import teacher_rows
+from tutelage.trainer.teacher.to_tensors import row_counts, teacher_rows
 from tutelage.trainer.training.objective import signal_spec
 
 ExamplesOf = Callable[[int], Sequence[TokenizedExample]]
-"""The `batch.sequences` examples of a step, for all workers together."""
+"""The examples of a step, for all workers together: `StudentConfig.prompts_per_step` of them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,24 @@ class MicroBatch:
     def rows(self) -> int:
         """Scored positions."""
         return sum(sequence.rows for sequence in self.sequences)
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, prompts included."""
+        return sum(len(sequence.ids) for sequence in self.sequences)
+
+    def of_term(self, term: TermConfig) -> MicroBatch:
+        """The sequences that a term of the objective is computed on."""
+        sequences = [each for each in self.sequences if term.includes(own=each.is_own)]
+        if len(sequences) == len(self.sequences):
+            return self
+        teacher = None if self.teacher is None else self.teacher.at(self.rows_of_term(term))
+        return replace(self, sequences=sequences, teacher=teacher)
+
+    def rows_of_term(self, term: TermConfig) -> Tensor:
+        """Which rows are those of the sequences that a term is computed on, bool [N]."""
+        included = torch.tensor([term.includes(own=sequence.is_own) for sequence in self.sequences])
+        return included.repeat_interleave(row_counts(self.sequences))
 
 
 @dataclass(frozen=True)
@@ -73,7 +93,7 @@ class BatchBuilder:
         rollouts: of later batches, as a checkpoint kept them.
 
     Raises:
-        ConfigurationError: as `open_sampler`.
+        ConfigurationError: as `open_sampler` and `rollout_named`.
 
     """
 
@@ -87,9 +107,10 @@ class BatchBuilder:
         rollouts: Iterable[Rollout] = (),
     ) -> None:
         self._config, self._student, self._workers = config, student, workers
-        self._teacher = teacher if objective_named(config.objective.name).needs_teacher else None
+        self._teacher = teacher if config.objective.needs_teacher else None
         self._unembedding = unembedding
         self._sampler = open_sampler(config, student)
+        self._rollout = rollout_named(config.sampling.rollout) if config.sampling.rollout else None
         self._kept = {batch.step: batch for batch in rollouts}
         self._pending: dict[int, _PendingBatch] = {}
         self._background = ThreadPoolExecutor(
@@ -164,59 +185,85 @@ class BatchBuilder:
             return self._config.sampling.max_staleness
         return 0 if self._teacher is None or objective.signal == "candidates" else 1
 
-    def _start(self, step: int, weights_version: int, examples: Sequence[TokenizedExample]) -> _PendingBatch:
+    def _start(self, step: int, weights_version: int, prompts: Sequence[TokenizedExample]) -> _PendingBatch:
         """The worker's share of a batch: own samples where the draw says so, else the data's completions."""
-        drawn = self._drawn_indices(step, len(examples))
-        indices = self._share_of_worker(len(examples), drawn)
-        data = {
-            index: self._sequence(examples[index], examples[index].completion_ids, examples[index].mask)
-            for index in indices
-            if index not in drawn
-        }
+        copies = self._config.sampling.completions
+        # A prompt has an index for each completion that the student may write; the data's has the first of them.
+        own_indices = [
+            prompt * copies + copy for prompt in self._drawn_prompts(step, len(prompts)) for copy in range(copies)
+        ]
+        examples = {index: prompts[index // copies] for index in range(len(prompts) * copies)}
+        given = [index for index in range(0, len(examples), copies) if index not in own_indices]
+        share = self._share_of_worker(sorted([*own_indices, *given]), own_indices)
+        data = {index: self._sequence_of_data(examples[index]) for index in share if index in given}
         # Asked before the student generates: the teacher scores the data's sequences meanwhile.
         answers = self._ask(data)
-        own_indices = [index for index in indices if index in drawn]
-        rollout = self._kept.pop(step, None) or self._generate(step, weights_version, own_indices, examples)
+        mine = {index: examples[index] for index in share if index in own_indices}
+        rollout = self._kept.pop(step, None) or self._generate(step, weights_version, mine)
         own = {
-            index: self._sequence(examples[index], rollout.completions[index], weights_version=rollout.weights_version)
-            for index in own_indices
+            index: self._own_sequence(example, rollout.completions[index], rollout.weights_version)
+            for index, example in mine.items()
         }
         return _PendingBatch(data | own, [*answers, *self._ask(own)], rollout)
 
-    def _drawn_indices(self, step: int, count: int) -> set[int]:
-        """The indices of a batch whose sequences the student writes itself."""
+    def _drawn_prompts(self, step: int, count: int) -> list[int]:
+        """The prompts of a batch that the student continues itself."""
         config = self._config
         unit = config.batch.micro_batch_sequences if config.on_policy_unit == "micro_batch" else 1
         # Of the step alone: the same after a resume, and with every worker, each of which makes all draws.
         draws = numpy_generator(config.seed, "on-policy", config.id, step).random(math.ceil(count / unit))
-        return {index for index in range(count) if draws[index // unit] < config.objective.on_policy_fraction}
+        return [index for index in range(count) if draws[index // unit] < config.objective.on_policy_fraction]
 
-    def _share_of_worker(self, count: int, own: Collection[int]) -> list[int]:
-        """The worker's indices of a step's `count`: whole micro-batches if the loss depends on them.
+    def _share_of_worker(self, indices: Sequence[int], own: Collection[int]) -> list[int]:
+        """The worker's part of a step's indices: whole micro-batches if the loss depends on them.
 
         The indices in `own` are dealt first, so that the writing, which takes longest, is shared evenly.
         """
         size = self._config.batch.micro_batch_sequences if self._config.micro_batches_matter else 1
-        units = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        units = [indices[start : start + size] for start in range(0, len(indices), size)]
         units.sort(key=lambda unit: unit[0] not in own)
         return sorted(index for unit in self._workers.share(units) for index in unit)
 
-    def _generate(
-        self, step: int, weights_version: int, indices: Sequence[int], examples: Sequence[TokenizedExample]
-    ) -> Rollout:
-        """The student's own completions at these indices; of all workers, if a checkpoint may have to keep them."""
-        prompts = [examples[index].prompt_ids for index in indices]
-        completions = self._sampler.generate(step, indices, prompts) if indices else []
-        own = dict(zip(indices, completions, strict=True))
+    def _generate(self, step: int, weights_version: int, examples: Mapping[int, TokenizedExample]) -> Rollout:
+        """The student's own completions by index; of all workers, if a checkpoint may have to keep them."""
+        completions: list[Completion] = []
+        if examples and self._rollout is not None:
+            completions = write_with(
+                self._rollout,
+                self._sampler,
+                step=step,
+                rows=examples,
+                tokenizer=self._student.tokenizer,
+                max_tokens=self._config.batch.max_tokens,
+            )
+        elif examples:
+            prompts = [example.prompt_ids for example in examples.values()]
+            completions = self._sampler.generate(step, list(examples), prompts)
+        own = dict(zip(examples, completions, strict=True))
         if self._config.sampling.max_staleness and not self._workers.alone:
-            # Each worker gives a table with its own rows filled in (length, token ids); their sum is the whole one,
-            # exactly, since `total` adds in float64.
-            table = np.zeros((len(examples), 1 + self._config.sampling.max_new_tokens))
-            for index, ids in own.items():
-                table[index, 0], table[index, 1 : 1 + len(ids)] = len(ids), ids
-            full = np.reshape(self._workers.total(table.ravel().tolist()), table.shape).astype(np.int32)
-            own = {index: row[1 : 1 + row[0]] for index, row in enumerate(full) if row[0]}
+            own = self._of_all_workers(own)
         return Rollout(step, weights_version, own)
+
+    def _of_all_workers(self, own: Mapping[int, Completion]) -> dict[int, Completion]:
+        """What each worker wrote, for all of them."""
+        # Each worker gives a table with its own rows filled in: per token 1, its id, ln p and whether it was written.
+        # Their sum is the whole table, exactly, since `total` adds in float64.
+        table = np.zeros((self._config.batch.sequences, 4, self._config.batch.max_tokens))
+        for index, one in own.items():
+            width = len(one.ids)
+            logp = np.full(width, np.nan) if one.logp is None else one.logp
+            mask = np.ones(width) if one.mask is None else one.mask
+            table[index, :, :width] = np.ones(width), one.ids, logp, mask
+        full = np.reshape(self._workers.total(table.ravel().tolist()), table.shape)
+        written = {}
+        for index in np.flatnonzero(full[:, 0, 0]).tolist():
+            _, ids, logp, mask = full[index][:, full[index, 0] > 0]
+            written[index] = Completion(
+                ids.astype(np.int32),
+                None if np.isnan(logp).any() else logp.astype(np.float32),
+                None if mask.all() else mask.astype(bool),
+            )
+        return written
 
     def _ask(self, sequences: Mapping[int, TokenSequence]) -> list[Future[dict[int, SignalArrays]]]:
         """Has the teacher score some sequences in the background; nothing if there are none, or no teacher."""
@@ -230,27 +277,32 @@ class BatchBuilder:
 
         return [self._background.submit(answers)]
 
-    def _sequence(
-        self,
-        example: TokenizedExample,
-        completion_ids: TokenIds,
-        mask: Mask | None = None,
-        weights_version: int | None = None,
-    ) -> TokenSequence:
-        """What is scored and learned from; with the signal `candidates`, with the ids that the student chose."""
-        if not len(completion_ids):
+    def _sequence_of_data(self, example: TokenizedExample) -> TokenSequence:
+        """What is learned from a row as the data has it."""
+        if not len(example.completion_ids):
             raise DataError(
                 f"a row of {self._config.data.path} has no completion, and the student was not to write one; give "
                 "completions, or set objective.on_policy_fraction: 1",
                 "data.path",
             )
+        return self._sequence(example, example.completion_ids, example.mask)
+
+    def _own_sequence(self, example: TokenizedExample, written: Completion, weights_version: int) -> TokenSequence:
+        """What is learned from what the student wrote after a row's prompt."""
+        mask = None
+        if written.mask is not None:
+            mask = np.concatenate([np.zeros(len(example.prompt_ids), bool), written.mask])
+        sequence = self._sequence(example, written.ids, mask)
+        return replace(sequence, weights_version=weights_version, sampler_logp=written.logp)
+
+    def _sequence(self, example: TokenizedExample, completion_ids: TokenIds, mask: Mask | None) -> TokenSequence:
+        """What is scored and learned from; with the signal `candidates`, with the ids that the student chose."""
         sequence = token_sequence(
             example.prompt_ids,
             completion_ids,
             loss_on_prompt=self._config.loss_on_prompt,
             loss_on_last_token=self._config.loss_on_last_token,
             mask=mask,
-            weights_version=weights_version,
             teacher=example.teacher,
         )
         if self._teacher is None or self._config.objective.signal != "candidates":

@@ -36,7 +36,6 @@ from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.dataset import Dataset, Order, read_dataset
 from tutelage.trainer.data.seeding import derived_seed
 from tutelage.trainer.data.sequences import TokenSequence, token_sequence
-from tutelage.trainer.losses.registry import objective_named
 from tutelage.trainer.metrics.log import MetricsLog
 from tutelage.trainer.metrics.progress import Outcome, Progress
 from tutelage.trainer.metrics.trackers import open_trackers
@@ -111,8 +110,8 @@ def train(
         TutelageError: as the teacher's `score`.
 
     """
-    if teacher is None and objective_named(config.objective.name).needs_teacher:
-        raise ConfigurationError(f"{config.objective.name} needs a teacher; give teacher.address", "teacher")
+    if teacher is None and config.objective.needs_teacher:
+        raise ConfigurationError(f"{config.objective.label} needs a teacher; give teacher.address", "teacher")
     if teacher is None and config.best and config.best.metric != "heldout/cross_entropy":
         raise ConfigurationError("compares with a teacher; use heldout/cross_entropy", "best.metric")
     # Whatever OMP_NUM_THREADS says: Ray sets it for its processes, a shell perhaps for all.
@@ -154,6 +153,7 @@ class _Training:
             adapter_seed=derived_seed(config.seed, "adapters"),
             gradient_checkpointing=config.gradient_checkpointing,
             sharded=config.sharding == "full",
+            router_loss=config.router_loss_weight > 0,
         )
         ends = {completion_end_id(config.data.template, self._student.tokenizer)}
         self._student.end_with(ends.union(teacher.identity.end_token_ids if teacher else ()))
@@ -163,7 +163,7 @@ class _Training:
         dataset, held_out = _read_data(config, self._student)
         self._examples, self._order = dataset.examples, Order(len(dataset.examples), config.seed)
         if config.epochs is not None:
-            steps = max(1, config.epochs * len(dataset.examples) // config.batch.sequences)
+            steps = max(1, config.epochs * len(dataset.examples) // config.prompts_per_step)
             config = self._config = config.model_copy(update={"steps": steps})
         teacher_digest = teacher.identity.weights_digest if teacher else ""
         self._state = State(0, 0, config_digest(config), dataset.fingerprint, teacher_digest)
@@ -273,7 +273,7 @@ class _Training:
         return row
 
     def _examples_of(self, step: int) -> Sequence[TokenizedExample]:
-        size = self._config.batch.sequences
+        size = self._config.prompts_per_step
         return [self._examples[index] for index in self._order.take(step * size, size)]
 
     def _record(self, metrics: MetricsLog, values: dict[str, float]) -> None:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from tutelage.trainer.config.objective import TermConfig
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.seeding import derived_seed
 from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.losses.diagnostics import diagnostics
 from tutelage.trainer.losses.losses import token_cross_entropy, token_divergence, token_policy_gradient
 from tutelage.trainer.losses.reductions import reduce_micro_batch_token_mean, reduce_sequence_mean, reduce_token_mean
-from tutelage.trainer.losses.registry import objective_named, resolve_parameters
+from tutelage.trainer.losses.registry import resolve_parameters
 from tutelage.trainer.model.optimizer import learning_rate_at
 from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.teacher.rows import Unembedding
-from tutelage.trainer.teacher.to_tensors import row_counts, targets_of
+from tutelage.trainer.teacher.to_tensors import row_counts, sampler_logps_of, targets_of
 from tutelage.trainer.training.batch_builder import BatchBuilder, ExamplesOf, MicroBatch
 from tutelage.trainer.training.objective import teacher_distribution_of
 
@@ -40,11 +41,31 @@ _MEASURES = (
 
 @dataclass(frozen=True)
 class Totals:
-    """What a step's loss is divided by: counts over all micro-batches of all workers."""
+    """What a term of a step's loss is divided by: counts of what it is computed on, over all workers."""
 
     rows: int
     sequences: int
     micro_batches: int
+
+
+@dataclass
+class _Seen:
+    """What a step is of all workers together, and what the passes of this one found in it."""
+
+    rows: int
+    """Scored positions."""
+    tokens: int
+    """All tokens, prompts included."""
+    totals: Sequence[Totals]
+    """Of each term."""
+    values: list[float]
+    """Of each term's mean, this worker's part."""
+    router_loss: float = 0.0
+    """Likewise."""
+    diagnostics: list[dict[str, Tensor]] = field(default_factory=list)
+    """Of some rows of each micro-batch."""
+    importance_weights: list[Tensor] = field(default_factory=list)
+    """Of each micro-batch's sampled tokens, before they are clipped."""
 
 
 class TrainStep:
@@ -66,7 +87,7 @@ class TrainStep:
         workers: Workers = ALONE,
     ) -> None:
         self._config, self._student, self._batches, self._workers = config, student, batches, workers
-        self._entry = objective_named(config.objective.name)
+        self._terms = config.objective.weighted_terms
         self._distribution = teacher_distribution_of(config.objective, derived_seed(config.seed, "noise"))
 
     def train_step(self, step: int, examples_of: ExamplesOf, report: Callable[[str], None]) -> dict[str, float]:
@@ -102,63 +123,113 @@ class TrainStep:
 
     def _update(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
         """Forward and backward over all micro-batches, then the optimizer."""
-        sequences = sum(len(batch.sequences) for batch in batches)
-        counts = self._workers.total([sum(batch.rows for batch in batches), sequences, len(batches)])
-        totals = Totals(*map(int, counts))
+        counts = [sum(batch.rows for batch in batches), sum(batch.tokens for batch in batches)]
+        rows, tokens = map(int, self._workers.total(counts))
+        seen = _Seen(rows, tokens, [self._totals(term, batches) for term in self._terms], [0.0] * len(self._terms))
         if self._student.sharded:
             # A pass brings weights together, which takes all workers: each goes through it as often as the one with
             # the most micro-batches, the last time with weight 0.
             missing = self._workers.largest(len(batches)) - len(batches)
             batches = [*batches, *[replace(batches[-1], counts=False)] * missing]
-        loss, measured = 0.0, list[dict[str, Tensor]]()
         for batch in batches:
-            hidden_ND = self._student.hidden(batch.sequences)
-            head = self._student.head()
-            if batch.teacher is not None and batch.counts:
-                some = slice(None, None, max(1, totals.rows // _DIAGNOSED_ROWS))  # Evenly spread.
-                values = diagnostics(
-                    hidden_ND.detach()[some], head, batch.teacher.at(some), distribution=self._distribution
-                )
-                if batch.teacher.kind != "topk":  # Where the support is the student's: the teacher's mass on it.
-                    values["support_mass"] = 1.0 - values["tail_mass"]
-                measured.append(values)
-            # Times 0 instead of left out: the backward pass of a sharded student takes part in what the others do.
-            part = self._reduce(self._token_loss(hidden_ND, head, batch), batch.sequences, totals) * batch.counts
-            part.backward()
-            self._student.collect_gradients()
-            loss += float(part.detach())  # Parts of one mean: their sum is the step's loss, however it was divided.
+            self._forward_and_backward(batch, seen)
         learning_rate = learning_rate_at(step, self._config.steps, self._config.optimizer)
         self._student.sum_gradients(self._workers)
         norm = self._student.step(learning_rate)
-        (loss,) = self._workers.total([loss])
         return {
-            "train/loss": loss,
-            **self._means(measured),
+            **self._losses(seen),
+            **self._means(seen.diagnostics),
+            **self._importance(seen.importance_weights),
             "train/gradient_norm": norm,
             "train/learning_rate": learning_rate,
-            "train/tokens": totals.rows,
+            "train/tokens": rows,
         }
 
-    def _token_loss(self, hidden_ND: Tensor, head: Unembedding, batch: MicroBatch) -> Tensor:
-        """What the objective says of each row, [N]."""
-        objective = self._config.objective
-        targets_N = targets_of(batch.sequences).to(self._student.device)
-        if batch.teacher is None:
-            return token_cross_entropy(hidden_ND, head, targets_N)
-        if self._entry.sampled_token:
-            estimator = str(resolve_parameters(objective.name, objective.parameters)["estimator"])
-            return token_policy_gradient(
-                hidden_ND, head, batch.teacher, targets_N, estimator=estimator, distribution=self._distribution
+    def _forward_and_backward(self, batch: MicroBatch, seen: _Seen) -> None:
+        """One micro-batch: its part of the step's gradients, and what is to be told of it."""
+        hidden_ND, router_loss = self._hidden(batch)
+        head = self._student.head()
+        if batch.teacher is not None and batch.counts:
+            some = slice(None, None, max(1, seen.rows // _DIAGNOSED_ROWS))  # Evenly spread.
+            measured = diagnostics(
+                hidden_ND.detach()[some], head, batch.teacher.at(some), distribution=self._distribution
             )
-        return token_divergence(
+            if batch.teacher.kind != "topk":  # Where the support is the student's: the teacher's mass on it.
+                measured["support_mass"] = 1.0 - measured["tail_mass"]
+            seen.diagnostics.append(measured)
+        each = zip(self._terms, seen.totals, strict=True)
+        parts = [self._term(term, batch, hidden_ND, head, totals, seen) for term, totals in each]
+        # Times 0 instead of left out: the backward pass of a sharded student takes part in what the others do.
+        weighted = [term.weight * part for term, part in zip(self._terms, parts, strict=True)]
+        loss = torch.stack(weighted).sum() * batch.counts
+        if router_loss is not None:  # Each micro-batch's, as its share of the step's tokens.
+            part = router_loss * (batch.tokens / seen.tokens)
+            loss = loss + self._config.router_loss_weight * part
+            seen.router_loss += float(part.detach())
+        loss.backward()
+        self._student.collect_gradients()
+        if batch.counts:
+            # Parts of one mean: their sum is the step's, however it was divided.
+            seen.values = [value + float(part.detach()) for value, part in zip(seen.values, parts, strict=True)]
+
+    def _hidden(self, batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
+        """The student's states of a micro-batch, and its router's loss if that is trained."""
+        if self._config.router_loss_weight:
+            return self._student.hidden_and_router_loss(batch.sequences)
+        return self._student.hidden(batch.sequences), None
+
+    def _totals(self, term: TermConfig, batches: Sequence[MicroBatch]) -> Totals:
+        """Counts over the sequences that a term is computed on."""
+        parts = [batch.of_term(term) for batch in batches]
+        rows = sum(part.rows for part in parts)
+        counts = [rows, sum(len(part.sequences) for part in parts), sum(part.rows > 0 for part in parts)]
+        return Totals(*map(int, self._workers.total(counts)))
+
+    def _term(
+        self, term: TermConfig, batch: MicroBatch, hidden_ND: Tensor, head: Unembedding, totals: Totals, seen: _Seen
+    ) -> Tensor:
+        """A term's mean of the whole step, as far as this micro-batch has a part in it."""
+        part = batch.of_term(term)
+        if not part.rows:  # Gradients of zero, for the other workers of a sharded student.
+            return token_cross_entropy(hidden_ND[:0], head, torch.zeros(0, dtype=torch.int64)).sum()
+        if part is not batch:
+            hidden_ND = hidden_ND[batch.rows_of_term(term)]
+        return self._reduce(self._token_loss(term, hidden_ND, head, part, seen), part.sequences, totals)
+
+    def _token_loss(
+        self, term: TermConfig, hidden_ND: Tensor, head: Unembedding, batch: MicroBatch, seen: _Seen
+    ) -> Tensor:
+        """What a term says of each row, [N]."""
+        objective = self._config.objective
+        if not term.entry.needs_teacher:
+            return token_cross_entropy(hidden_ND, head, targets_of(batch.sequences).to(self._student.device))
+        assert batch.teacher is not None
+        if not term.entry.sampled_token:
+            return token_divergence(
+                hidden_ND,
+                head,
+                batch.teacher,
+                objective=term.name,
+                parameters=term.parameters,
+                distribution=self._distribution,
+                approximate=objective.approximate,
+            )
+        sampler_logp_N = None
+        if objective.importance_weights:
+            sampler_logp_N = sampler_logps_of(batch.sequences).to(self._student.device)
+        value_N, weight_N = token_policy_gradient(
             hidden_ND,
             head,
             batch.teacher,
-            objective=objective.name,
-            parameters=objective.parameters,
+            targets_of(batch.sequences).to(self._student.device),
+            estimator=str(resolve_parameters(term.name, term.parameters)["estimator"]),
+            sampler_logp_N=sampler_logp_N,
+            importance_clip=objective.importance_clip,
             distribution=self._distribution,
-            approximate=objective.approximate,
         )
+        if weight_N is not None and batch.counts:
+            seen.importance_weights.append(weight_N)
+        return value_N
 
     def _reduce(self, loss_N: Tensor, sequences: Sequence[TokenSequence], totals: Totals) -> Tensor:
         """The part of the step's loss that comes from one of its micro-batches."""
@@ -170,6 +241,34 @@ class TrainStep:
                 return reduce_sequence_mean(loss_N, counts_B.repeat_interleave(counts_B), totals.sequences)
             case "micro_batch_token_mean":
                 return reduce_micro_batch_token_mean(loss_N, totals.micro_batches)
+
+    def _losses(self, seen: _Seen) -> dict[str, float]:
+        """The step's loss, and each term's mean if there are several; of one without a row there is none."""
+        *values, router_loss = self._workers.total([*seen.values, seen.router_loss])
+        weighted = sum(term.weight * value for term, value in zip(self._terms, values, strict=True))
+        losses = {"train/loss": weighted + self._config.router_loss_weight * router_loss}
+        if len(self._terms) > 1:
+            each = zip(self._terms, values, seen.totals, strict=True)
+            losses |= {f"train/term/{term.label}": value for term, value, of in each if of.rows}
+        if self._config.router_loss_weight:
+            losses["train/router_loss"] = router_loss
+        return losses
+
+    def _importance(self, weights: Sequence[Tensor]) -> dict[str, float]:
+        """What the importance weights of the step were like: 1 on average where the sampler cut nothing off."""
+        if not self._config.objective.importance_weights:
+            return {}
+        clip = self._config.objective.importance_clip
+        weight_N = torch.cat([*weights, torch.zeros(0, device=self._student.device)]).double()
+        clipped = 0.0 if clip is None else float((weight_N > clip).sum())
+        count, total, squares, clipped = self._workers.total(
+            [len(weight_N), float(weight_N.sum()), float(weight_N.square().sum()), clipped]
+        )
+        if not count:
+            return {}
+        # Kish's effective sample size: so much of the sample an unweighted one of the same variance would have.
+        metrics = {"train/importance_weight": total / count, "train/effective_share": total**2 / (count * squares)}
+        return metrics | ({} if clip is None else {"train/clipped_share": clipped / count})
 
     def _means(self, measured: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
         """Means over all measured rows of the step."""
