@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +150,12 @@ def test_the_routers_loss_of_a_step_is_weighed_by_tokens(tiny_model, tmp_path):
     """Of one micro-batch: the model's own; and the loss is the objective's and the weighted router's."""
     class_name, settings = ARCHITECTURES["qwen3_moe"]
     folder = write_architecture(tmp_path / "model", tiny_model, class_name, settings)
+    shutil.copy(tiny_model / "chat_template.jinja", folder)
     path, rows = write_rows(tmp_path / "rows.jsonl"), {}
     for weight in (0.0, 0.5):
         config = student_config(
             folder,
             path,
-            data={"template": "plain"},
             objective={"name": "sft"},
             dtype="float32",
             router_loss_weight=weight,
