@@ -57,7 +57,7 @@ stubs: $(STAMP) ## the Python stubs of proto/
 lock: ## resolve requirements/cpu.in anew into requirements/cpu.lock
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
 	@build/lock/bin/python -m pip install -qq -r requirements/cpu.in
-	@build/lock/bin/python -m pip freeze --all | grep -vE '^pip==' | sed 's/+cpu$$//' > requirements/cpu.lock
+	@build/lock/bin/python -m pip freeze --all --exclude-editable | grep -vE '^pip==' | sed 's/+cpu$$//' > requirements/cpu.lock
 	@rm -rf build/lock
 
 clean: ## what the targets made, the environment included

@@ -318,7 +318,8 @@ class GenerateConfig(ClientAccess):
     """A .jsonl, .json or .parquet file of prompts, in the forms that `tutelage train` takes."""
 
     out: Path
-    """The data set, .jsonl, in a form that `tutelage train` takes; `<out>.part` holds what is generated so far."""
+    """The data set, .jsonl, .json or .parquet: the prompts' rows with what was generated; `<out>.part` holds what is
+    generated so far."""
 
     tokenizer: Path
     """Directory with the teacher's tokenizer: its checkpoint, or a student's."""

@@ -277,12 +277,17 @@ def two_way_interval(
     return Interval(few.estimate, error, low, high, confidence, few.observations, few.clusters, tails)
 
 
-def mean_of_intervals(intervals: Sequence[Interval]) -> Interval:
+def mean_of_intervals(intervals: Sequence[Interval], *, bound: float | None = None) -> Interval:
     """The unweighted mean of independent estimates, tasks say, with its error.
 
     Student's t has Satterthwaite's degrees of freedom (Satterthwaite 1946, Biometrics Bulletin 2). An estimate whose
     clusters were all alike adds no variance, so the mean then also goes by the estimates with made-up clusters; if
     these are not known, nothing can be said.
+
+    Args:
+        intervals: of the estimates.
+        bound: as in `cluster_robust_interval`; the mean's interval lies no further out either.
+
     """
     if len(intervals) == 1:
         return intervals[0]
@@ -303,7 +308,7 @@ def mean_of_intervals(intervals: Sequence[Interval]) -> Interval:
         tails.append(SameTail(estimate, np.inf, 1))
     shown = tails if adjusted is None else [*tails, adjusted]
     few = len(known) < len(intervals) or any(one.clusters < FEW_CLUSTERS for one in intervals)
-    low, high = _widest(shown, confidence, None)
+    low, high = _widest(shown, confidence, bound)
     return Interval(
         estimate,
         error,

@@ -114,7 +114,7 @@ def compare(
         for part, interval in zip(tasks, by_task, strict=True):
             own = {"task": part["task"][0]} | _of_task(part, interval, generator, resamples)
             rows.append(_common(comparison, part, interval) | own)
-        average = paired.mean_of_intervals(by_task)
+        average = paired.mean_of_intervals(by_task, bound=_POINTS)
         shown = {"task": AVERAGE} | _of_average(pairs, generator, resamples)
         rows.append(_common(comparison, pairs, average) | shown)
     schema = pl.Schema([*COMPARED.items(), ("has_spread", pl.Boolean())])

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from tutelage.data.conversations import Conversation, format_of, with_completion
 from tutelage.data.dataset_files import TokenIds, prompt_encoder, read_conversations
 from tutelage.data.hub import local_file
+from tutelage.data.rows import encode_rows
 from tutelage.errors import ConfigurationError, DataError, Overloaded
 from tutelage.files import write_durably
 from tutelage.identity import require_same_tokenizer, require_tokenizer_as_its_file, tokenizer_digests
@@ -80,9 +82,9 @@ def generate_rationales(config: GenerateConfig, progressed: Progressed) -> Count
         progressed: told after each prompt.
 
     Raises:
-        ConfigurationError: `<out>` or `<out>.part` was made with other settings, prompts or another teacher, or
-            `answer_pattern` is no pattern.
-        DataError: the prompts are not as they must be, or a row has no answer.
+        ConfigurationError: `<out>` or `<out>.part` was made with other settings, prompts or another teacher, what
+            lies beside them is damaged, or `answer_pattern` is no pattern.
+        DataError: the prompts are not as they must be, a row has no answer, or `out` has no place for a column.
         IdentityMismatch: `tokenizer` is not the teacher's.
         Unreachable: the teacher went away; the next run goes on.
         TutelageError: the teacher refused; the message says why.
@@ -91,6 +93,8 @@ def generate_rationales(config: GenerateConfig, progressed: Progressed) -> Count
     rows = read_conversations(config.data)
     row_format = format_of(rows[0][0])  # of all rows, as `read_conversations` has it
     has_right_answer = _answer_check(config, [row for row, _ in rows])
+    # Tried before anything is generated: a column that the form of `out` has no place for would be found at the end.
+    encode_rows([with_completion(row, row_format, "") for row, _ in rows], config.out)
     prompts = encode_prompts([conversation for _, conversation in rows], config)
     with open_channel(config.address, config.tls) as channel:
         client = _GenerationClient(pb_grpc.TeacherServiceStub(channel), config)
@@ -111,7 +115,7 @@ def generate_rationales(config: GenerateConfig, progressed: Progressed) -> Count
                 journal.add(row, continuations)
                 progressed(len(journal.done), len(answerable))
     counts = Counts(prompts=len(rows), no_room=len(rows) - len(answerable))
-    lines = []
+    kept = []
     for row, continuations in sorted(journal.done.items()):
         for sample, continuation in enumerate(continuations):
             counts.generated += 1
@@ -121,9 +125,8 @@ def generate_rationales(config: GenerateConfig, progressed: Progressed) -> Count
                 counts.wrong += 1
             else:
                 counts.kept += 1
-                made = with_completion(rows[row][0], row_format, continuation.text) | {"sample": sample}
-                lines.append(json.dumps(made, ensure_ascii=False) + "\n")
-    finished.write(lines, counts)
+                kept.append(with_completion(rows[row][0], row_format, continuation.text) | {"sample": sample})
+    finished.write(kept, counts)
     journal.remove()
     return counts
 
@@ -216,7 +219,7 @@ class _Finished:
         settings: all that its rows depend on.
 
     Raises:
-        ConfigurationError: it is there and was made otherwise.
+        ConfigurationError: it is there and was made otherwise, or nothing readable says how.
 
     """
 
@@ -230,22 +233,23 @@ class _Finished:
             raise ConfigurationError(
                 f"{path} is there and nothing says how it was made; remove it, or choose another out", "out"
             )
-        made = json.loads(self._settings_path.read_text(encoding="utf-8"))
-        _require_same_settings(f"{path} was made", made["settings"], settings)
-        self.counts = Counts(**made["counts"])
+        with _refusing_damage(self._settings_path, f"remove it and {path}"):
+            made = json.loads(self._settings_path.read_bytes())
+            before, self.counts = dict(made["settings"]), Counts(**made["counts"])
+        _require_same_settings(f"{path} was made", before, settings)
 
-    def write(self, lines: list[str], counts: Counts) -> None:
+    def write(self, rows: Sequence[dict[str, Any]], counts: Counts) -> None:
         """Makes the data set; a kill between the two files leaves the journal, from which the next run makes both."""
         made = {"settings": self._settings, "counts": asdict(counts)}
         write_durably(self._settings_path, json.dumps(made, indent=1) + "\n")
-        write_durably(self._path, "".join(lines))
+        write_durably(self._path, encode_rows(rows, self._path))
 
 
 class _Journal:
     """What was generated so far, one line a prompt; the first line is what it was generated with.
 
     Raises:
-        ConfigurationError: it is there and was begun otherwise.
+        ConfigurationError: it is there and was begun otherwise, or is damaged.
 
     """
 
@@ -254,10 +258,13 @@ class _Journal:
         self.done: dict[int, list[Continuation]] = {}
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # a last line without its end was cut off
         if lines:
-            _require_same_settings(f"{path} was begun", json.loads(lines[0]), settings)
-        for line in lines[1:]:
-            row, continuations = json.loads(line)
-            self.done[row] = [Continuation(**each) for each in continuations]
+            with _refusing_damage(path, "remove it"):
+                begun = dict(json.loads(lines[0]))
+            _require_same_settings(f"{path} was begun", begun, settings)
+        for number, line in enumerate(lines[1:], start=2):
+            with _refusing_damage(path, f"remove its line {number}, whose prompt will be answered again"):
+                row, continuations = json.loads(line)
+                self.done[row] = [Continuation(**each) for each in continuations]
         whole = b"".join(line + b"\n" for line in lines) or (json.dumps(settings) + "\n").encode()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, whole)
@@ -278,6 +285,15 @@ class _Journal:
     def remove(self) -> None:
         """Removes the file, once the data set is there."""
         self._path.unlink()
+
+
+@contextmanager
+def _refusing_damage(path: Path, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"{path} is damaged ({type(error).__name__}: {error}); {advice}, or choose another out"
+        raise ConfigurationError(message, "out") from error
 
 
 def _require_same_settings(what: str, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from fake_teacher import VOCABULARY_SIZE, FakeGenerationEngine, fake_teacher, serving
 from tutelage.config import validate
 from tutelage.data.conversations import format_of, with_completion
-from tutelage.data.dataset_files import read_examples
+from tutelage.data.dataset_files import read_conversations, read_examples
 from tutelage.errors import ConfigurationError, DataError, IdentityMismatch, InvalidRequest, Unreachable
 from tutelage.identity import tokenizer_digests
 from tutelage.teacher_server.config import GenerateConfig
@@ -88,7 +88,12 @@ def test_prompts_become_a_data_set_in_their_order(tokenizer, tmp_path):
     counts, told = run(settings, author)
     assert counts == Counts(prompts=25, generated=50, cut_off=4, kept=46)
     expected = [
-        {"prompt": f"3 5 {number}", "completion": f" so it is {number + sample}", "sample": sample}
+        {
+            "prompt": f"3 5 {number}",
+            "answer": f"#### {number}.0",
+            "completion": f" so it is {number + sample}",
+            "sample": sample,
+        }
         for number in range(25)
         if number % 10 != 9
         for sample in range(2)
@@ -223,9 +228,9 @@ def test_what_cannot_be_written_is_said(tokenizer, tmp_path):
     settings = config(tmp_path, tokenizer, long)
     assert run(settings, Author())[0] == Counts(prompts=2, no_room=1, generated=2, kept=2)
     with pytest.raises(InvalidRequest, match="samples"):
-        run(config(tmp_path, tokenizer, samples=5, out=tmp_path / "x"), Author())
+        run(config(tmp_path, tokenizer, samples=5, out=tmp_path / "x.jsonl"), Author())
     with pytest.raises(IdentityMismatch, match="vocabulary"):
-        run(config(tmp_path, tokenizer, out=tmp_path / "x"), Author(), {"vocabulary": "other"})
+        run(config(tmp_path, tokenizer, out=tmp_path / "x.jsonl"), Author(), {"vocabulary": "other"})
     with pytest.raises(DataError, match=r"row 1 .* has no 'solution'"):
         run(config(tmp_path, tokenizer, answer_pattern="x", answer_column="solution"), Author())
     with pytest.raises(ConfigurationError, match="no pattern"):
@@ -236,8 +241,8 @@ def test_what_cannot_be_written_is_said(tokenizer, tmp_path):
     ("row", "expected"),
     [
         ({"prompt": "p", "completion": "old"}, {"prompt": "p", "completion": "new"}),
-        ({"question": "q", "answer": "old"}, {"prompt": "q", "completion": "new"}),
-        ({"instruction": "i", "output": "old"}, {"instruction": "i", "input": "", "output": "new"}),
+        ({"question": "q", "answer": "right"}, {"prompt": "q", "completion": "new", "answer": "right"}),
+        ({"instruction": "i", "output": "old"}, {"instruction": "i", "output": "new"}),
         (
             {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "old"}]},
             {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "new"}]},
@@ -250,3 +255,98 @@ def test_what_cannot_be_written_is_said(tokenizer, tmp_path):
 )
 def test_every_form_takes_a_completion(row, expected):
     assert with_completion(row, format_of(row), "new") == expected
+    notes = {"id": 7, "source": {"set": "x"}}
+    assert with_completion(row | notes, format_of(row), "new") == expected | notes
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_a_data_set_has_the_form_that_its_name_says_and_the_rows_columns(suffix, tokenizer, tmp_path):
+    content = [
+        {"question": f"3 5 {n}", "answer": f"#### {n}", "id": n} | ({"source": "x"} if n else {}) for n in (0, 1)
+    ]
+    settings = config(tmp_path, tokenizer, content, samples=1, out=tmp_path / f"out{suffix}")
+    assert run(settings, Author())[0].kept == 2
+    read = [row for row, _ in read_conversations(settings.out)]
+    assert [(row["prompt"], row["completion"], row["answer"], row["id"]) for row in read] == [
+        ("3 5 0", " so it is 0", "#### 0", 0),
+        ("3 5 1", " so it is 1", "#### 1", 1),
+    ]
+    assert [row.get("source") for row in read] == [None, "x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "says"),
+    [
+        ("out.csv", ["x", "y"], r"out\.csv is none of \.jsonl, \.json, \.parquet"),
+        ("out", ["x", "y"], r"none of"),
+        ("out.parquet", ["x", 7], r"column: .*out\.parquet cannot hold these rows.*write \.jsonl"),
+    ],
+)
+def test_a_form_that_the_rows_cannot_have_is_refused_before_anything_is_generated(
+    name, column, says, tokenizer, tmp_path
+):
+    content = [{"prompt": "3 5", "column": value} for value in column]
+    author = Author()
+    with pytest.raises(DataError, match=says):
+        run(config(tmp_path, tokenizer, content, out=tmp_path / name), author)
+    assert author.asked == []
+
+
+def test_a_column_that_json_has_no_form_for_is_refused_before_anything_is_generated(tokenizer, tmp_path):
+    import datetime
+
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"prompt": ["3 5"], "made": [datetime.date(2026, 1, 1)]})
+    parquet.write_table(table, tmp_path / "prompts.parquet")
+    settings, author = config(tmp_path, tokenizer, samples=1), Author()
+    with pytest.raises(DataError, match=r"date is not JSON serializable; leave the column out, or write \.parquet"):
+        run(settings.model_copy(update={"data": tmp_path / "prompts.parquet"}), author)
+    assert author.asked == []
+    kept = settings.model_copy(update={"data": tmp_path / "prompts.parquet", "out": tmp_path / "out.parquet"})
+    assert run(kept, author)[0].kept == 1
+    assert read_conversations(kept.out)[0][0]["made"] == datetime.date(2026, 1, 1)
+
+
+SETTINGS_DAMAGE = [b"", b"{", b"[]", b"\xff", b'{"settings": 3, "counts": {}}', b'{"settings": {}, "counts": {"x": 1}}']
+
+
+@pytest.mark.parametrize("content", SETTINGS_DAMAGE)
+def test_damaged_settings_of_a_finished_data_set_are_refused_in_words(content, tokenizer, tmp_path):
+    settings = config(tmp_path, tokenizer)
+    run(settings, Author())
+    before = settings.out.read_bytes()
+    (tmp_path / "out.jsonl.settings.json").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"out\.jsonl\.settings\.json is damaged .*remove it and"):
+        run(settings, Author())
+    assert settings.out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("line", "content", "says"),
+    [
+        (0, b"{", "remove it, or"),
+        (0, b"[1]", "remove it, or"),
+        (0, b"\xff", "remove it, or"),
+        (2, b"torn", "remove its line 3, whose prompt"),
+        (2, b"[1]", "remove its line 3, whose prompt"),
+        (2, b'[1, [{"text": "x"}]]', "remove its line 3, whose prompt"),
+        (2, b"7", "remove its line 3, whose prompt"),
+    ],
+)
+def test_a_damaged_journal_is_refused_in_words_and_its_advice_works(line, content, says, tokenizer, tmp_path):
+    settings, author = config(tmp_path, tokenizer, prompts_at_once=1), Author()
+    author.stop_after = 3
+    with pytest.raises(Unreachable):
+        run(settings, author)
+    part = tmp_path / "out.jsonl.part"
+    lines = part.read_bytes().split(b"\n")
+    part.write_bytes(b"\n".join([*lines[:line], content, *lines[line + 1 :]]))
+    with pytest.raises(ConfigurationError, match=rf"out\.jsonl\.part is damaged .*{says}"):
+        run(settings, Author())
+    if line:
+        part.write_bytes(b"\n".join([*lines[:line], *lines[line + 1 :]]))
+    else:
+        part.unlink()
+    assert run(settings, Author())[0].kept == 46

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluator_support import EchoEngine, write_checkpoint
+from evaluator_support import EchoEngine, WordTokenizer, write_checkpoint
 from tutelage.data.prompts import prompt_text
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.evaluator.config import EvaluationSettings
@@ -160,7 +160,17 @@ def test_a_task_of_ones_own_runs_and_is_labelled_by_its_name(tmp_path: Path) -> 
     assert rows["score"].to_list() == [1.0] * 3
 
 
-def test_an_empty_choice_costs_its_item_and_no_other(tmp_path: Path) -> None:
+class CharacterTokenizer(WordTokenizer):
+    """The space before an empty choice is a token, so that it has a likelihood, and no character to divide it by."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return list(map(ord, text))
+
+
+@pytest.mark.parametrize("tokenizer", [WordTokenizer, CharacterTokenizer])
+def test_an_empty_choice_costs_its_item_and_no_other(tokenizer: type[WordTokenizer], tmp_path: Path) -> None:
+    engine = EchoEngine()
+    engine.tokenizer = tokenizer()
     records = [{"country": "France", "capital": "Paris", "other": other} for other in ("", "Lyon")]
     write_lines(tmp_path / "capitals.jsonl", records)
     (tmp_path / "mine.yaml").write_text(CUSTOM)
@@ -169,7 +179,7 @@ def test_an_empty_choice_costs_its_item_and_no_other(tmp_path: Path) -> None:
         Evaluation("one", write_checkpoint(tmp_path / "checkpoint"), Labels("r1", "s"), tasks),
         EvaluationSettings(),
         tmp_path / "frames",
-        engines=lambda _checkpoint: EchoEngine(),
+        engines=lambda _checkpoint: engine,
     )
     rows = read(tmp_path / "frames").collect()
     assert len(rows) == 4

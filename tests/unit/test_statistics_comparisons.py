@@ -143,6 +143,28 @@ def test_items_that_do_not_differ_among_themselves_cannot_tell(scores: list[tupl
     assert frame["detectable"].min() > 10
 
 
+def test_a_task_in_which_all_items_tie_does_not_silence_the_average_of_those_that_tell() -> None:
+    items = study(seeds=1)
+    tied = items.filter(task="easy").with_columns(task=pl.lit("tied"), item_id="tied-" + pl.col("item_id"), score=1.0)
+    frame = compare(pl.concat([items, tied]), [comparison("gkd")], np.random.default_rng(0), resamples=100)
+    assert row(frame, task="tied")["conclusion"] == "cannot tell"
+    assert row(frame, task=AVERAGE)["conclusion"] == "first higher"
+
+
+@pytest.mark.parametrize("scores", [[(1.0, 0.0)] * 2, [(1.0, 0.0), (0.5, 0.0)], [(1.0, 0.0)] * 4 + [(0.0, 1.0)]])
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_no_interval_lies_further_out_than_a_difference_can(scores: list[tuple[float, float]], tasks: int) -> None:
+    one = few(*scores)
+    names = [
+        (pl.lit(f"t{number}"), pl.col("item_id") + f"-{number}", pl.col("cluster") + f"-{number}")
+        for number in range(tasks)
+    ]
+    items = pl.concat([one.with_columns(task=task, item_id=item, cluster=cluster) for task, item, cluster in names])
+    frame = compare(items, [comparison("gkd")], np.random.default_rng(0), resamples=100)
+    assert frame["low"].min() >= -100
+    assert frame["high"].max() <= 100
+
+
 def test_items_of_one_cluster_cannot_tell() -> None:
     items = few(*[(1.0, 0.0)] * 3, (0.0, 0.0)).with_columns(cluster=pl.lit("one text"))
     frame = compare(items, [comparison("gkd", margin=2.0)], np.random.default_rng(0))

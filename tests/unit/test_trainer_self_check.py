@@ -70,3 +70,9 @@ def test_a_device_without_room_is_not_taken_for_a_model_that_cannot_decode(monke
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=64, n_embd=8, n_layer=1, n_head=1))
     with pytest.raises(torch.OutOfMemoryError):
         hf_sampler._require_plain_decoding(SimpleNamespace(model=model, vocabulary_size=50))
+
+
+@pytest.mark.parametrize("positions", [16, 32, 64])
+def test_a_model_of_few_positions_is_tried_with_prompts_that_it_has_room_for(positions):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=positions, n_embd=8, n_layer=1, n_head=1))
+    hf_sampler._require_plain_decoding(SimpleNamespace(model=model, vocabulary_size=51))

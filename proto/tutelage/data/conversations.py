@@ -105,18 +105,22 @@ def _said(row: Mapping[str, Any], row_format: str) -> Conversation:
 
 
 def with_completion(row: Mapping[str, Any], row_format: str, completion: str) -> dict[str, Any]:
-    """A row with the same prompt and this completion; a question becomes a `prompt` row."""
+    """The row with this completion in place of its own.
+
+    A question becomes a `prompt` row. All else that the row says stays: its id, the answer that is known to be right.
+    """
     match row_format:
         case "messages":
             messages = list(row["messages"])
             asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-            return {"messages": [*asked, {"role": "assistant", "content": completion}]}
+            return {**row, "messages": [*asked, {"role": "assistant", "content": completion}]}
         case "prompt":
-            return {"prompt": row["prompt"], "completion": completion}
+            return {**row, "completion": completion}
         case "instruction":
-            return {"instruction": row["instruction"], "input": row.get("input", ""), "output": completion}
+            return {**row, "output": completion}
         case _:
-            return {"prompt": row["question"], "completion": completion}
+            rest = {name: value for name, value in row.items() if name != "question"}
+            return {"prompt": row["question"], "completion": completion, **rest}
 
 
 def user_message(text: str) -> Message:

@@ -4,13 +4,13 @@
         print(row.where, row.values["prompt"])
 
 A `.jsonl` file holds an object a line, `.json` a list of objects, `.parquet` a table. Text is UTF-8, with or without a
-byte-order mark; blank lines are passed over.
+byte-order mark; blank lines are passed over. `encode_rows` makes such a file.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,3 +122,38 @@ def _refuse_surrogates(value: Any, where: str, field: str) -> None:
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _refuse_surrogates(inner, where, f"{field}[{index}]")
+
+
+def encode_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> bytes:
+    """The content of a file of these rows, in the form that its name says and `read_rows` reads.
+
+    Raises:
+        DataError: the name is of no such form, or that form has no place for a value.
+
+    """
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}; call it by the form that it is to have")
+    if path.suffix == ".parquet":
+        return _table_bytes(rows, path)
+    try:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path} cannot hold these rows: {error}; leave the column out, or write .parquet") from error
+    text = "".join(f"{line}\n" for line in lines) if path.suffix == ".jsonl" else "[" + ",\n".join(lines) + "]\n"
+    return text.encode()
+
+
+def _table_bytes(rows: Sequence[Mapping[str, Any]], path: Path) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    names = dict.fromkeys(name for row in rows for name in row)  # `from_pylist` would take the first row's only
+    columns = {}
+    for name in names:
+        try:
+            columns[name] = pyarrow.array([row.get(name) for row in rows])
+        except (pyarrow.ArrowException, OverflowError) as error:
+            raise DataError(f"{path} cannot hold these rows: {error}; write .jsonl", name) from error
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table(columns), sink)
+    return bytes(sink.getvalue())
