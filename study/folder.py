@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import CheckpointError, Conflict
-from tutelage.files import write_durably
+from tutelage.files import requiring_locks, write_durably
 from tutelage.manifest import is_committed
 from tutelage.study.cells import Cell
 
@@ -90,13 +90,15 @@ class Folder:
 
         Raises:
             Conflict: another process drives this study.
+            ConfigurationError: the folder's file system has no locks.
 
         """
         descriptor = os.open(self.root / "driver.lock", os.O_RDWR | os.O_CREAT)
         try:
             try:
                 # The kernel lets go of it with the process, however that ends; a number in a file would outlive a kill.
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with requiring_locks(self.root, "output"):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise Conflict(
                     f"process {self.driver()} runs the study in {self.root}; watch it with `status`, end it with `stop`"

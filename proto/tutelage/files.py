@@ -6,6 +6,7 @@ forced to disk too. A reader sees the old content or the new one; a kill, or the
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tutelage.errors import CheckpointError
+from tutelage.errors import CheckpointError, ConfigurationError
 
 PARTIAL_SUFFIX = ".partial"
 """Of what a kill may leave beside a file; no reader's pattern (`*.json`, `*.parquet`, `*.safetensors`) ends so."""
@@ -40,6 +41,30 @@ def reporting_disk_errors(path: Path, *kinds: type[Exception]) -> Iterator[None]
     except refusals as error:
         raise CheckpointError(
             f"cannot write {path}: {error}; earlier checkpoints and files are untouched, make room and start again"
+        ) from error
+
+
+@contextmanager
+def requiring_locks(folder: Path, field: str = "") -> Iterator[None]:
+    """Says what is wrong where a lock in `folder` is asked for and its file system (flock(2)) has none.
+
+    Args:
+        folder: what the lock keeps to one process.
+        field: the setting that names it.
+
+    Raises:
+        ConfigurationError: the file system has no locks.
+
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        raise ConfigurationError(
+            f"the file system of {folder} has no locks ({error.strerror}), so two processes could write it at once; "
+            "choose a folder on another one, or have it mounted with locks",
+            field,
         ) from error
 
 

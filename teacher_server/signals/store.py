@@ -20,7 +20,7 @@ from safetensors.torch import save
 
 from tutelage.data.signal_store import SUFFIX, digest, paths_of_teacher, read_states, sequence_key, teacher_folder
 from tutelage.errors import ConfigurationError, CorruptFrame
-from tutelage.files import PARTIAL_SUFFIX, write_durably
+from tutelage.files import PARTIAL_SUFFIX, requiring_locks, write_durably
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.signals.unembedding import Unembedding
 
@@ -39,7 +39,8 @@ class SignalStore:
         shrink: delete at once what was used longest ago of a store that holds more; without it, that is refused.
 
     Raises:
-        ConfigurationError: another process uses the folder, or it holds more than `max_bytes`.
+        ConfigurationError: another process uses the folder, its file system has no locks, or it holds more than
+            `max_bytes`.
 
     """
 
@@ -53,7 +54,8 @@ class SignalStore:
             self._folder / "lock", thread_local=False, fallback_to_soft=False, preserve_lock_file=True
         )
         try:
-            self._process_lock.acquire(timeout=0)
+            with requiring_locks(self._folder, "store.path"):
+                self._process_lock.acquire(timeout=0)
         except Timeout as error:
             message = f"{self._folder} is in use by another teacher server; give each its own folder"
             raise ConfigurationError(message, "store.path") from error

@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tutelage.errors import CheckpointError
+from tutelage.errors import CheckpointError, ConfigurationError
 from tutelage.files import make_directory_once, write_atomically, write_durably
 from tutelage.manifest import MANIFEST, commit, is_committed, remove, verify
+from tutelage.study.folder import Folder
+from tutelage.teacher_server.signals.store import SignalStore
+from tutelage.trainer.checkpoint.run_lock import folder_lock
 
 
 @pytest.mark.parametrize("write", [write_durably, write_atomically])
@@ -143,3 +147,22 @@ def test_a_checkpoint_with_folders_in_it_is_pinned_whole(checkpoint, tmp_path):
     verify(place)
     assert (place / "model.safetensors").samefile(checkpoint / "model.safetensors")
     assert pin(checkpoint, place) == place
+
+
+LOCKED = {
+    "student": lambda folder: folder_lock(folder, advice="", field="output"),
+    "store": lambda folder: closing(SignalStore(folder, "teacher", 1000)),
+    "study": lambda folder: Folder(folder).driven(),
+}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("who", LOCKED)
+def test_a_file_system_without_locks_is_refused_by_what_it_lacks(who, number, tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    refusal = pytest.raises(ConfigurationError, match=rf"the file system of {tmp_path}.* has no locks .*another one")
+    with refusal, LOCKED[who](tmp_path):
+        pass

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tutelage.errors import Conflict
-from tutelage.files import reporting_disk_errors
+from tutelage.files import reporting_disk_errors, requiring_locks
 
 
 @contextmanager
@@ -25,7 +25,8 @@ def folder_lock(folder: Path, *, advice: str, field: str) -> Iterator[None]:
 
     Raises:
         Conflict: a living process holds it.
-        CheckpointError: the file system refused, or knows no locks.
+        CheckpointError: the file system refused.
+        ConfigurationError: it has no locks.
 
     """
     path = folder / "lock"
@@ -37,7 +38,7 @@ def folder_lock(folder: Path, *, advice: str, field: str) -> Iterator[None]:
     # No fallback: where a file system has no flock, filelock would take the file's being there for the lock, which
     # outlives a killed holder and then keeps its successor out.
     lock = FileLock(path, blocking=False, fallback_to_soft=False, preserve_lock_file=True, on_acquired=sign)
-    with reporting_disk_errors(path):
+    with reporting_disk_errors(path), requiring_locks(folder, field):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
