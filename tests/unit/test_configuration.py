@@ -215,6 +215,8 @@ def test_an_old_name_in_a_file_is_refused_with_the_new_one(content, says, tmp_pa
         ("--optim.steps", "it is called optimizer.steps now"),
         ("--optimizer.clip", "it is called optimizer.max_grad_norm now"),
         ("--spare.clip", "it is called spare.max_grad_norm now"),
+        ("--no-sinks", "it is called tasks now"),
+        ("--no-spare.clip", "it is called spare.max_grad_norm now"),
     ],
 )
 def test_an_old_name_as_a_flag_is_refused_with_the_new_one(flag, says):
