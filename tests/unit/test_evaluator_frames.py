@@ -109,3 +109,13 @@ def test_files_that_have_their_folders_name_in_them_are_still_read(frames: Path)
     assert both.schema == fr.SCHEMA
     assert both.group_by("run").len().sort("run").rows() == [("r0", 5), ("r1", 8)]
     assert fr.read_files([old]).collect().equals(rows)
+
+
+def test_items_whose_output_was_cut_off_or_has_no_answer_are_counted(frames: Path) -> None:
+    rows = fr.read(frames).filter(protocol="paper").with_row_index("row").collect()
+    rows = rows.with_columns(
+        finish_reason=pl.when(pl.col("row") < 2).then(pl.lit("length")).otherwise("finish_reason"),
+        extracted=pl.when(pl.col("row") > 1).then(pl.lit("")).otherwise("extracted"),
+    )
+    (summary,) = fr.summarize(rows.lazy()).collect().to_dicts()
+    assert (summary["n"], summary["cut_off"], summary["unparsable"], summary["failed"]) == (5, 2, 3, 0)
