@@ -206,13 +206,14 @@ def _generate_arithmetic(arguments: list[str]) -> int:
     config = load(
         ArithmeticConfig, arguments, program="tutelage evaluate generate-arithmetic", environment_prefix=_PREFIX
     )
-    import json
-
+    from tutelage.data.rows import encode_rows
     from tutelage.evaluator.tasks.arithmetic_generator import generate
+    from tutelage.files import write_durably
 
     records = generate(config.split, config.count, config.seed)
+    content = encode_rows(records, config.out)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    write_durably(config.out, content)
     print(f"{len(records)} problems are in {config.out}")
     return EXIT_DONE
 

@@ -133,7 +133,7 @@ class ExportConfig(Config):
 
 
 class ArithmeticConfig(Config):
-    """Writes arithmetic word problems with worked rationales as a JSON list of records."""
+    """Writes arithmetic word problems with worked rationales, a record each."""
 
     split: Literal["train", "test"] = "train"
     """The two splits share no set of numbers."""
@@ -142,7 +142,7 @@ class ArithmeticConfig(Config):
     seed: int = 0
     """The same seed gives the same problems."""
     out: Path
-    """File to write."""
+    """File to write: .json, .jsonl or .parquet."""
 
 
 class ReportConfig(Config):

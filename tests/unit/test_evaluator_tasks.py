@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tutelage.data.rows import read_rows
 from tutelage.errors import ConfigurationError, DataError, InvalidRequest, NotFound
+from tutelage.evaluator.cli import main
 from tutelage.evaluator.protocols.loglik import split_pair
 from tutelage.evaluator.runner.requests import TaskRequest, parse_tasks
 from tutelage.evaluator.tasks import TASKS, task_of_name
@@ -188,3 +190,12 @@ def test_task_lists() -> None:
     assert len(parse_tasks("all", 0)) == sum(len(task.protocols) for task in TASKS.values() if task.extraction)
     with pytest.raises(InvalidRequest, match="TASK:PROTOCOL"):
         parse_tasks("arithmetic", 0)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_generated_problems_have_the_form_that_their_files_name_says(suffix: str, tmp_path: Path) -> None:
+    out = tmp_path / f"train{suffix}"
+    assert main(["generate-arithmetic", "--count", "3", "--seed", "2", "--out", str(out)]) == 0
+    assert [row.values for row in read_rows(out)] == generate("train", 3, 2)
+    with pytest.raises(DataError, match=r"train\.txt is none of"):
+        main(["generate-arithmetic", "--out", str(tmp_path / "train.txt")])
