@@ -180,6 +180,7 @@ def require_tokenizer_as_its_file(tokenizer: Any, checkpoint: Path) -> None:
                 f"{checkpoint / 'tokenizer.json'} and the class that transformers reads it with, "
                 f"{type(tokenizer).__name__}, split {text[:40]!r} into different tokens; token ids would not mean the "
                 "same to others who read the file. Name the class that the file was made for (tokenizer_class in "
-                "tokenizer_config.json; a model_type may have its own), or save the tokenizer anew with the one it has",
+                "tokenizer_config.json; a model_type that has its own, as qwen2, takes that all the same), or, if the "
+                "class reads it as you mean it, save the tokenizer anew with it",
                 "tokenizer_class",
             )

@@ -122,6 +122,19 @@ def test_a_class_that_reads_the_tokenizer_otherwise_than_the_file_is_refused(
     assert refused.value.field == "tokenizer_class"
 
 
+def test_what_the_refusal_of_a_tokenizer_class_advises_ends_it(student):
+    change(student, "tokenizer_config.json", tokenizer_class="LlamaTokenizerFast")
+    with pytest.raises(IdentityMismatch, match="Name the class that the file was made for"):
+        require_tokenizer_as_its_file(AutoTokenizer.from_pretrained(student), student)
+    change(student, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    require_tokenizer_as_its_file(AutoTokenizer.from_pretrained(student), student)
+    change(student, "config.json", model_type="qwen2")  # whose own class is taken whatever is named
+    with pytest.raises(IdentityMismatch, match=r"as qwen2.* save the tokenizer anew"):
+        require_tokenizer_as_its_file(AutoTokenizer.from_pretrained(student), student)
+    AutoTokenizer.from_pretrained(student).save_pretrained(student)
+    require_tokenizer_as_its_file(AutoTokenizer.from_pretrained(student), student)
+
+
 def write_old_llama_tokenizer(folder: Path) -> None:
     """As Llama 2's: its file puts a space before every text, which transformers' class does by another pipeline."""
     special = ["<unk>", "<s>", "</s>"]

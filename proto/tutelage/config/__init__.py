@@ -155,7 +155,7 @@ def _filled(model: type[ConfigT], file: Path | None, flags: list[str], environme
         raise _configuration_error(model, error) from error
     except SettingsError as error:
         words = [word[2:].split("=")[0] for word in flags if word.startswith("--") and word in str(error)]
-        unknown = [word.removeprefix("no-") for word in words]  # as what says yes or no is denied
+        unknown = [word.removeprefix("no-") for word in words]  # `--no-x` denies x
         raise ConfigurationError(str(error) + "".join(_suggestion(model, key) for key in unknown)) from error
     # Once more as what was asked for, and not a subclass that reads the environment whenever it is made.
     return validate(model, filled.model_dump())
