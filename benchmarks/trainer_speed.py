@@ -110,7 +110,7 @@ class Ours:
         digests = tokenizer_digests(student)
         self.teacher = TeacherClient(address, student_id="speed", wait_seconds=60, tokenizer_digests=digests)
         unembedding = unembedding_of(self.teacher.unembedding(), self.student.device)
-        batches = BatchBuilder(config, self.student, self.teacher, unembedding)
+        batches = BatchBuilder(config, self.student, self.teacher, {None: unembedding})
         self._train_step = TrainStep(config, self.student, batches)
         self._steps = 0
 

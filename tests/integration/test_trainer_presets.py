@@ -55,7 +55,7 @@ def examples() -> list[TokenizedExample]:
 
 def one_step(config: StudentConfig, teacher: InProcessTeacher, examples: list[TokenizedExample]) -> dict[str, float]:
     student = Student(config.init, dtype="float32", optimizer=config.optimizer, vocabulary_size=512)
-    batches = BatchBuilder(config, student, teacher, unembedding_of(teacher.unembedding(), student.device))
+    batches = BatchBuilder(config, student, teacher, {None: unembedding_of(teacher.unembedding(), student.device)})
     train_step = TrainStep(config, student, batches)
     return train_step.train_step(0, lambda _step: examples, lambda phase: None)
 
@@ -139,7 +139,7 @@ def test_micro_batches_are_drawn_as_a_whole(teacher, init, examples, tmp_path):
         sampling={"max_new_tokens": 2},
     )
     student = Student(config.init, dtype="float32", optimizer=config.optimizer, vocabulary_size=512)
-    batches = BatchBuilder(config, student, teacher, unembedding_of(teacher.unembedding(), student.device))
+    batches = BatchBuilder(config, student, teacher, {None: unembedding_of(teacher.unembedding(), student.device)})
     train_step = TrainStep(config, student, batches)
     own = [
         train_step.train_step(step, lambda _step: examples * 3, lambda phase: None)["train/own_sequences"]

@@ -72,7 +72,7 @@ def loss_and_gradient(config: StudentConfig, teacher: Teacher) -> tuple[float, t
         return take_step(learning_rate)
 
     student.step = step
-    batches = BatchBuilder(config, student, teacher, unembedding_of(teacher.unembedding(), student.device))
+    batches = BatchBuilder(config, student, teacher, {None: unembedding_of(teacher.unembedding(), student.device)})
     train_step = TrainStep(config, student, batches)
     return train_step.train_step(0, lambda _step: examples, lambda phase: None)["train/loss"], torch.cat(gradients)
 

@@ -38,7 +38,7 @@ def gradient_of_a_step(init, data, teacher, **changes):
         for parameter in student.model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
     unembedding = unembedding_of(teacher.unembedding(), student.device)
-    batches = BatchBuilder(config, student, teacher, unembedding)
+    batches = BatchBuilder(config, student, teacher, {None: unembedding})
     found = []
 
     def step(_rate):
@@ -195,7 +195,7 @@ def test_a_prompt_is_continued_as_often_as_is_said(tiny_model, data, teacher, tm
         sampling={"completions": 4, "max_new_tokens": 4},
     )
     student = Student(tiny_model, dtype=config.dtype, optimizer=config.optimizer, vocabulary_size=512)
-    batches = BatchBuilder(config, student, teacher, unembedding_of(teacher.unembedding(), student.device))
+    batches = BatchBuilder(config, student, teacher, {None: unembedding_of(teacher.unembedding(), student.device)})
     from tutelage.trainer.data.dataset import read_dataset
 
     examples = read_dataset(data, student.tokenizer, template="chat", max_tokens=96).examples

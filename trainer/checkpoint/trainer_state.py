@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class State:
     data_fingerprint: str
     """Of the data set."""
     teacher_digest: str
-    """Weights of the teacher; empty without one."""
+    """Weights of the teacher; of several, NAME=digest of each; empty without one."""
     best: Best = field(default_factory=Best)
     """The best measurement so far."""
     rollouts: tuple[Rollout, ...] = ()
@@ -98,11 +98,18 @@ class State:
         if self.data_fingerprint != now.data_fingerprint:
             raise CheckpointError(f"this student's training began with other data; {_ADVICE}", "data.path")
         if self.teacher_digest != now.teacher_digest:
+            before, after = set(self.teacher_digest.split()), set(now.teacher_digest.split())
             raise IdentityMismatch(
-                f"this student's training began with the teacher {self.teacher_digest[:12] or 'none'}…, but "
-                f"{now.teacher_digest[:12] or 'none'}… answers; {_ADVICE}",
+                f"this student's training began with the teacher {_short(before - after)}, but "
+                f"{_short(after - before)} answers; {_ADVICE}",
                 "teacher",
             )
+
+
+def _short(digests: Collection[str]) -> str:
+    """Enough of digests for the eye; of several teachers, each is NAME=digest."""
+    pairs = [digest.rpartition("=") for digest in sorted(digests)]
+    return ", ".join(f"{name}{equals}{digest[:12]}…" for name, equals, digest in pairs) or "none"
 
 
 def read_state(folder: Path) -> State:

@@ -7,9 +7,11 @@ from contextlib import ExitStack
 from tutelage.identity import chat_template_digest, tokenizer_digests
 from tutelage.trainer.cluster.evaluator_client import EvaluatorClient
 from tutelage.trainer.config.run import CohortConfig
+from tutelage.trainer.config.services import TeacherConfig
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.teacher.base import Teacher
 from tutelage.trainer.teacher.grpc_client import TeacherClient, Waiting
+from tutelage.trainer.teacher.several import Name, SeveralTeachers
 from tutelage.trainer.teacher.stored import StoredTeacher
 
 
@@ -28,21 +30,26 @@ def open_teacher(config: CohortConfig, student: StudentConfig, waiting: Waiting,
     # First: with stored signals no teacher is asked, though the configuration has an address by default.
     if config.signals_from is not None:
         return StoredTeacher(config.signals_from, tokenizer_digests=digests, chat_template_digest=template)
-    if config.teacher is None:
-        return None
-    return stack.enter_context(
-        TeacherClient(
-            config.teacher.address,
-            student_id=student.id,
-            wait_seconds=config.teacher.wait_seconds,
-            tokenizer_digests=digests,
-            chat_template_digest=template,
-            adapter=config.teacher.adapter,
-            waiting=waiting,
-            tls=config.teacher.tls,
-            token_file=config.teacher.token_file,
+    named: list[tuple[Name, TeacherConfig]] = [*config.teachers.items()]
+    if config.teacher is not None:
+        named.append((None, config.teacher))
+    clients = {
+        name: stack.enter_context(
+            TeacherClient(
+                teacher.address,
+                student_id=student.id,
+                wait_seconds=teacher.wait_seconds,
+                tokenizer_digests=digests,
+                chat_template_digest=template,
+                adapter=teacher.adapter,
+                waiting=waiting,
+                tls=teacher.tls,
+                token_file=teacher.token_file,
+            )
         )
-    )
+        for name, teacher in named
+    }
+    return SeveralTeachers(clients) if config.teachers else clients.get(None)
 
 
 def open_evaluator(

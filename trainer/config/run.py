@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tutelage.config import Config, overlay
 from tutelage.errors import ConfigurationError
@@ -53,6 +53,9 @@ class CohortConfig(Config):
     """Folder of the run; each student writes below students/<id>."""
     teacher: TeacherConfig | None = TeacherConfig()
     """Where the teacher is; none only if no objective needs one."""
+    teachers: dict[str, TeacherConfig] = Field(default_factory=dict)
+    """Several teachers by name; each row says by the field `teacher` which one it is asked of. Rows without one are
+    asked of `teacher`, which is then nobody unless it is given."""
     signals_from: Path | None = None
     """Folder of a signal store: students learn from what is stored there, and no teacher is asked."""
     evaluator: EvaluatorConfig | None = None
@@ -69,6 +72,8 @@ class CohortConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _merge_defaults(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("teachers"):
+            values = {"teacher": None, **values}
         if not isinstance(values, Mapping) or not isinstance(values.get("defaults"), Mapping):
             return values
         students = [
@@ -84,12 +89,23 @@ class CohortConfig(Config):
     def _check_run(cls, value: str) -> str:
         return check_name(value, "run")
 
+    @field_validator("teachers")
+    @classmethod
+    def _check_teachers(cls, value: dict[str, TeacherConfig]) -> dict[str, TeacherConfig]:
+        for name in value:
+            check_name(name, "teachers")
+        return value
+
     @model_validator(mode="after")
     def _check_students(self) -> CohortConfig:
         ids = [student.id for student in self.students]
         repeated = sorted({name for name in ids if ids.count(name) > 1})
         if repeated:
             raise ConfigurationError(f"ids must differ; {', '.join(repeated)} occurs twice", "students")
+        if self.signals_from is not None and self.teachers:
+            raise ConfigurationError(
+                "a store has the states of one teacher, and there are several; train with the teachers", "signals_from"
+            )
         for student in self.students:
             if self.signals_from is not None and student.objective.on_policy_fraction > 0:
                 raise ConfigurationError(
@@ -97,7 +113,7 @@ class CohortConfig(Config):
                     "objective.on_policy_fraction to 0, or train it with a teacher",
                     "signals_from",
                 )
-            no_teacher = self.teacher is None and self.signals_from is None
+            no_teacher = self.teacher is None and not self.teachers and self.signals_from is None
             if no_teacher and student.objective.needs_teacher:
                 raise ConfigurationError(
                     f"{student.id} learns by {student.objective.label}, which needs one; give its address", "teacher"

@@ -65,8 +65,10 @@ class Teacher(Protocol):
     """What the training loop needs of a teacher."""
 
     identity: TeacherIdentity
-    waited_seconds: float
-    """Time spent waiting for a teacher that was away or full, in all."""
+
+    @property
+    def waited_seconds(self) -> float:
+        """Time spent waiting for a teacher that was away or full, in all."""
 
     def score(self, sequences: Sequence[TokenSequence], spec: SignalSpec) -> list[SignalArrays]:
         """What the teacher says about the positions from `start` to `end` of each sequence, in order."""

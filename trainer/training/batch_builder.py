@@ -31,6 +31,7 @@ from tutelage.trainer.rollout.base import open_sampler
 from tutelage.trainer.rollout.tools import rollout_named, write_with
 from tutelage.trainer.teacher.base import SignalArrays, Teacher
 from tutelage.trainer.teacher.rows import TeacherRows, Unembedding
+from tutelage.trainer.teacher.several import Name, members_of
 from tutelage.trainer.teacher.to_tensors import row_counts, teacher_rows
 from tutelage.trainer.training.objective import signal_spec
 
@@ -46,6 +47,8 @@ class MicroBatch:
     teacher: TeacherRows | None
     counts: bool = True
     """Whether it is part of the loss; one that is not only accompanies the passes of other workers."""
+    teacher_name: Name = None
+    """Whom its rows were asked of, where there are several."""
 
     @property
     def rows(self) -> int:
@@ -88,7 +91,7 @@ class BatchBuilder:
         config: the student's.
         student: writes its own sequences.
         teacher: asked for signals; None if the objective needs none.
-        unembedding: the teacher's, for the signal `hidden`.
+        heads: the teacher's unembedding, by the teacher's name, for the signal `hidden`.
         workers: who train the student together.
         rollouts: of later batches, as a checkpoint kept them.
 
@@ -102,13 +105,13 @@ class BatchBuilder:
         config: StudentConfig,
         student: Student,
         teacher: Teacher | None,
-        unembedding: Unembedding | None,
+        heads: Mapping[Name, Unembedding],
         workers: Workers = ALONE,
         rollouts: Iterable[Rollout] = (),
     ) -> None:
         self._config, self._student, self._workers = config, student, workers
         self._teacher = teacher if config.objective.needs_teacher else None
-        self._unembedding = unembedding
+        self._heads = heads
         self._sampler = open_sampler(config, student)
         self._rollout = rollout_named(config.sampling.rollout) if config.sampling.rollout else None
         self._kept = {batch.step: batch for batch in rollouts}
@@ -135,6 +138,11 @@ class BatchBuilder:
     def waited_seconds(self) -> float:
         """How long the teacher did not answer so far, since this process began."""
         return 0.0 if self._teacher is None else self._teacher.waited_seconds
+
+    @property
+    def teacher_names(self) -> list[str]:
+        """Of those that rows name, where there are several."""
+        return sorted(name for name in members_of(self._teacher) if name is not None)
 
     def prefetch(self, step: int, examples_of: ExamplesOf) -> None:
         """Writes what step number `step` learns from, and as many later batches as may be, and has them scored.
@@ -167,14 +175,19 @@ class BatchBuilder:
         if not self._config.micro_batches_matter:
             # Sequences of like length share a micro-batch, which then has little padding.
             indices.sort(key=lambda index: -len(pending.sequences[index].ids))
+        # The rows of a micro-batch are of one teacher, and have its width and its head.
+        by_teacher: dict[Name, list[int]] = {}
+        for index in indices:
+            by_teacher.setdefault(pending.sequences[index].teacher if self._teacher else None, []).append(index)
         batches = []
-        for start in range(0, len(indices), size):
-            part = indices[start : start + size]
-            sequences, rows = [pending.sequences[index] for index in part], None
-            if self._teacher is not None:
-                answered = [answers[index] for index in part]
-                rows = teacher_rows(sequences, answered, self._unembedding, self._student.device)
-            batches.append(MicroBatch(sequences, rows))
+        for name, own in by_teacher.items():
+            for start in range(0, len(own), size):
+                part = own[start : start + size]
+                sequences, rows = [pending.sequences[index] for index in part], None
+                if self._teacher is not None:
+                    answered = [answers[index] for index in part]
+                    rows = teacher_rows(sequences, answered, self._heads.get(name), self._student.device)
+                batches.append(MicroBatch(sequences, rows, teacher_name=name))
         return batches
 
     @property

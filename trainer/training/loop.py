@@ -42,7 +42,7 @@ from tutelage.trainer.metrics.trackers import open_trackers
 from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.teacher.base import Teacher
-from tutelage.trainer.teacher.to_tensors import unembedding_of
+from tutelage.trainer.teacher.several import require_named, unembeddings
 from tutelage.trainer.training.batch_builder import BatchBuilder
 from tutelage.trainer.training.control import Control
 from tutelage.trainer.training.preflight import check_saving
@@ -165,6 +165,8 @@ class _Training:
         if config.epochs is not None:
             steps = max(1, config.epochs * len(dataset.examples) // config.prompts_per_step)
             config = self._config = config.model_copy(update={"steps": steps})
+        if teacher is not None:
+            _require_teachers(config, teacher, [*dataset.examples, *held_out])
         teacher_digest = teacher.identity.weights_digest if teacher else ""
         self._state = State(0, 0, config_digest(config), dataset.fingerprint, teacher_digest)
         self._checkpoints = CheckpointStore(folder / "checkpoints", keep=config.keep_checkpoints)
@@ -173,15 +175,15 @@ class _Training:
             # Not before: a training that was just refused leaves the file of the one that it would have gone on with.
             write_durably(folder / "student.yaml", to_yaml(config))
         self._report("asking the teacher about held-out sequences")
-        unembedding = unembedding_of(teacher.unembedding(), self._student.device) if teacher else None
+        heads = unembeddings(teacher, self._student.device)
         self._validation = Validation(
             held_out if workers.first else [],
             folder=folder,
             teacher=teacher,
-            unembedding=unembedding,
+            heads=heads,
             batch=config.batch.micro_batch_sequences,
         )
-        self._batches = BatchBuilder(config, self._student, teacher, unembedding, workers, self._state.rollouts)
+        self._batches = BatchBuilder(config, self._student, teacher, heads, workers, self._state.rollouts)
         self._train_step = TrainStep(config, self._student, self._batches, workers)
 
     def close(self) -> None:
@@ -319,6 +321,25 @@ class _Training:
         config = self._config
         # A copy: the actor's `status` reads it in another thread, while the next step changes `_newest`.
         self._send_report(Progress(config.id, self._step, config.steps, phase, dict(self._newest)))
+
+
+def _require_teachers(
+    config: StudentConfig, teacher: Teacher, rows: Sequence[TokenizedExample | TokenSequence]
+) -> None:
+    """Refuses rows that name a teacher that is not there.
+
+    Raises:
+        DataError: as `require_named`.
+        ConfigurationError: the loss is a mean over micro-batches, which several teachers would divide otherwise.
+
+    """
+    require_named((row.teacher for row in rows), teacher, config.data.path)
+    if config.micro_batches_matter and len({row.teacher for row in rows}) > 1:
+        raise ConfigurationError(
+            f"{config.data.path} has rows of several teachers, whose micro-batches are apart; use a reduction and an "
+            "on_policy_unit that do not depend on micro-batches (token_mean, sequence)",
+            "reduction",
+        )
 
 
 def _read_data(config: StudentConfig, student: Student) -> tuple[Dataset, list[TokenSequence]]:

@@ -21,6 +21,7 @@ from tutelage.trainer.model.optimizer import learning_rate_at
 from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.teacher.rows import Unembedding
+from tutelage.trainer.teacher.several import Name
 from tutelage.trainer.teacher.to_tensors import row_counts, sampler_logps_of, targets_of
 from tutelage.trainer.training.batch_builder import BatchBuilder, ExamplesOf, MicroBatch
 from tutelage.trainer.training.objective import teacher_distribution_of
@@ -62,7 +63,7 @@ class _Seen:
     """Of each term's mean, this worker's part."""
     router_loss: float = 0.0
     """Likewise."""
-    diagnostics: list[dict[str, Tensor]] = field(default_factory=list)
+    diagnostics: list[tuple[Name, dict[str, Tensor]]] = field(default_factory=list)
     """Of some rows of each micro-batch."""
     importance_weights: list[Tensor] = field(default_factory=list)
     """Of each micro-batch's sampled tokens, before they are clipped."""
@@ -138,7 +139,8 @@ class TrainStep:
         norm = self._student.step(learning_rate)
         return {
             **self._losses(seen),
-            **self._means(seen.diagnostics),
+            **self._means([values for _, values in seen.diagnostics]),
+            **self._means_by_teacher(seen.diagnostics),
             **self._importance(seen.importance_weights),
             "train/gradient_norm": norm,
             "train/learning_rate": learning_rate,
@@ -156,7 +158,7 @@ class TrainStep:
             )
             if batch.teacher.kind != "topk":  # Where the support is the student's: the teacher's mass on it.
                 measured["support_mass"] = 1.0 - measured["tail_mass"]
-            seen.diagnostics.append(measured)
+            seen.diagnostics.append((batch.teacher_name, measured))
         each = zip(self._terms, seen.totals, strict=True)
         parts = [self._term(term, batch, hidden_ND, head, totals, seen) for term, totals in each]
         # Times 0 instead of left out: the backward pass of a sharded student takes part in what the others do.
@@ -279,6 +281,24 @@ class TrainStep:
         columns = [torch.cat([values[name] for values in measured]).double() for name in names]
         rows, *sums = self._workers.total([len(columns[0]), *(float(column_N.sum()) for column_N in columns)])
         return {f"train/{name}": value / rows for name, value in zip(names, sums, strict=True)}
+
+    def _means_by_teacher(self, measured: Sequence[tuple[Name, Mapping[str, Tensor]]]) -> dict[str, float]:
+        """The same over the rows of each teacher, where there are several, by name `train/TEACHER/…`."""
+        names = self._batches.teacher_names
+        columns = [name for name in _MEASURES if measured and name in measured[0][1]]
+        # All in one call, so that workers without rows of a teacher take part.
+        sums = torch.zeros(len(names), 1 + len(columns), dtype=torch.float64)
+        for teacher, values in measured:
+            if teacher is not None:
+                own = [values[name].double().sum().cpu() for name in columns]
+                sums[names.index(teacher)] += torch.stack([torch.tensor(float(len(values[columns[0]]))), *own])
+        total = torch.tensor(self._workers.total(sums.ravel().tolist()) if names else []).reshape(sums.shape)
+        return {
+            f"train/{teacher}/{name}": float(value / row[0])
+            for teacher, row in zip(names, total, strict=True)
+            for name, value in zip(columns, row[1:], strict=True)
+            if row[0] > 0
+        }
 
     def _rollout_metrics(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
         """How many sequences the student wrote; on average, how long they are and how old their weights (0 if none)."""

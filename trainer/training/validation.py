@@ -8,9 +8,10 @@ compare with the same numbers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -25,6 +26,7 @@ from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.teacher.base import SignalSpec, Teacher
 from tutelage.trainer.teacher.rows import HiddenRows, TeacherRows, Unembedding
+from tutelage.trainer.teacher.several import Name
 from tutelage.trainer.teacher.to_tensors import learned_rows, positions, sequence_digests, targets_of
 
 _MEASURES = ("forward_kl", "reverse_kl", "jsd", "top1_agreement", "teacher_entropy", "student_entropy")
@@ -37,7 +39,7 @@ class Validation:
         sequences: what to measure on.
         folder: the student's; keeps `held_out.safetensors`.
         teacher: asked once; None measures the cross-entropy only.
-        unembedding: the teacher's.
+        heads: the teacher's unembedding, by the teacher's name.
         batch: sequences that go through the student at once.
 
     """
@@ -48,68 +50,94 @@ class Validation:
         *,
         folder: Path,
         teacher: Teacher | None,
-        unembedding: Unembedding | None,
+        heads: Mapping[Name, Unembedding],
         batch: int,
     ) -> None:
-        self._batches = [list(sequences[start : start + batch]) for start in range(0, len(sequences), batch)]
-        self._rows: list[TeacherRows] | None = None
-        if teacher is not None and sequences:
-            assert unembedding is not None
-            hidden_ND = _stored_or_fetched(sequences, folder / "held_out.safetensors", teacher)
-            parts = hidden_ND.split([sum(item.rows for item in batch) for batch in self._batches])
-            device = unembedding.matrix_VD.device
-            self._rows = [
-                HiddenRows(
-                    part_ND.to(device), sequence_digests(batch).to(device), positions(batch).to(device), unembedding
-                )
-                for part_ND, batch in zip(parts, self._batches, strict=True)
-            ]
+        by_teacher: dict[Name, list[TokenSequence]] = {}
+        for item in sequences:
+            by_teacher.setdefault(item.teacher if teacher else None, []).append(item)
+        self._batches: list[list[TokenSequence]] = []
+        self._rows: list[TeacherRows] | None = None if teacher is None else []
+        hidden = _stored_or_fetched(by_teacher, folder / "held_out.safetensors", teacher) if teacher else {}
+        for name, items in by_teacher.items():
+            batches = [items[start : start + batch] for start in range(0, len(items), batch)]
+            self._batches += batches
+            if self._rows is not None:
+                self._rows += _rows(hidden[name], batches, heads[name])
 
     @torch.no_grad()
     def run(self, student: Student) -> dict[str, float]:
         """Means over all scored positions, at temperature 1, by name `heldout/…`; empty without sequences.
 
+        With several teachers also over those of each, by name `heldout/TEACHER/…`.
+
         All workers of a sharded student measure at once, though most of them nothing.
         """
         parts: dict[str, list[Tensor]] = {}
+
+        def measure(name: str, values_N: Tensor, teacher: Name) -> None:
+            parts.setdefault(name, []).append(values_N)
+            if teacher is not None:
+                parts.setdefault(f"{teacher}/{name}", []).append(values_N)
+
         with student.unsharded():
             head = student.head()
             student.model.eval()
             for index, batch in enumerate(self._batches):
                 hidden_ND = student.hidden(batch)
                 losses_N = token_cross_entropy(hidden_ND, head, targets_of(batch).to(student.device))
-                parts.setdefault("cross_entropy", []).append(losses_N)
+                measure("cross_entropy", losses_N, batch[0].teacher)
                 if self._rows is not None:
                     values = diagnostics(hidden_ND, head, self._rows[index], distribution=TeacherDistribution())
                     for name in _MEASURES:
-                        parts.setdefault(name, []).append(values[name])
+                        measure(name, values[name], batch[0].teacher)
             student.model.train()
         return {f"heldout/{name}": float(torch.cat(values).double().mean()) for name, values in parts.items()}
 
 
-def _stored_or_fetched(sequences: Sequence[TokenSequence], path: Path, teacher: Teacher) -> Tensor:
-    """The teacher's hidden states [N, D] of all rows."""
-    total = hashlib.sha256(teacher.identity.weights_digest.encode())
-    for item in sequences:
-        total.update(len(item.ids).to_bytes(4, "little") + item.start.to_bytes(4, "little") + item.ids.tobytes())
-        if item.mask is not None:
-            total.update(item.mask.tobytes())
-    key = total.hexdigest()
+def _rows(hidden_ND: Tensor, batches: Sequence[Sequence[TokenSequence]], head: Unembedding) -> list[TeacherRows]:
+    """What one teacher says about each batch."""
+    device, sizes = head.matrix_VD.device, [sum(item.rows for item in batch) for batch in batches]
+    return [
+        HiddenRows(part_ND.to(device), sequence_digests(batch).to(device), positions(batch).to(device), head)
+        for part_ND, batch in zip(hidden_ND.split(sizes), batches, strict=True)
+    ]
+
+
+def _stored_or_fetched(
+    by_teacher: Mapping[Name, Sequence[TokenSequence]], path: Path, teacher: Teacher
+) -> dict[Name, Tensor]:
+    """The hidden states [N, D] of all rows of each teacher."""
+    sequences = [item for items in by_teacher.values() for item in items]
+    tensors = {name: "hidden_ND" if name is None else f"hidden_ND/{name}" for name in by_teacher}
+    key = _key(sequences, teacher)
     if path.exists():
         try:
             with safe_open(path, framework="pt") as stored:
                 if stored.metadata() == {"key": key}:
-                    kept_ND: Tensor = stored.get_tensor("hidden_ND")
-                    return kept_ND
+                    return {name: stored.get_tensor(tensor) for name, tensor in tensors.items()}
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"{path} cannot be read: {error}; remove it, and the teacher is asked for the held-out sequences anew, "
                 "with answers that differ from the former ones by its noise floor"
             ) from error
-    answers = teacher.score(sequences, SignalSpec("hidden"))
-    # numpy knows no bfloat16: the bits travel as uint16. Copied, since what came over the wire is read-only.
-    learned = [learned_rows(item, answer) for item, answer in zip(sequences, answers, strict=True)]
-    hidden_ND = torch.cat([torch.from_numpy(rows["hidden_RD"].copy()) for rows in learned])
-    hidden_ND = hidden_ND.view(torch.bfloat16)
-    write_durably(path, save({"hidden_ND": hidden_ND}, metadata={"key": key}))
-    return hidden_ND
+    answers = iter(teacher.score(sequences, SignalSpec("hidden")))
+    hidden = {}
+    for name, items in by_teacher.items():
+        rows = [learned_rows(item, next(answers))["hidden_RD"] for item in items]
+        # numpy knows no bfloat16: the bits travel as uint16. Joining copies, which what came over the wire needs.
+        hidden[name] = torch.from_numpy(np.concatenate(rows)).view(torch.bfloat16)
+    write_durably(path, save({tensors[name]: hidden_ND for name, hidden_ND in hidden.items()}, metadata={"key": key}))
+    return hidden
+
+
+def _key(sequences: Sequence[TokenSequence], teacher: Teacher) -> str:
+    """SHA-256, hex, of what was asked of whom."""
+    total = hashlib.sha256(teacher.identity.weights_digest.encode())
+    for item in sequences:
+        total.update(len(item.ids).to_bytes(4, "little") + item.start.to_bytes(4, "little") + item.ids.tobytes())
+        if item.mask is not None:
+            total.update(item.mask.tobytes())
+        if item.teacher is not None:
+            total.update(item.teacher.encode())
+    return total.hexdigest()
