@@ -82,7 +82,7 @@ def base_cells(study: StudyConfig) -> list[Cell]:
 
 def tuning_cells(study: StudyConfig) -> list[Cell]:
     """The teachers' own fine-tunings."""
-    tuned = [teacher.model for teacher in study.teachers.values() if teacher.tuned and not teacher.address]
+    tuned = [each.model for each in study.teachers.values() if each.model and each.tuned and not each.address]
     return [_training_cell("tuned", study, study.tuning, model) for model in dict.fromkeys(tuned) if study.tuning]
 
 
@@ -120,7 +120,8 @@ def student_cells(study: StudyConfig) -> list[Cell]:
 
 def used_models(study: StudyConfig) -> list[str]:
     """Teachers' models, then students, each once."""
-    return list(dict.fromkeys([*(teacher.model for teacher in study.teachers.values()), *study.students]))
+    taught = [teacher.model for teacher in study.teachers.values() if teacher.model]
+    return list(dict.fromkeys([*taught, *study.students]))
 
 
 def _training_cell(role: Role, study: StudyConfig, training: TrainingConfig, model: str) -> Cell:

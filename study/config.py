@@ -44,16 +44,26 @@ class TrainingConfig(Config):
 
 
 class TeacherConfig(Config):
-    """One teacher."""
+    """One teacher, or several that students have as one."""
 
-    model: str
-    """Of `models`."""
+    model: str = ""
+    """Of `models`; empty for one that has `members`."""
+    members: tuple[str, ...] = ()
+    """Others of `teachers`, all asked by one student: each row of the data names one of them in its field `teacher`."""
     tuned: bool = True
     """Whether it is fine-tuned on the domain (`tuning`) before it teaches."""
     address: str | None = None
     """host:port of a teacher that is served already; none means that the study serves it."""
     serve: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Flags of `tutelage teacher serve` besides model, address, roles and store."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TeacherConfig:
+        if bool(self.model) == bool(self.members):
+            raise ConfigurationError("a teacher is of a model, or has members; give one of the two", "teachers")
+        if self.members and (self.address or self.serve):
+            raise ConfigurationError("its members are served, each with its own address and flags", "teachers.members")
+        return self
 
 
 class MethodConfig(Config):
@@ -225,8 +235,10 @@ class StudyConfig(Config):
             check_name(name, "name")
         _require_known("students", self.students, self.models)
         for name, teacher in self.teachers.items():
-            _require_known(f"teachers.{name}.model", [teacher.model], self.models)
-            if teacher.tuned and teacher.address is None and self.tuning is None:
+            _require_known(f"teachers.{name}.model", [teacher.model] if teacher.model else [], self.models)
+            alone = [other for other, each in self.teachers.items() if each.model]
+            _require_known(f"teachers.{name}.members", teacher.members, alone)
+            if teacher.model and teacher.tuned and teacher.address is None and self.tuning is None:
                 raise ConfigurationError(
                     f"{name} is to be tuned; say how in `tuning`, or set tuned: false", f"teachers.{name}.tuned"
                 )
@@ -234,12 +246,22 @@ class StudyConfig(Config):
             _require_known(f"grid.{index}.methods", block.methods, self.methods)
             _require_known(f"grid.{index}.students", block.students, self.students)
             _require_known(f"grid.{index}.teachers", block.teachers, self.teachers)
+            for teacher_name in block.teachers or list(self.teachers)[:1]:
+                self._check_writes(teacher_name, block.methods, f"grid.{index}.methods")
             if not self.teachers and any(self.methods[name].needs_teacher for name in block.methods):
                 raise ConfigurationError("a method needs a teacher and there is none; name one", f"grid.{index}")
         _require_known(
             "claims.family", (c.family for c in self.claims if c.family), {c.family for c in self.comparisons}
         )
         return self
+
+    def _check_writes(self, teacher: str, methods: Iterable[str], field: str) -> None:
+        writes = [name for name in methods if self.methods[name].data == "rationales"]
+        _require_known(field.replace("methods", "teachers"), [teacher], self.teachers)
+        if writes and self.teachers[teacher].members:
+            raise ConfigurationError(
+                f"{writes[0]} learns from what its teacher writes, and {teacher} is several; choose one of them", field
+            )
 
 
 def _require_known(field: str, names: Iterable[str], known: Iterable[str]) -> None:

@@ -50,7 +50,7 @@ class Driver:
         self._study, self._config, self._folder = study, study.config, folder
         self._say, self._watch = say, watch
         self._submitted: set[str] = set()
-        self._teacher: Service | None = None
+        self._teachers: dict[str, Service] = {}
         self._usage_noted = time.monotonic()
 
     def run(self) -> None:
@@ -73,15 +73,18 @@ class Driver:
             untrained = {cell.teacher for cell in self._study.students if not self._folder.is_trained(cell)}
             teachers = [name for name in self._config.teachers if name in untrained]
             # The first loads while others train; one more at a time would only slow them all down.
-            ahead = self._serve(teachers[0], stack) if teachers else None
+            ahead = self._serve_members(teachers[0], stack) if teachers else None
             self._train("no-teacher", self._study.students_of(""), None)
             for name in teachers:
-                self._teach(name, ahead or self._serve(name, stack))
+                self._teach(name, ahead or self._serve_members(name, stack))
                 ahead = None
             self._say("waiting for the last scores")
             while not all(self._is_done(cell) for cell in self._study.cells):
                 self._look()
                 time.sleep(_POLL_SECONDS)
+
+    def _serve_members(self, name: str, stack: ExitStack) -> dict[str, Service]:
+        return {member: self._serve(member, stack) for member in self._study.members(name)}
 
     def _serve(self, name: str, stack: ExitStack) -> Service:
         teacher = self._config.teachers[name]
@@ -94,19 +97,21 @@ class Driver:
         stack.callback(service.close)
         return service
 
-    def _teach(self, name: str, service: Service) -> None:
-        """Every student of one teacher."""
+    def _teach(self, name: str, services: dict[str, Service]) -> None:
+        """Every student of one teacher, which several services may be."""
         cells = self._study.students_of(name)
         # Several methods may learn from what one teacher writes, each after a template or data of its own.
         waiting = [cell for cell in cells if cell.rationales and not self._folder.is_trained(cell)]
         examples = {self._study.rationales_file(cell): cell for cell in waiting}
         for file, example in examples.items():
-            self._write_rationales(name, service, example, self._folder.path("rationales", file))
-        self._teacher = service
-        self._train(name, cells, service.address)
-        self._note_usage(0.0)  # the last counts, before it ends
-        self._teacher = None
-        service.close()
+            self._write_rationales(name, services[name], example, self._folder.path("rationales", file))
+        self._teachers = services
+        addresses = {member: service.address for member, service in services.items()}
+        self._train(name, cells, addresses if self._config.teachers[name].members else addresses[name])
+        self._note_usage(0.0)  # the last counts, before they end
+        self._teachers = {}
+        for service in services.values():
+            service.close()
 
     def _write_rationales(self, name: str, service: Service, example: Cell, path: Path) -> None:
         if path.exists():
@@ -123,7 +128,7 @@ class Driver:
         }
         self._command([*tutelage("teacher", "write"), *flags(options)], f"rationales-{name}")
 
-    def _train(self, wave: str, cells: Sequence[Cell], teacher: str | None) -> None:
+    def _train(self, wave: str, cells: Sequence[Cell], teacher: str | dict[str, str] | None) -> None:
         """Trains those of a wave that are not trained yet."""
         missing = [cell for cell in cells if not self._folder.is_trained(cell)]
         if missing:
@@ -187,8 +192,9 @@ class Driver:
         self._watch(sum(self._is_done(cell) for cell in self._study.cells))
 
     def _note_usage(self, seconds: float) -> None:
-        if self._teacher is not None and time.monotonic() - self._usage_noted >= seconds:
-            note_usage(self._teacher.name.removeprefix("teacher-"), self._teacher.address, self._folder)
+        if self._teachers and time.monotonic() - self._usage_noted >= seconds:
+            for name, service in self._teachers.items():
+                note_usage(name, service.address, self._folder)
             self._usage_noted = time.monotonic()
 
     def _model(self, cell: Cell) -> Path:
@@ -203,7 +209,9 @@ def write_description(study: Study, folder: Folder) -> None:
     """Writes `study.json`: every cell with what it is, and what was declared, for the report."""
     config = study.config
     teachers = {
-        name: {"cell": study.teacher_cell(name).id, "tuned": teacher.tuned} for name, teacher in config.teachers.items()
+        # Nothing of a checkpoint is several teachers' answer, which a student's could be compared with.
+        name: {"cell": "" if teacher.members else study.teacher_cell(name).id, "tuned": teacher.tuned}
+        for name, teacher in config.teachers.items()
     }
     cells = [
         {

@@ -130,7 +130,8 @@ def _teacher_cost(study: Study, name: str, tokens: _Tokens) -> TeacherCost:
     whole = round(tokens.data_rows * max((tokens.length(cell) for cell in cells), default=0.0))
     shared = min(whole, sum(by_seed.values()))
     files = {study.rationales_file(cell) for cell in study.students_of(name) if cell.rationales}
-    width = study.config.models[study.config.teachers[name].model].hidden_size
+    models = [study.config.teachers[member].model for member in study.members(name)]
+    width = max(study.config.models[model].hidden_size for model in models)
     unshared = sum(count for _, count in fixed)
     return TeacherCost(
         teacher=name,

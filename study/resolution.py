@@ -42,8 +42,19 @@ class Study:
         """All of them, in the order in which they can be done."""
         return (*self.base, *self.tuned, *self.students)
 
+    def members(self, name: str) -> tuple[str, ...]:
+        """The teachers that are served for one: itself, or those that it consists of."""
+        return self.config.teachers[name].members or (name,)
+
+    def teacher_id(self, name: str) -> str | dict[str, str]:
+        """What decides a teacher: the id of its cell, or those of its members by name; "" without one."""
+        if not name:
+            return ""
+        cells = {member: self.teacher_cell(member).id for member in self.members(name)}
+        return cells if self.config.teachers[name].members else cells[name]
+
     def teacher_cell(self, name: str) -> Cell:
-        """The cell whose checkpoint a teacher is."""
+        """The cell whose checkpoint a teacher of one model is."""
         teacher = self.config.teachers[name]
         tuned = teacher.tuned and not teacher.address
         return next(cell for cell in (self.tuned if tuned else self.base) if cell.model == teacher.model)
@@ -83,21 +94,25 @@ class Study:
         return cls(validate(StudyConfig, values["config"]), *cells)
 
 
-def cohort(study: StudyConfig, cells: Iterable[Cell], inits: Mapping[str, Path], teacher: str | None) -> dict[str, Any]:
+def cohort(
+    study: StudyConfig, cells: Iterable[Cell], inits: Mapping[str, Path], teacher: str | Mapping[str, str] | None
+) -> dict[str, Any]:
     """The trainer's configuration file of some cells.
 
     Args:
         study: the study.
         cells: with ids.
         inits: what each starts from, by id.
-        teacher: host:port; None if no cell needs one.
+        teacher: host:port, or that of each member of several; None if no cell needs one.
 
     """
     students = [{"id": cell.id, "init": str(inits[cell.id]), **cell.settings} for cell in cells]
+    several = {} if teacher is None or isinstance(teacher, str) else teacher
     return {
         "run": study.name,
         "output": str(study.output.resolve()),
-        "teacher": {"address": teacher} if teacher else None,
+        "teacher": {"address": teacher} if isinstance(teacher, str) else None,
+        "teachers": {name: {"address": address} for name, address in several.items()},
         "concurrency": study.concurrency,
         "students": students,
     }
@@ -133,8 +148,7 @@ def resolve(study: StudyConfig) -> Study:
         names[id(cell)] = cell.named(resolved[id(cell)], starts[cell.model], _content(study, cell))
     done = Study(study, tuple(names[id(cell)] for cell in base), tuple(names[id(cell)] for cell in tuned), ())
     for cell in students:
-        teacher = done.teacher_cell(cell.teacher).id if cell.teacher else ""
-        besides = _content(study, cell) | {"teacher": teacher}
+        besides = _content(study, cell) | {"teacher": done.teacher_id(cell.teacher)}
         names[id(cell)] = cell.named(resolved[id(cell)], starts[cell.model], besides)
     complete = Study(study, done.base, done.tuned, tuple(names[id(cell)] for cell in students))
     _check_comparisons(complete)

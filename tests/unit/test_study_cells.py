@@ -130,6 +130,20 @@ def test_a_comparison_without_its_cells_is_refused_before_anything_runs(config):
         ({"grid": [{"methods": ["gkd"]}]}, "'gkd' is not there; choose from sft, kd"),
         ({"grid": [{"methods": ["kd"]}]}, "a method needs a teacher and there is none"),
         ({"teachers": {"big": {"model": "tiny"}}}, "big is to be tuned; say how in `tuning`"),
+        ({"teachers": {"big": {"tuned": False}}}, "is of a model, or has members"),
+        ({"teachers": {"both": {"members": ["big"]}}}, "'big' is not there"),
+        (
+            {"teachers": {"big": {"model": "tiny", "tuned": False}, "both": {"members": ["big"], "address": "a:1"}}},
+            "its members are served",
+        ),
+        (
+            {
+                "teachers": {"both": {"members": ["big"]}, "big": {"model": "tiny", "tuned": False}},
+                "methods": {"seq_kd": {"objective": {"name": "seq_kd"}, "data": "rationales"}},
+                "grid": [{"methods": ["seq_kd"]}],
+            },
+            "seq_kd learns from what its teacher writes, and both is several",
+        ),
         ({"claims": [{"text": "t", "family": "none", "expects": "equivalent"}]}, "'none' is not there"),
         (
             {"claims": [{"text": "t", "trend": "size", "expects": "first higher"}]},

@@ -21,7 +21,7 @@ from tutelage.config import validate
 from tutelage.errors import ConfigurationError
 from tutelage.study import cli
 from tutelage.study.config import StudyConfig
-from tutelage.study.driver import Driver
+from tutelage.study.driver import Driver, write_description
 from tutelage.study.folder import Folder
 from tutelage.study.plan import cost_of
 from tutelage.study.resolution import Study, resolve
@@ -200,7 +200,7 @@ def taught(study: Study, folder: Folder, tiny_model: Path) -> tuple[list[list[st
     """The commands that write completions, and the cohort that is trained on them."""
     folder.make()
     driver = Recording(study, folder)
-    driver._teach("big", SimpleNamespace(name="teacher-big", address="127.0.0.1:1", close=lambda: None))
+    driver._teach("big", {"big": SimpleNamespace(address="127.0.0.1:1", close=lambda: None)})
     written = [command for command in driver.commands if "write" in command]
     return written, yaml.safe_load(folder.path("cohorts", "big.yaml").read_text())
 
@@ -215,6 +215,42 @@ def test_every_method_finds_what_its_teacher_wrote_for_it(tiny_model, tmp_path, 
     assert all(Path(file).is_file() for file in files)
     # What a teacher writes depends on the template and not on the length that a student is trained with.
     assert sorted(command[command.index("--template") + 1] for command in written) == ["chat", "plain"]
+
+
+def test_a_teacher_of_several_is_all_its_members_at_once(tiny_model, tmp_path, monkeypatch):
+    noted = []
+    monkeypatch.setattr("tutelage.study.driver.note_usage", lambda name, address, _: noted.append((name, address)))
+    teachers = {
+        "math": {"model": "tiny", "tuned": False},
+        "code": {"model": "other", "tuned": False},
+        "both": {"members": ["math", "code"]},
+    }
+    values = study_values(tmp_path, tiny_model, teachers=teachers, seeds=[0])
+    values["models"]["other"] = {"path": str(tiny_model), "parameters": 900_000, "hidden_size": 256}
+    values["grid"] = [{"methods": ["kd"], "teachers": ["math", "both"]}]
+    study, folder = resolve(validate(StudyConfig, values)), Folder(tmp_path / "run")
+    assert [cell.teacher for cell in study.students] == ["math", "both"]
+    assert study.members("both") == ("math", "code")
+    costs = {cost.teacher: cost for cost in cost_of(study, folder).teachers}
+    assert costs["both"].hidden_bytes == 2 * costs["math"].hidden_bytes, "as if all were asked of the widest"
+    folder.make()
+    driver, closed = Recording(study, folder), []
+    services = {
+        name: SimpleNamespace(address=f"127.0.0.1:{port}", close=lambda name=name: closed.append(name))
+        for port, name in enumerate(("math", "code"), 1)
+    }
+    driver._teach("both", services)
+    cohort = yaml.safe_load(folder.path("cohorts", "both.yaml").read_text())
+    assert cohort["teacher"] is None
+    assert cohort["teachers"] == {"math": {"address": "127.0.0.1:1"}, "code": {"address": "127.0.0.1:2"}}
+    assert noted == [("math", "127.0.0.1:1"), ("code", "127.0.0.1:2")]
+    assert closed == ["math", "code"]
+    write_description(study, folder)
+    described = json.loads(folder.path("study.json").read_text())["teachers"]
+    assert described["both"] == {"cell": "", "tuned": True}
+    # Another member is another teacher, and so another cell.
+    values["teachers"]["both"] = {"members": ["math"]}
+    assert resolve(validate(StudyConfig, values)).students[1].id != study.students[1].id
 
 
 def test_data_on_the_hub_stays_the_hubs_in_every_command(tiny_model, tmp_path, monkeypatch):

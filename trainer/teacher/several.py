@@ -102,17 +102,17 @@ def require_named(rows: Iterable[Name], teacher: Teacher, data: object) -> None:
     """
     known = members_of(teacher)
     named = sorted(name for name in known if name is not None)
-    for number, name in enumerate(rows, 1):
+    for name in rows:
         if name in known:
             continue
         if name is None:
             raise DataError(
-                f"row {number} of {data} names no teacher, and there are {', '.join(named)}; give it a field `teacher` "
+                f"a row of {data} names no teacher, and there are {', '.join(named)}; give it a field `teacher` "
                 "with one of these, name one for its source, or add `teacher` for rows without a name",
                 "teacher",
             )
         raise DataError(
-            f"row {number} of {data} names the teacher {name!r}, which is not there; "
+            f"a row of {data} names the teacher {name!r}, which is not there; "
             + (f"choose from {', '.join(named)}" if named else "name it under `teachers`, with its address"),
             "teacher",
         )
