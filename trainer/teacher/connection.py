@@ -144,8 +144,9 @@ class ScoreStream:
 
     def finish(self) -> None:
         """Asks for no more; what was asked is answered."""
-        self.finished = True
-        self._requests.put(None)
+        if not self.finished:
+            self.finished = True
+            self._requests.put(None)
 
     def close(self) -> None:
         """Ends it. Else the server would go on computing for a stream that nobody reads."""

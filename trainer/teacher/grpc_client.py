@@ -256,12 +256,15 @@ class _Scoring:
     def ask(self) -> None:
         """Asks for all that is not asked, as far as servers have room."""
         waiting, self._unasked = self._unasked, []
-        for key in waiting:
-            answer = self._answers[key]
-            asked = self._servers.ask(answer.sequence, self._refused[key])
+        for index, key in enumerate(waiting):
+            answer, refused = self._answers[key], self._refused[key]
+            asked = self._servers.ask(answer.sequence, refused)
             if asked is None:
                 self._unasked.append(key)
-                continue
+                if refused:
+                    continue
+                self._unasked += waiting[index + 1 :]  # Nobody has room.
+                break
             stream = self._stream_to(asked)
             self._asked[key] = asked, stream
             stream.send(to_message(key, answer.sequence, answer.spec))

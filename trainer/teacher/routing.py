@@ -132,7 +132,7 @@ class Servers:
         for server in others:
             self._look_after(server, at_once=server.problem is None)
         with self._changed:
-            self._changed.wait_for(lambda: all(each.info or each.problem for each in others), _GATHER_SECONDS)
+            self._changed.wait_for(lambda: all(_is_known(server) for server in others), _GATHER_SECONDS)
         if is_resolved(self._addresses):
             threading.Thread(target=self._follow_names, name="teacher-names", daemon=True).start()
         assert self._same.info is not None
@@ -159,12 +159,12 @@ class Servers:
 
     def ask(self, sequence: TokenSequence, but_not: Collection[Server] = ()) -> Asked | None:
         """Who is to score a sequence, which counts as outstanding there until `done`; None while nobody has room."""
-        prompt_tokens = min(sequence.prompt_tokens, len(sequence.ids))
-        prompt = sequence_digest(sequence.ids[:prompt_tokens] if prompt_tokens else sequence.ids)
         with self._changed:
             free = [server for server in self.taking_part if server.has_room() and server not in but_not]
             if not free:
                 return None
+            prompt_tokens = sequence.prompt_tokens
+            prompt = sequence_digest(sequence.ids[:prompt_tokens] if prompt_tokens else sequence.ids)
             home = max(self.taking_part, key=lambda server: _rendezvous(server.address, prompt))
 
             def later(server: Server) -> tuple[int, bool]:
@@ -205,18 +205,19 @@ class Servers:
         self._look_after(server)
 
     def require_hope(self) -> TutelageError:
-        """Why the server that may take part again soonest does not.
+        """Why there is no room now, where there may be some later.
 
         Raises:
             TutelageError: all were found to be something else, so there is nothing to wait for.
 
         """
-        problems = [server.problem for server in self._servers.values() if server.problem is not None]
-        for problem in problems:
-            if isinstance(problem, _TRANSIENT):
-                return problem
-        if not problems:
-            return Unreachable("the teacher has no room")
+        problems = []
+        for server in self._servers.values():
+            if server.problem is None:
+                return Unreachable("the teacher has no room")
+            if server.info is not None or isinstance(server.problem, _TRANSIENT):
+                return server.problem
+            problems.append(server.problem)
         raise problems[0]
 
     def seconds_until_room(self) -> float:
@@ -274,6 +275,8 @@ class Servers:
         found = {endpoint.address: endpoint for endpoint in endpoints(self._addresses)}
         new = {address: Server(self._connect(found[address])) for address in found.keys() - self._servers.keys()}
         stays = {address: each for address, each in self._servers.items() if address in found or each.info is not None}
+        for address in self._servers.keys() - stays.keys():
+            self._servers[address].connection.close()
         both = stays | new
         # In the order in which they are named: the first that answers is the one that the others are compared with.
         self._servers = {address: both[address] for address in [*found, *stays] if address in both}
@@ -288,6 +291,10 @@ class Servers:
                 continue
             for server in new:
                 self._look_after(server, at_once=True)
+
+
+def _is_known(server: Server) -> bool:
+    return server.info is not None or server.problem is not None
 
 
 def _rendezvous(address: str, prompt: int) -> bytes:
