@@ -34,7 +34,7 @@ def answers_right(model: Path, data: Path) -> Sequence[bool]:
 
     language_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     right = []
-    for example in read_examples(data, AutoTokenizer.from_pretrained(model), template="plain"):
+    for example in read_examples(data, AutoTokenizer.from_pretrained(model), template="chat"):
         ids = np.concatenate([example.prompt_ids, example.completion_ids]).astype(np.int64)
         with torch.no_grad():
             likeliest = language_model(torch.from_numpy(ids)[None]).logits[0].argmax(-1).numpy()

@@ -18,7 +18,7 @@ from tutelage.evaluator.statistics.paired import mcnemar_exact
 from tutelage.trainer.training.loop import train
 
 HALVES = ("sums", "differences")
-TEACHER_STEPS, STUDENT_STEPS = 300, 500
+TEACHER_STEPS, STUDENT_STEPS = 400, 800
 
 
 def settings(init: Path, data: Path, steps: int, **changes):
