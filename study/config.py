@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from tutelage.config import Config
 from tutelage.errors import ConfigurationError
 from tutelage.names import check_name
+from tutelage.tasks import TaskConfig
 
 Positive = Annotated[int, Field(ge=1)]
 Settings = dict[str, Any]
@@ -109,17 +110,6 @@ class RationalesConfig(Config):
     """Tokens to write at most."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Sampling temperature; 0 is greedy."""
-
-
-class TaskConfig(Config):
-    """One task that every checkpoint is scored on."""
-
-    task: str
-    """A task of the evaluator, or the YAML file of one of your own."""
-    protocol: Literal["paper", "loglik", "open"] = "paper"
-    """How it is scored."""
-    limit: Annotated[int, Field(ge=0)] = 0
-    """Items to score, the first ones; 0 means all."""
 
 
 class EvaluationConfig(Config):

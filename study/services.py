@@ -133,7 +133,9 @@ class Evaluator:
             step=cell.steps,
             training_seed=cell.seed,
         )
-        tasks = [epb.TaskRequest(task=one.task, protocol=one.protocol, limit=one.limit) for one in self._config.tasks]
+        tasks = [
+            epb.TaskRequest(task=one.task, protocol=one.protocol or "", limit=one.limit) for one in self._config.tasks
+        ]
         request = epb.SubmitEvaluationRequest(
             evaluation_id=evaluation_id, checkpoint=str(checkpoint), labels=labels, tasks=tasks, seed=cell.seed
         )

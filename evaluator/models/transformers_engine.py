@@ -31,8 +31,11 @@ class TransformersEngine:
         self.dtype, self.batch_size, self._pack_tokens = dtype, batch_size, pack_tokens
         # One device: an evaluation is a process of its own, and a larger model is vLLM's.
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype), use_safetensors=True)
+        # Said, and not left out: transformers would ask the terminal whether to run a model's own code.
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        )
         if model.config._attn_implementation == "sdpa":
             # Ours is sdpa for what sdpa computes. A model that needs something else, such as attention sinks or a
             # softcap, says so by another default, and keeps that.

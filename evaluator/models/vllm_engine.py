@@ -33,8 +33,8 @@ class VllmEngine:
 
         vllm_api.require_vllm("engine", "give --engine transformers")
         self.dtype, self.batch_size, self._checkpoint = dtype, batch_size, checkpoint
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        self.max_tokens = context_length(AutoConfig.from_pretrained(checkpoint))
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+        self.max_tokens = context_length(AutoConfig.from_pretrained(checkpoint, trust_remote_code=False))
 
     @cached_property
     def _llm(self) -> Any:

@@ -10,7 +10,7 @@ import polars as pl
 from google.protobuf import json_format
 
 from tutelage.errors import DataError
-from tutelage.evaluator.results.frames import read, summarize, without_scores
+from tutelage.evaluator.results.frames import naming_unreadable, read, summarize, without_scores
 from tutelage.evaluator.tasks import TASKS
 from tutelage.evaluator.tasks.base import default_data_dir
 from tutelage.rpc.v1 import teacher_pb2
@@ -53,11 +53,14 @@ def read_run(frames: Path, run_dir: Path | None, run: str | None) -> RunData:
 
     """
     lazy = read(frames)
-    runs = lazy.select(pl.col("run").unique().sort()).collect()["run"].to_list()
+    with naming_unreadable(frames):
+        runs = lazy.select(pl.col("run").unique().sort()).collect()["run"].to_list()
     if run is None and len(runs) > 1:
         raise DataError(f"{frames} has rows of several runs ({', '.join(runs)}); name one by --run", "run")
     if not runs or (run is not None and run not in runs):
-        raise DataError(f"{frames} has no rows{' of run ' + run if run else ''}; evaluate something first", "frames")
+        raise DataError(
+            f"{frames} has no rows{' of run ' + run if run else ''}; `tutelage evaluate` writes some", "frames"
+        )
     rows = lazy.filter(run=run or runs[0]).collect()
     unscored = without_scores(rows.lazy())
     if len(unscored) == rows.select("evaluation_id", *CELL).n_unique():
@@ -130,12 +133,11 @@ def read_metrics(run_dir: Path) -> pl.DataFrame:
     rows = []
     for path in sorted(run_dir.glob("students/*/metrics.jsonl")):
         # Not `splitlines`, which also splits at U+2028. The last piece is empty, or what the trainer is writing now.
-        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path} has a line that is not JSON ({error})", "run_dir") from error
-            rows.append({**row, "student": path.parent.name})
+        try:
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        except ValueError as error:  # of either kind: no UTF-8, no JSON
+            raise DataError(f"{path} has a line that is not JSON in UTF-8 ({error})", "run_dir") from error
+        rows += [{**line, "student": path.parent.name} for line in lines]
     return pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame()
 
 

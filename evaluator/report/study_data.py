@@ -15,7 +15,7 @@ import polars as pl
 
 from tutelage.errors import DataError
 from tutelage.evaluator.report.run_data import read_metrics
-from tutelage.evaluator.results.frames import LEFT_OUT, read
+from tutelage.evaluator.results.frames import LEFT_OUT, naming_unreadable, read
 from tutelage.evaluator.statistics.planned_comparisons import ITEMS, Comparison, rows_with
 
 _CELL = ["cell", "role", "method", "parameters"]
@@ -125,8 +125,13 @@ def read_study(folder: Path, frames: Path) -> StudyData:
         declared = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} is not the folder of a study ({error}); run it first", "study") from error
+    absent = {"name", "cells", "comparisons", "claims", "teachers"} - set(declared)
+    if absent or not declared["cells"]:
+        lacks = ", ".join(sorted(absent)) or "cells"
+        raise DataError(f"{folder / 'study.json'} lacks {lacks}; `tutelage study run` writes it", "study")
     cells = pl.DataFrame(declared["cells"]).rename({"id": "cell"})
-    rows = read(frames).filter(pl.col("evaluation_id").is_in(cells["evaluation_id"].to_list())).collect()
+    with naming_unreadable(frames):
+        rows = read(frames).filter(pl.col("evaluation_id").is_in(cells["evaluation_id"].to_list())).collect()
     if rows.is_empty():
         raise DataError(f"{frames} has no row of the study in {folder} yet; let a cell be finished", "frames")
     # What a protocol leaves out of one evaluation, and an open question without a reference, has no score to compare.

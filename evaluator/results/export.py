@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import polars as pl
@@ -10,7 +9,9 @@ import polars as pl
 from tutelage.errors import DataError
 from tutelage.evaluator.config import ExportConfig
 from tutelage.evaluator.results import lm_eval
-from tutelage.evaluator.results.frames import read, summarize
+from tutelage.evaluator.results.frames import frame_path, naming_unreadable, read, summarize
+from tutelage.evaluator.tasks import TASKS, task_of_name
+from tutelage.evaluator.tasks.base import default_data_dir
 
 _COLUMNS = ("run", "student", "step", "task", "protocol", "metric", "score", "standard_error", "n", "failed")
 _FURTHER = ("unparsable", "cut_off", "join_spanned", "too_long", "score_corrected", "score_normalized")
@@ -28,32 +29,33 @@ def export(config: ExportConfig) -> list[Path]:
     """
     rows = read(config.frames)
     rows = rows if config.run is None else rows.filter(run=config.run)
-    if rows.head(1).collect().is_empty():
+    with naming_unreadable(config.frames):
+        empty = rows.select("run").collect().is_empty()
+    if empty:
         raise DataError(f"{config.frames} has no rows{f' of run {config.run}' if config.run else ''}", "frames")
     config.out.mkdir(parents=True, exist_ok=True)
     if config.format == "lm-eval":
-        return _harness_files(rows, config.out)
+        return _harness_files(rows, config)
     table = summarize(rows).select(*_COLUMNS, *_FURTHER).collect()
     path = config.out / ("scores.csv" if config.format == "csv" else "scores.md")
     path.write_text(table.write_csv() if config.format == "csv" else markdown(table), encoding="utf-8")
     return [path]
 
 
-def _harness_files(rows: pl.LazyFrame, out: Path) -> list[Path]:
-    """`<evaluation>/results.json` and `<evaluation>/samples_<task>.jsonl`."""
+def _harness_files(rows: pl.LazyFrame, config: ExportConfig) -> list[Path]:
+    """As the harness lays out the files of each evaluation."""
+    own = [task_of_name(name.strip()) for name in config.tasks.split(",") if name.strip()]
+    tasks = {**TASKS, **{task.name: task for task in own}}
+    data_dir = config.data_dir or default_data_dir()
+    keys = ["run", "evaluation_id"]
+    evaluations = rows.select(*keys, "task", "protocol").unique().sort(pl.all()).collect()
     written = []
-    evaluations = rows.select("run", "evaluation_id").unique().sort("run", "evaluation_id").collect()
-    for run, evaluation_id in evaluations.rows():
-        frame = rows.filter(run=run, evaluation_id=evaluation_id).collect()
-        folder = out / run / evaluation_id
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "results.json"
-        path.write_text(json.dumps(lm_eval.results(frame), indent=2) + "\n", encoding="utf-8")
-        written.append(path)
-        for (task, protocol), part in frame.group_by("task", "protocol", maintain_order=True):
-            path = folder / f"samples_{lm_eval.task_name(str(task), str(protocol))}.jsonl"
-            path.write_text(lm_eval.as_json_lines(lm_eval.samples(part)), encoding="utf-8")
-            written.append(path)
+    for (run, evaluation_id), part in evaluations.group_by(keys, maintain_order=True):
+        files = [
+            frame_path(config.frames, str(run), task, str(evaluation_id), protocol)
+            for task, protocol in part.select("task", "protocol").rows()
+        ]
+        written += lm_eval.write(files, config.out, tasks, data_dir)
     return written
 
 

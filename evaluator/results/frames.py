@@ -9,12 +9,14 @@ replaces its rows and never doubles them. Summaries are derived from the rows an
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from tutelage.errors import DataError
 from tutelage.evaluator.protocols.base import JoinSpanned, TooLong
 from tutelage.files import write_durably
 
@@ -119,6 +121,25 @@ def read(frames: Path) -> pl.LazyFrame:
     return pl.scan_parquet(
         frames / "run=*" / "task=*" / "*.parquet", hive_partitioning=True, hive_schema=_HIVE, glob=True
     ).select(list(SCHEMA))
+
+
+@contextmanager
+def naming_unreadable(frames: Path) -> Iterator[None]:
+    """Says which file is no file of rows, where Polars only says that one is not.
+
+    Raises:
+        DataError: names the file and what to do.
+
+    """
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        for path in sorted(frames.glob("run=*/task=*/*.parquet")):
+            try:
+                pl.read_parquet_schema(path)
+            except (pl.exceptions.PolarsError, OSError) as reason:
+                raise DataError(f"{path} cannot be read ({reason}); remove it and evaluate again", "frames") from error
+        raise
 
 
 def read_files(paths: Sequence[Path]) -> pl.LazyFrame:

@@ -21,6 +21,7 @@ from typing import Any
 import polars as pl
 
 from tutelage import __version__
+from tutelage.data.hub import local_model
 from tutelage.errors import ConfigurationError, TutelageError
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Engine
@@ -92,7 +93,7 @@ def evaluate(
         Stopped: `should_stop` said so.
 
     """
-    check(evaluation)
+    evaluation = check(evaluation)
     try:
         return _evaluate(evaluation, settings, frames, on_progress, should_stop, engines)
     except Stopped:  # of a service that goes on later, when the checkpoint may have been removed
@@ -112,7 +113,7 @@ def _evaluate(
     should_stop: Callable[[], bool],
     engines: Callable[[Path], Engine] | None,
 ) -> list[Path]:
-    checkpoint = pinned(evaluation, frames)
+    checkpoint = local_model(pinned(evaluation, frames), "checkpoint")
     digest = verified_digest(checkpoint)
     refuse_other_rows_of_the_same_labels(evaluation, digest, frames)
     data_dir = settings.data_dir or default_data_dir()

@@ -13,6 +13,7 @@ from tutelage.evaluator.config import EvaluationSettings, WatchConfig
 from tutelage.evaluator.runner.evaluation import evaluate
 from tutelage.evaluator.runner.labels import STEP, labels_of_checkpoint, run_of
 from tutelage.evaluator.runner.requests import Evaluation, check, parse_tasks
+from tutelage.evaluator.tasks.base import default_data_dir
 from tutelage.manifest import MANIFEST
 
 _logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def watch(config: WatchConfig) -> Iterator[tuple[Evaluation, list[Path]]]:
                         evaluation_id=f"{run}.{found.student}.step-{found.step}",
                         checkpoint=found.path,
                         labels=replace(labels, student=found.student, step=found.step),
-                        tasks=parse_tasks(config.tasks, config.limit),
+                        tasks=parse_tasks(config.tasks, config.limit, config.data_dir or default_data_dir()),
                         seed=config.seed,
                     )
                     files = evaluate(check(evaluation), settings, config.out)

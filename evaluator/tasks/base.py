@@ -82,6 +82,7 @@ class Task:
         choices: the item under `loglik`, or None if the task has no choices.
         load: reads the items from the data folder.
         files: below the data folder, the first of them that is there is read; by default LLM-Adapters' layout.
+        harness_name: what lm-evaluation-harness calls the task whose requests `loglik` makes; empty if it makes others.
 
     """
 
@@ -96,13 +97,18 @@ class Task:
     choices: Callable[[Item], Choices] | None = None
     load: Callable[[Task, Path | None], list[Item]] | None = None
     files: tuple[str, ...] = ()
+    harness_name: str = ""
 
     @property
     def protocols(self) -> tuple[str, ...]:
         """Protocols under which the task can run."""
-        if self.extraction is None:
-            return ("open",)
-        return ("paper",) if self.choices is None else ("paper", "loglik")
+        generated = "open" if self.extraction is None else "paper"
+        return (generated,) if self.choices is None else (generated, "loglik")
+
+    @property
+    def default_protocol(self) -> str:
+        """Where none is named: choices are scored as the harness does, numbers and texts are written."""
+        return "loglik" if self.choices is not None and self.extraction is not NUMBER else self.protocols[0]
 
     def chance(self, protocol: str) -> float:
         """Score of guessing under a protocol; a number that must be written is not guessed."""

@@ -2,7 +2,7 @@
 
 name: capitals
 data: capitals.jsonl              # a .jsonl, .json (a list) or .parquet file of records, beside this one
-question: "Capital of {country}?" # from fields of the record
+question: "Capital of {country}?" # from fields of the record: {field}, {list[0]}, {list[place]} with the field `place`
 answer: "{capital}"
 extraction: number                # number, letter, truth, `label: answer` (answer1 … answer9), or none: open questions
 choices: ["{a}", "{b}"]           # optional; then `loglik` scores them after the question, `answer` is one of them
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import string
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +31,17 @@ from tutelage.evaluator.tasks.multiple_choice import shared_context
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _EXTRACTIONS = {"number": NUMBER, "letter": LETTER, "truth": TRUTH}
+
+
+class _Fields(string.Formatter):
+    """Python's format strings, in which `{choices[answer]}` is also the choice whose place the field `answer` says."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        try:
+            return super().get_field(field_name, args, kwargs)
+        except TypeError:  # a list has no names
+            placed = re.sub(r"\[(\w+)\]", lambda name: f"[{kwargs.get(name[1], name[1])}]", field_name)
+            return super().get_field(placed, args, kwargs)
 
 
 class Label(Config):
@@ -95,9 +108,15 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 def _filled(template: str, record: dict[str, Any], path: Path) -> str:
     try:
-        return template.format_map(record)
-    except (KeyError, ValueError) as error:
-        raise DataError(f"a record of {path} does not fill {template!r} ({error!r})", "data") from error
+        return _Fields().vformat(template, (), record)
+    # A template can ask for a key that is not there, for a word of a list, for an attribute, or be no template at all.
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"a record of {path} does not fill {template!r} ({error!r}); `{{field}}` is a field of the record, "
+            "`{field[0]}` the first of its list, `{field[other]}` the one at the place that another field says. "
+            f"Its fields: {', '.join(record)}",
+            "data",
+        ) from error
 
 
 def _load(described: TaskFile, path: Path, task: Task, data_dir: Path | None) -> list[Item]:

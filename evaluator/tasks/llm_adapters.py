@@ -48,6 +48,7 @@ def _choice_task(
     max_new_tokens: int = 32,
     split: str = "",
     source: str = SOURCE,
+    harness_name: str = "",
 ) -> Task:
     return Task(
         name=name,
@@ -59,6 +60,7 @@ def _choice_task(
         extraction=extraction,
         known_problems=known_problems,
         choices=choices,
+        harness_name=harness_name,
     )
 
 
@@ -100,6 +102,7 @@ TASKS = (
         "the paper's prompt keeps WikiHow's tags such as [header]; loglik removes them",
         "where the unfinished sentence begins is read off the punctuation, which the file does not mark",
         split=" (the public validation split)",
+        harness_name="hellaswag",
     ),
     # Yes-or-no questions that people asked a search engine, without the passage (Clark et al. 2019).
     _choice_task(
@@ -119,6 +122,7 @@ TASKS = (
         labelled("answer", 5),
         LabelledOptions(_CHOOSE.format("answer"), "Answer", doc_to_text="Q: {question}\nA:"),
         _VALIDATION,
+        harness_name="social_iqa",
     ),
     # Two ways to reach a physical goal, one of which works (Bisk et al. 2020).
     _choice_task(
@@ -128,6 +132,7 @@ TASKS = (
         labelled("solution", 2),
         LabelledOptions(_CHOOSE.format("solution"), "Solution", separator="\n\n"),
         _VALIDATION,
+        harness_name="piqa",
     ),
     # Grade-school science questions, the easier part (Clark et al. 2018).
     _choice_task(
@@ -137,10 +142,16 @@ TASKS = (
         labelled("answer", 5),
         LabelledOptions(_CHOOSE.format("answer"), "Answer"),
         "eleven items have three or five options instead of four",
+        harness_name="arc_easy",
     ),
     # Those that retrieval and co-occurrence get wrong (Clark et al. 2018).
     _choice_task(
-        "ARC-Challenge", 1172, 0.25, labelled("answer", 5), LabelledOptions(_CHOOSE.format("answer"), "Answer")
+        "ARC-Challenge",
+        1172,
+        0.25,
+        labelled("answer", 5),
+        LabelledOptions(_CHOOSE.format("answer"), "Answer"),
+        harness_name="arc_challenge",
     ),
     # Which of two names fills the blank (Sakaguchi et al. 2020).
     _choice_task(
@@ -152,6 +163,7 @@ TASKS = (
             "Please choose the correct answer to fill in the blank to complete the given sentence: ", "Option", end=" "
         ),
         "the validation split of winogrande_xl: the test split has no public answers",
+        harness_name="winogrande",
     ),
     # Science questions that combine a fact with common knowledge (Mihaylov et al. 2018).
     _choice_task(
@@ -161,5 +173,6 @@ TASKS = (
         labelled("answer", 5),
         LabelledOptions(_CHOOSE.format("answer"), "Answer", doc_to_text="{question}"),
         "500 items: the standard error near chance is 1.9 points",
+        harness_name="openbookqa",
     ),
 )

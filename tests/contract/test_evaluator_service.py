@@ -13,8 +13,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from evaluator_support import EchoEngine, write_checkpoint
-from tutelage.errors import ConfigurationError
+from tutelage.errors import ConfigurationError, DataError, NotFound
+from tutelage.evaluator.cli import main
 from tutelage.evaluator.config import ServeConfig
+from tutelage.evaluator.report.run_data import with_roles
 from tutelage.evaluator.results.frames import read
 from tutelage.evaluator.service import worker
 from tutelage.evaluator.service.server import SERVICE_NAME, Service
@@ -44,8 +46,10 @@ async def serving(
     service = Service(config, engines=lambda _checkpoint: EchoEngine(delay=delay, max_tokens=max_tokens))
     await service.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}", options=CHANNEL_OPTIONS) as channel:
-        yield channel, service
-        await service.stop()
+        try:
+            yield channel, service
+        finally:
+            await service.stop()
 
 
 def request(checkpoint: Path, name: str = "first", **fields: object) -> pb.SubmitEvaluationRequest:
@@ -129,7 +133,7 @@ async def test_one_that_fails_says_why_and_the_next_one_runs(checkpoint: Path, t
         await stub.SubmitEvaluation(request(checkpoint, "found"))
         lost = (await watched(stub, "lost"))[-1]
         assert lost.state == pb.EVALUATION_STATE_FAILED
-        assert "nowhere is not a Hugging Face checkpoint" in lost.error
+        assert "nowhere is no folder" in lost.error
         assert (await watched(stub, "found"))[-1].state == pb.EVALUATION_STATE_DONE
 
 
@@ -306,3 +310,39 @@ async def test_a_submitted_checkpoint_is_evaluated_although_its_trainer_removes_
     rows = read(tmp_path / "frames").filter(evaluation_id="second").collect()
     assert set(rows["checkpoint"]) == {str(second)}
     assert not list((tmp_path / "frames.unfinished").iterdir())
+
+
+async def test_the_command_line_submits_lists_waits_and_cancels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TUTELAGE_DATA_DIR", raising=False)
+    checkpoint = write_checkpoint(tmp_path / "Big Teacher")
+
+    async def command(*arguments: str, served: Service) -> tuple[int, str]:
+        code = await asyncio.to_thread(main, [*arguments, "--address", f"127.0.0.1:{served.port}"])
+        return code, capsys.readouterr().out
+
+    asked = ["submit", "--checkpoint", str(checkpoint), "--tasks", "ARC_easy,arithmetic", "--limit", "5"]
+    async with serving(tmp_path, delay=0.1) as (_, served):
+        with pytest.raises(NotFound, match="submit it first"):
+            await command("wait", served=served)
+        code, shown = await command(
+            *asked[:4], "arithmetic,arithmetic:loglik", *asked[5:], "--run", "r1", served=served
+        )
+        name = shown.split()[0]
+        assert (code, shown) == (0, f"{name} is queued\n")
+        assert name.startswith("big-teacher-step0-")
+        code, shown = await command(*asked[:4], "arithmetic", *asked[5:], "--evaluation-id", "second", served=served)
+        assert await command("cancel", "second", served=served) == (0, "second is cancelled\n")
+        code, shown = await command("wait", name, served=served)
+        assert code == 0
+        assert f"{name}  done  10 of 10 items\n" in shown
+        assert "arithmetic    loglik  acc 0." in shown
+        code, shown = await command("list", "--run", "default", served=served)
+        assert (code, shown) == (0, "second  cancelled  0 of ? items\n")
+        assert (await command("wait", served=served))[0] == 4  # one was cancelled
+        with pytest.raises(DataError, match="ARC-Easy"):
+            await command(*asked, "--limit", "0.1", served=served)
+    rows = read(tmp_path / "frames").collect()
+    assert set(rows.select("run", "student", "teacher", "objective").rows()) == {("r1", "Big Teacher", "", "")}
+    assert with_roles(rows)["role"].unique().to_list() == ["teacher"]

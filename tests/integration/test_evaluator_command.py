@@ -61,10 +61,16 @@ def test_tasks_are_listed_with_what_is_known_against_them(
 @pytest.mark.parametrize(
     ("flags", "code", "reason"),
     [
-        (["--checkpoint", "nowhere", "--tasks", "arithmetic:paper"], 4, "nowhere is not a Hugging Face checkpoint"),
+        (
+            ["--checkpoint", "nowhere", "--tasks", "arithmetic:paper"],
+            4,
+            "nowhere is no folder here, and the hub does not",
+        ),
         (["--checkpoint", "x", "--tasks", "arithmetik:paper"], 2, "is not a task; choose from arithmetic"),
         (["--checkpoint", "x", "--tasks", "gsm8k:loglik"], 2, "has no protocol 'loglik'"),
         (["--checkpoint", "x", "--tasks", "gsm8k:paper", "--limt", "3"], 2, "limit"),
+        (["--model_args", "pretrained=x", "--tasks", "gsm8k"], 2, "name the model by --checkpoint"),
+        (["--checkpoint", "x", "--tasks", "gsm8k", "--num_fewshot", "5"], 2, "zero-shot"),
     ],
 )
 def test_mistakes_are_told(flags: list[str], code: int, reason: str) -> None:

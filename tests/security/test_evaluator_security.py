@@ -18,8 +18,9 @@ from tutelage.rpc.tls import ClientTls
 from tutelage.rpc.transport import open_channel
 from tutelage.rpc.v1 import evaluator_pb2 as pb
 from tutelage.rpc.v1 import evaluator_pb2_grpc as pb_grpc
+from tutelage.tasks import TaskConfig
 from tutelage.trainer.cluster.evaluator_client import EvaluatorClient
-from tutelage.trainer.config.services import EvaluatorConfig, TaskConfig
+from tutelage.trainer.config.services import EvaluatorConfig
 
 SPEC = importlib.util.spec_from_file_location("certificates", Path(__file__).with_name("certificates.py"))
 certificates = importlib.util.module_from_spec(SPEC)

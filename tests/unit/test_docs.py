@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tutelage.config import load
-from tutelage.evaluator.config import EvaluateConfig, ExportConfig, ServeConfig, WatchConfig
+from tutelage.evaluator.config import EvaluateConfig, ExportConfig, ServeConfig, SubmitConfig, WatchConfig
 from tutelage.teacher_server.cli import with_model_flag
 from tutelage.teacher_server.config import GenerateConfig, PrecomputeConfig, TeacherConfig
 from tutelage.trainer.losses.registry import OBJECTIVES
@@ -62,6 +62,7 @@ CONFIGURED = {
     "teacher precompute": PrecomputeConfig,
     "teacher write": GenerateConfig,
     "evaluate serve": ServeConfig,
+    "evaluate submit": SubmitConfig,
     "evaluate watch": WatchConfig,
     "evaluate export": ExportConfig,
     "evaluate": EvaluateConfig,
@@ -72,9 +73,10 @@ CONFIGURED = {
 def documented_commands() -> list[tuple[str, str]]:
     """Command lines of the pages and the command's name; without the brackets around what may be left out."""
     text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
-    lines = [re.sub(r"[\[\]]", "", line) for line in re.findall(r"^ *tutelage (.*)$", text, re.MULTILINE)]
+    lines = [re.sub(r"[\[\]]", "", line) for line in re.findall(r"^ *tutelage (.*?)(?: &)?$", text, re.MULTILINE)]
     found = [(line, name) for line in lines if (name := next((n for n in CONFIGURED if line.startswith(f"{n} ")), ""))]
-    return [(line, name) for line, name in found if "--help" not in line and not line.startswith("evaluate tasks")]
+    bare = ("evaluate tasks", "evaluate wait", "evaluate list", "evaluate cancel")
+    return [(line, name) for line, name in found if "--help" not in line and not line.startswith(bare)]
 
 
 @pytest.mark.parametrize(("line", "name"), documented_commands())

@@ -209,17 +209,9 @@ def test_the_command_says_what_could_not_be_scored_and_ends_with_4(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tutelage.evaluator.runner.evaluation.open_engine", lambda *_, **__: EchoEngine(max_tokens=10))
-    flags = [
-        "--checkpoint",
-        str(checkpoint),
-        "--tasks",
-        "arithmetic:paper",
-        "--limit",
-        "4",
-        "--out",
-        str(tmp_path / "f"),
-    ]
-    assert main([*flags, "--prompt", "chat", "--engine", "transformers", "--max-new-tokens", "8"]) == 4
+    monkeypatch.setattr("tutelage.evaluator.runner.preflight.require_checkpoint", lambda checkpoint: None)
+    flags = ["--checkpoint", str(checkpoint), "--tasks", "arithmetic:paper", "--out", str(tmp_path / "f")]
+    assert main([*flags, "--limit", "4", "--prompt", "chat", "--engine", "transformers", "--max-new-tokens", "8"]) == 4
     shown = capsys.readouterr()
     assert "None" not in shown.out
     assert "accuracy – (n = 0, 4 failed)" in shown.out

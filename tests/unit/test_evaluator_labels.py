@@ -13,6 +13,7 @@ from tutelage.evaluator.cli import main
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.results.frames import read
 from tutelage.evaluator.runner import evaluation as evaluation_module
+from tutelage.evaluator.runner import preflight
 from tutelage.evaluator.runner.evaluation import evaluate
 from tutelage.evaluator.runner.labels import labels_of_checkpoint
 from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest
@@ -23,6 +24,7 @@ TASKS = (TaskRequest("arithmetic", "loglik", 3),)
 @pytest.fixture(autouse=True)
 def echo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation_module, "open_engine", lambda *_args, **_options: EchoEngine())
+    monkeypatch.setattr(preflight, "require_checkpoint", lambda checkpoint: None)
 
 
 def trained(run_dir: Path, student: str, step: int, *, objective: str = "gkd", weights: bytes = b"") -> Path:

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from tutelage.errors import DataError
-from tutelage.evaluator.report import write_report
+from tutelage.evaluator.report import write_report, write_study_report
 from tutelage.evaluator.report.chart_style import PALETTE
 from tutelage.evaluator.report.run_comparisons import changes, likeness
 from tutelage.evaluator.report.run_data import read_run
@@ -266,7 +266,7 @@ def test_without_a_run_folder_it_is_scores_alone(run: Path, tmp_path: Path) -> N
 
 
 def test_no_rows_and_too_many_runs_are_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="evaluate something first"):
+    with pytest.raises(DataError, match="`tutelage evaluate` writes some"):
         write_report(frames=tmp_path, run_dir=None, run=None, out=tmp_path / "r.html")
     with pytest.raises(DataError, match="no rows of run r2"):
         write_report(frames=run / "frames", run_dir=None, run="r2", out=tmp_path / "r.html")
@@ -292,9 +292,21 @@ def test_rows_without_a_single_score_and_a_run_that_is_not_there_are_refused(run
 
 def test_a_broken_metrics_file_is_named(run: Path, tmp_path: Path) -> None:
     (tmp_path / "students" / "s").mkdir(parents=True)
-    (tmp_path / "students" / "s" / "metrics.jsonl").write_text("not json\n")
-    with pytest.raises(DataError, match=r"metrics\.jsonl"):
-        write_report(frames=run / "frames", run_dir=tmp_path, run=None, out=tmp_path / "r.html")
+    for content in (b"not json\n", '{"note": "Zürich"}\n'.encode("latin-1")):
+        (tmp_path / "students" / "s" / "metrics.jsonl").write_bytes(content)
+        with pytest.raises(DataError, match=r"metrics\.jsonl has a line that is not JSON in UTF-8"):
+            write_report(frames=run / "frames", run_dir=tmp_path, run=None, out=tmp_path / "r.html")
+
+
+def test_a_file_that_is_none_of_rows_is_named(run: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "f" / "run=r1" / "task=arithmetic" / "x--paper.parquet"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"PAR1 and then nothing like it")
+    with pytest.raises(DataError, match=r"x--paper\.parquet cannot be read .*; remove it and evaluate again"):
+        write_report(frames=tmp_path / "f", run_dir=None, run=None, out=tmp_path / "r.html")
+    (tmp_path / "study.json").write_text('{"cells": []}')
+    with pytest.raises(DataError, match=r"study\.json lacks claims, comparisons, name, teachers"):
+        write_study_report(frames=run / "frames", study=tmp_path, out=tmp_path / "r.html")
 
 
 def test_a_student_whose_rows_name_no_teacher_is_still_a_student(tmp_path: Path) -> None:

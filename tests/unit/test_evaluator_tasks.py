@@ -188,8 +188,49 @@ def test_task_lists() -> None:
         TaskRequest("ARC-Easy", "loglik", 5),
     )
     assert len(parse_tasks("all", 0)) == sum(len(task.protocols) for task in TASKS.values() if task.extraction)
-    with pytest.raises(InvalidRequest, match="TASK:PROTOCOL"):
-        parse_tasks("arithmetic", 0)
+    with pytest.raises(InvalidRequest, match="TASK or TASK:PROTOCOL"):
+        parse_tasks("arithmetic,", 0)
+
+
+def test_names_of_the_harness_in_any_case_under_each_tasks_own_protocol() -> None:
+    asked = parse_tasks("arc_easy,GSM8K,arc-challenge,social_iqa,boolq,aqua,svamp,dolly,arithmetic", 0)
+    assert [f"{one.task}:{one.protocol}" for one in asked] == [
+        "ARC-Easy:loglik",
+        "gsm8k:paper",
+        "ARC-Challenge:loglik",
+        "social_i_qa:loglik",
+        "boolq:loglik",
+        "AQuA:loglik",
+        "SVAMP:paper",
+        "dolly:open",
+        "arithmetic:paper",
+    ]
+    with pytest.raises(NotFound, match="did you mean ARC-Easy"):
+        parse_tasks("arc_eazy", 0)
+
+
+def test_a_share_of_the_items_is_rounded_up_as_the_harness_does() -> None:
+    assert [one.limit for one in parse_tasks("arithmetic,arithmetic:loglik", 0.1)] == [100, 100]
+    assert parse_tasks("arithmetic", 0.0015)[0].limit == 2
+    assert parse_tasks("arithmetic", 1.0)[0].limit == 1
+    with pytest.raises(DataError, match="gsm8k"):
+        parse_tasks("gsm8k", 0.5, None)
+
+
+def test_an_answer_may_be_the_place_of_a_choice(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"q": "Which?", "options": ["a", "b"], "answer": 1}\n')
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        'name: own\ndata: rows.jsonl\nquestion: "{q}"\nanswer: "{options[answer]}"\n'
+        'choices: ["{options[0]}", "{options[1]}"]\n'
+    )
+    task = task_of_name(str(own))
+    (item,) = task.items(None)
+    assert (item.target, task.choices(item).gold, task.default_protocol) == ("b", 1, "loglik")
+    for wrong in ("{options[place]}", "{options[q]}", "{options[7]}", "{q.x}", "{", "{other}", "{}"):
+        own.write_text(f'name: own\ndata: rows.jsonl\nquestion: "{{q}}"\nanswer: "{wrong}"\n')
+        with pytest.raises(DataError, match=r"does not fill .*Its fields: q, options, answer"):
+            task_of_name(str(own)).items(None)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])

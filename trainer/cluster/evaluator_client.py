@@ -136,7 +136,8 @@ class EvaluatorClient:
                 training_seed=student.seed,
             ),
             tasks=[
-                pb.TaskRequest(task=task.task, protocol=task.protocol, limit=task.limit) for task in self._config.tasks
+                pb.TaskRequest(task=task.task, protocol=task.protocol or "", limit=task.limit)
+                for task in self._config.tasks
             ],
             seed=student.seed,
         )

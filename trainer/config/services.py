@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from tutelage.config import Config
 from tutelage.rpc.tls import ClientAccess
+from tutelage.tasks import TaskConfig
 from tutelage.trainer.config.objective import NotNegative, Positive
 
 
@@ -22,24 +23,13 @@ class TeacherConfig(ClientAccess):
     """How long to wait for a teacher that does not answer before giving up."""
 
 
-class TaskConfig(Config):
-    """One task that the evaluator is asked for."""
-
-    task: str
-    """Name of the task, as the evaluator lists it."""
-    protocol: Literal["paper", "loglik", "open"] = "paper"
-    """How it is scored."""
-    limit: NotNegative = 0
-    """Items to score, the first ones; 0 means all."""
-
-
 class EvaluatorConfig(ClientAccess):
     """Where the evaluator is and what it is asked for."""
 
     address: str = "127.0.0.1:50052"
     """host:port of the evaluator."""
     tasks: tuple[TaskConfig, ...]
-    """Tasks for each evaluated checkpoint."""
+    """Tasks for each evaluated checkpoint, for example `[gsm8k:paper]`."""
     every_steps: NotNegative = 0
     """Evaluate every so many steps besides before and after training; must be saved steps; 0 means not."""
 

@@ -1,12 +1,18 @@
-"""Files of data sets on the Hugging Face hub, named as fsspec and Polars name them: hf://datasets/OWNER/NAME/FILE."""
+"""What is named on the Hugging Face hub: files of data sets, as fsspec and Polars name them, and models.
+
+hf://datasets/OWNER/NAME/FILE, OWNER/NAME
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from tutelage.errors import DataError
+from tutelage.errors import CheckpointError, DataError
 
 _SCHEME = "hf:"
+_MODEL = re.compile(r"(?:[\w.-]+/)?[\w.-]*\w\Z")
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 _FORM = "hf://datasets/OWNER/NAME/FILE, or NAME@REVISION for a branch, a tag or, better, a commit"
 
 
@@ -39,3 +45,28 @@ def local_file(path: Path) -> Path:
         )
     except (OSError, ValueError) as error:
         raise DataError(f"the hub does not give {path}: {error}; give {_FORM}, or the path of a file") from error
+
+
+def local_model(model: Path, field: str) -> Path:
+    """The folder of a model on this machine: the path itself, or what the hub gave of a name, now or before.
+
+    Args:
+        model: a folder; or OWNER/NAME[@REVISION] of a model on the hub, where no such folder is.
+        field: what named the model, for the error.
+
+    Raises:
+        CheckpointError: it is no folder, and neither the hub nor its cache has a model of that name.
+
+    """
+    if model.is_dir():
+        return model
+    name, _, revision = str(model).partition("@")
+    if model.exists() or not _MODEL.match(name):
+        raise CheckpointError(f"{model} is no folder; give that of a model, or OWNER/NAME of one on the hub", field)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_MODEL_FILES)))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{model} is no folder here, and the hub does not give it: {reason}", field) from error

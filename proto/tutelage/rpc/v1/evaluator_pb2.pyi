@@ -65,9 +65,9 @@ class TaskRequest(_message.Message):
     PROTOCOL_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     task: _builtins.str
-    """Name of the task, as GetEvaluatorInfo lists it."""
+    """Name of the task, as GetEvaluatorInfo lists it or lm-evaluation-harness calls it, in any case."""
     protocol: _builtins.str
-    """"paper", "loglik" or "open"."""
+    """"paper", "loglik" or "open"; empty is the task's own."""
     limit: _builtins.int
     """Items to score, the first ones in the task's fixed order; 0 means all."""
     def __init__(

@@ -1,0 +1,91 @@
+"""What is looked at before an engine starts, and by a dry run: the checkpoint's files, the tasks' items, folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tutelage.data.hub import local_model
+from tutelage.errors import CheckpointError, ConfigurationError, DataError, TutelageError
+from tutelage.evaluator.models.registry import not_loading
+from tutelage.evaluator.runner.requests import TaskRequest
+from tutelage.evaluator.tasks import task_of_name
+
+
+def require_checkpoint(checkpoint: Path) -> None:
+    """Refuses what no engine would load, having read configuration, tokenizer and the heads of the weights.
+
+    Raises:
+        CheckpointError: it is no folder and no model of the hub, has no safetensors, a file that is cut off or damaged,
+            a tokenizer or a configuration that transformers does not read, or code of its own.
+
+    """
+    from safetensors import safe_open
+
+    folder = local_model(checkpoint, "checkpoint")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        others = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
+        has = f"only {others}, and pickled weights are not loaded" if others else "no weights"
+        raise CheckpointError(
+            f"{checkpoint} has {has}; give a folder with *.safetensors, as transformers' save_pretrained writes it",
+            "checkpoint",
+        )
+    for path in weights:
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except Exception as error:
+            raise CheckpointError(f"{path} is damaged or cut off ({error}); fetch it again", "checkpoint") from error
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()  # it warns of what is refused here
+    try:
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if (folder / "config.json").exists():  # an adapter's names the model that it belongs to
+            AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise not_loading(checkpoint, error) from error
+
+
+def require_items(tasks: Sequence[TaskRequest], data_dir: Path | None) -> None:
+    """Refuses tasks whose data is missing or malformed, or of which no item can be asked.
+
+    Raises:
+        DataError: names the file, or what the first item lacks.
+
+    """
+    for request in tasks:
+        task = task_of_name(request.task)
+        items = task.items(data_dir, request.limit)
+        if not items:
+            raise DataError(f"{request.task} has no items", "tasks")
+        if request.protocol != "loglik" or task.choices is None:
+            continue
+        problems = []
+        for item in items:
+            try:
+                task.choices(item)
+                break  # one that cannot be asked is a row with its error; only a task of such is for nothing
+            except TutelageError as error:
+                problems.append(error)
+        else:
+            raise problems[0]
+
+
+def require_writable(folder: Path, field: str) -> None:
+    """Refuses a folder that cannot be made or written to.
+
+    Raises:
+        ConfigurationError: says why.
+
+    """
+    there = folder.resolve()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigurationError(f"{folder} cannot be a folder: {there} is a file; name another one", field)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"{folder} cannot be written to ({there} may not be changed); name another one", field)
