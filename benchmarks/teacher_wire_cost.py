@@ -168,12 +168,13 @@ def given_teacher(states_STD: torch.Tensor, signals: list[Any]) -> Any:
     """A teacher that knows states and signals of the sequences whose tokens begin with 0, 1, 2 and so on."""
     from fake_teacher import FakeScoringEngine, fake_head, fake_teacher
     from tutelage.teacher_server.config import TeacherConfig
+    from tutelage.teacher_server.engine.base import ComputedStates
     from tutelage.teacher_server.model.teacher import Teacher, generation_queue, scoring_parts
     from tutelage.teacher_server.signals.logit_head import SignalHead, Signals
 
     class GivenStates(FakeScoringEngine):
-        async def hidden_states(self, token_ids: Any) -> torch.Tensor:
-            return states_STD[token_ids[0]]
+        async def hidden_states(self, token_ids: Any, first: int = 0, salt: str = "") -> ComputedStates:
+            return ComputedStates(states_STD[token_ids[0]], 0, len(token_ids))
 
     class GivenSignals(SignalHead):
         def topk(self, hidden_RD: torch.Tensor, *_: Any, **__: Any) -> Signals:
@@ -271,8 +272,9 @@ def message_bytes(kind: str, ids: list[int], logits_TV: torch.Tensor) -> float:
     signal = Signal(pb.SIGNAL_KIND_TOPK if topk else pb.SIGNAL_KIND_HIDDEN, K * topk, (1.0,) * topk, None)
     scoring = Scoring(np.array(ids, dtype=np.int32), signal, 0, len(ids))
     teacher, total = given_teacher(states_STD, [our_kept(logits_TV, ids)]), 0
-    for index, (start, end) in enumerate(frames.ranges(scoring, teacher.scoring.head, teacher.limits.frame_bytes)):
-        frame = frames.frame(scoring, states_STD[0], teacher.scoring.head, index=index, start=start, end=end)
+    head, whole = teacher.scoring.head, (scoring.start, scoring.end)
+    for index, (start, end) in enumerate(frames.ranges(scoring, head, teacher.limits.frame_bytes, *whole)):
+        frame = frames.frame(scoring, states_STD[0][start:end], teacher.scoring.head, index=index, start=start, end=end)
         total += pb.ScoreSequencesResponse(request_id=str(index), frame=frame).ByteSize() + 5
     return total / len(ids)
 

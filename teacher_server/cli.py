@@ -164,12 +164,13 @@ def _rates(answer: Any, before: Any, seconds: float) -> Any:
         )
         title += f"; busy: engine {engine:.0%}, head {head:.0%}"
     table = Table(
-        "student", "streams", "sequences/s", "tokens/s", "rows/s", "MiB/s", "hits/s", "refused/s", title=title
+        *("student", "streams", "sequences/s", "tokens/s", "computed/s", "rows/s", "MiB/s", "hits/s", "refused/s"),
+        title=title,
     )
     earlier = {student.student_id: student for student in before.students} if before else {}
     for student in answer.students:
         last = earlier.get(student.student_id, student)
-        fields = ("sequences", "tokens", "rows", "bytes", "store_hits", "refusals")
+        fields = ("sequences", "tokens", "computed_tokens", "rows", "bytes", "store_hits", "refusals")
         rates = {field: (getattr(student, field) - getattr(last, field)) / seconds for field in fields}
         rates["bytes"] /= 2**20
         table.add_row(student.student_id, str(student.open_streams), *(f"{rates[field]:,.1f}" for field in fields))
@@ -264,6 +265,7 @@ def _print_info(answer: Any) -> None:
         "limits": f"{limits.max_sequence_tokens:,} tokens, k ≤ {limits.max_k:,}, "
         f"{limits.max_requests_in_flight} requests in flight a stream",
         "noise floor": f"KL {floor.mean_kl:.2g} nats mean, {floor.max_kl:.2g} max ({floor.positions} positions)",
+        "prefix cache": _prefix_cache(answer.prefix_cache) if answer.HasField("prefix_cache") else "none",
         "weights": _short(answer.weights_digest),
         **{f"tokenizer {field}": _short(digest) for field, digest in sorted(answer.tokenizer_digests.items())},
         "chat template": _short(answer.chat_template_digest) or "none",
@@ -273,6 +275,13 @@ def _print_info(answer: Any) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     Console().print(table)
+
+
+def _prefix_cache(cache: Any) -> str:
+    """What the engine reuses, and what that has saved."""
+    text = f"{cache.capacity_tokens:,} tokens in blocks of {cache.block_tokens}"
+    text += ", a token's apart from the others'" if cache.isolated else ""
+    return f"{text}; {cache.hits:,} passes found {cache.saved_tokens:,} tokens there"
 
 
 def _short(digest: str) -> str:
@@ -285,10 +294,11 @@ def _print_usage(answer: Any) -> None:
     from rich.table import Table
 
     table = Table(
-        "student", "streams", "sequences", "tokens", "rows", "MiB", "store hits", "refused", "generated", "last seen"
+        *("student", "streams", "sequences", "tokens", "computed", "rows", "MiB", "store hits", "refused", "generated"),
+        "last seen",
     )
     for student in answer.students:
-        numbers = (student.open_streams, student.sequences, student.tokens, student.rows)
+        numbers = (student.open_streams, student.sequences, student.tokens, student.computed_tokens, student.rows)
         table.add_row(
             student.student_id,
             *(f"{number:,}" for number in numbers),

@@ -154,6 +154,10 @@ class TeacherConfig(_EngineArguments):
     """File of bearer tokens, a line each: TOKEN SCOPE[,SCOPE…] [STUDENT], with scopes info, score and write;
     read again when it changes. None means that nobody needs a token."""
 
+    isolate_students: bool = False
+    """Keep apart what the scoring engine caches for each bearer token, so that nobody can tell by the time of an answer
+    what another has asked; prompts that several tokens share are then computed for each. Needs `token_file`."""
+
     insecure: bool = False
     """Listen beyond loopback although nothing is encrypted or authenticated."""
 
@@ -173,7 +177,7 @@ class TeacherConfig(_EngineArguments):
     """Longest sequence, prompt and continuation together; by default the model's own limit, at most 2048."""
 
     max_num_batched_tokens: Annotated[int, _Number, Field(ge=2)] | None = None
-    """Tokens an engine computes at once, about; at least one longest sequence always fits. By default 8192 on a GPU,
+    """Tokens an engine computes at once; of a longer sequence one such piece after the other. By default 8192 on a GPU,
     512 on a CPU, where more are no faster and only make the signal head wait."""
 
     max_num_seqs: Annotated[int, Field(ge=1)] = 64
@@ -228,7 +232,7 @@ class TeacherConfig(_EngineArguments):
     """Share of students by id, relative to the others' 1."""
 
     store: StoreConfig | None = None
-    """Where hidden states are kept; none means that every request is an engine pass."""
+    """Where hidden states are kept; none means that they are computed again, but for what the engine has cached."""
 
     frame_bytes: Annotated[int, Field(ge=64 * 2**10, le=512 * 2**10)] = 256 * 2**10
     """Size of an answer's frames, bytes."""
@@ -246,6 +250,16 @@ class TeacherConfig(_EngineArguments):
     def _each_role_once(self) -> TeacherConfig:
         if len(set(self.roles)) != len(self.roles):
             raise ValueError(f"roles {list(self.roles)} names a role twice; use score, write or both")
+        return self
+
+    @model_validator(mode="after")
+    def _can_isolate(self) -> TeacherConfig:
+        if self.isolate_students and self.token_file is None:
+            raise ValueError("isolate_students keeps bearer tokens apart, and there are none; name their file with "
+                             "token_file")  # fmt: skip
+        if self.isolate_students and self.store is not None:
+            raise ValueError("isolate_students keeps students apart, and a store answers one with what another asked; "
+                             "leave one of the two out")  # fmt: skip
         return self
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ import torch
 from tutelage.errors import Unreachable
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.config import TeacherConfig
-from tutelage.teacher_server.engine.base import CompletionDelta, Sampling
+from tutelage.teacher_server.engine.base import CompletionDelta, ComputedStates, Sampling
 from tutelage.teacher_server.model.teacher import Teacher, generation_queue, scoring_parts
 from tutelage.teacher_server.server.server import TeacherServer
 from tutelage.teacher_server.signals.logit_head import SignalHead
@@ -34,6 +34,10 @@ class FakeScoringEngine:
     parallel: int = 10**6
     """Sequences computed at once; the others wait, first come, first served."""
     dead: bool = False
+    block_tokens: int = 0
+    """Tokens of a block of the prefix cache, which keeps everything; without, nothing is cached."""
+    cache_tokens: int = 10**6
+    batch_tokens: int = 512
     started: int = 0
     cancelled: int = 0
     embeddings: torch.Tensor = field(
@@ -42,8 +46,9 @@ class FakeScoringEngine:
 
     def __post_init__(self) -> None:
         self.slots = asyncio.Semaphore(self.parallel)
+        self.cached: set[tuple[str, tuple[int, ...]]] = set()
 
-    async def hidden_states(self, token_ids: Sequence[int]) -> torch.Tensor:
+    async def hidden_states(self, token_ids: Sequence[int], first: int = 0, salt: str = "") -> ComputedStates:
         self.started += 1
         if self.dead:
             raise Unreachable("the teacher's engine is dead")
@@ -53,7 +58,23 @@ class FakeScoringEngine:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return self.embeddings[list(token_ids)].cumsum(0).bfloat16()
+        states = self.embeddings[list(token_ids)].cumsum(0).bfloat16()
+        start, computed = self._cached(token_ids, first, salt), len(token_ids)
+        if start > first:
+            start, computed = 0, computed + len(token_ids) - start
+        elif start:
+            computed = len(token_ids) - start
+        return ComputedStates(states[start:], start, computed)
+
+    def _cached(self, token_ids: Sequence[int], first: int, salt: str) -> int:
+        """Tokens that are read from the cache, as vLLM does it: whole blocks, never all tokens."""
+        found = 0
+        for end in range(self.block_tokens, len(token_ids) + 1, self.block_tokens) if self.block_tokens else ():
+            key = (salt, tuple(token_ids[:end]))
+            if key in self.cached and found == end - self.block_tokens and end < len(token_ids):
+                found = end
+            self.cached.add(key)
+        return found if first else 0
 
     def shutdown(self) -> None:
         self.dead = True

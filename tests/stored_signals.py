@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from trainer_doubles import InProcessTeacher
-from tutelage.data.signal_store import teacher_key
+from tutelage.data.signal_store import Prefixes, teacher_key
 from tutelage.identity import tokenizer_digests
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.signals.store import SignalStore
@@ -34,6 +34,6 @@ def store_signals(folder: Path, model: Path, sequences: Iterable[list[int]]) -> 
     store = SignalStore(folder, teacher_key(info.weights_digest, "float32", "here"), 10**9)
     for ids in sequences:
         (states,) = teacher.score([TokenSequence(np.array(ids, np.int32), 0, len(ids))], SignalSpec("hidden"))
-        store.put(ids, torch.from_numpy(states["hidden_RD"].copy()).view(torch.bfloat16))
+        store.put(Prefixes(ids), torch.from_numpy(states["hidden_RD"].copy()).view(torch.bfloat16))
     store.describe(info, unembedding)
     store.close()

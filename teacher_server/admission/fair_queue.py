@@ -67,13 +67,14 @@ class FairQueue:
         return self._busy_seconds + running
 
     @asynccontextmanager
-    async def admitted(self, student_id: str, *, cost: float, size: int) -> AsyncIterator[float]:
+    async def admitted(self, student_id: str, *, cost: float, size: int, begun: bool = False) -> AsyncIterator[float]:
         """Waits for this job's turn; the block is the work. Cancelling frees the place at once.
 
         Args:
             student_id: on whose account.
             cost: what is shared out fairly, > 0.
             size: part of the capacity that the job holds.
+            begun: the job goes on with one that was admitted before, and is not refused.
 
         Yields:
             Seconds waited.
@@ -90,7 +91,7 @@ class FairQueue:
         student.waiting.append(job)
         self.waiting += 1
         self._admit()
-        if self._max_waiting is not None and self.waiting > self._max_waiting and not job.admitted.done():
+        if self._max_waiting is not None and self.waiting > self._max_waiting and not (begun or job.admitted.done()):
             self._refuse_beyond_share(self._max_waiting, student, job)
         try:
             await job.admitted
@@ -105,6 +106,15 @@ class FairQueue:
             yield loop.time() - job.arrived
         finally:
             self._release(size)
+
+    def settle(self, student_id: str, difference: float) -> None:
+        """Puts right what a job was thought to cost: the difference is added to its student's account."""
+        student = self._students.get(student_id)
+        if student is None:
+            student = _Student(self._weights.get(student_id, 1.0), self._virtual_time)
+        student.start_tag += difference / student.weight
+        if difference > 0:  # who is owed something and waits for nothing would be forgotten anyway
+            self._students[student_id] = student
 
     def _admit(self) -> None:
         """Starts waiting jobs, the one with the smallest start tag first, while there is room."""

@@ -39,6 +39,18 @@ class Sampling:
     stop: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ComputedStates:
+    """What a pass of the scoring engine computed: the states after tokens `start` … n-1 of a sequence of n."""
+
+    states_RD: torch.Tensor
+    """On the CPU; row 0 is the state after token `start`."""
+    start: int
+    """Tokens before it were read from the engine's cache, or are 0."""
+    computed_tokens: int
+    """Tokens that the engine ran the model over for it."""
+
+
 class Engine(Protocol):
     """Common to both kinds."""
 
@@ -53,8 +65,26 @@ class Engine(Protocol):
 class ScoringEngine(Engine, Protocol):
     """Runs a teacher over given tokens."""
 
-    async def hidden_states(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Final hidden state after each token: [len(token_ids), hidden_size], on the CPU.
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block of the prefix cache, of which whole ones are reused; 0 if the engine reuses none."""
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that the key-value cache holds."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that the engine computes at once, at most."""
+
+    async def hidden_states(self, token_ids: Sequence[int], first: int = 0, salt: str = "") -> ComputedStates:
+        """Final hidden states after the tokens from `first` on at least.
+
+        Args:
+            token_ids: the sequence.
+            first: 0 … len(token_ids); the states before it are not wanted, so that the engine may read what it has
+                cached of them. No state comes back that was not computed.
+            salt: keeps apart what the engine caches: only what was computed with the same salt is read.
 
         Cancelling frees the engine's slot.
 

@@ -1,4 +1,4 @@
-"""Several scoring engines with the same model as one: a sequence goes to the engine that has the least to do.
+"""Several scoring engines with the same model as one: a sequence goes to the engine that will be done with it first.
 
 vLLM's own `data_parallel_size` does this inside one front end whose processes it places itself. Here each replica
 needs cores of its own on a CPU (`cpu_affinity`), and an `AsyncLLM` for each is the way to give them.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tutelage.teacher_server.engine.base import ComputedStates
 from tutelage.teacher_server.engine.lora_adapters import Adapter
-
-if TYPE_CHECKING:
-    import torch
+from tutelage.teacher_server.engine.prefix_memory import PrefixMemory
 
 
 class DataParallelScoringEngine:
@@ -28,27 +27,50 @@ class DataParallelScoringEngine:
         self._engines = engines
         self._tokens_in_flight = [0] * len(engines)
         self._tokens_so_far = [0] * len(engines)
+        self._memories = [PrefixMemory(engine.block_tokens, engine.cache_tokens) for engine in engines]
 
     @property
     def dead(self) -> bool:
         """Whether one of them is gone."""
         return any(engine.dead for engine in self._engines)
 
+    @property
+    def block_tokens(self) -> int:
+        """As `ScoringEngine.block_tokens`."""
+        return int(self._engines[0].block_tokens)
+
+    @property
+    def cache_tokens(self) -> int:
+        """As `ScoringEngine.cache_tokens`, of all together."""
+        return sum(engine.cache_tokens for engine in self._engines)
+
+    @property
+    def batch_tokens(self) -> int:
+        """As `ScoringEngine.batch_tokens`, of each."""
+        return int(self._engines[0].batch_tokens)
+
     def shutdown(self) -> None:
         """As `Engine.shutdown`, of all."""
         with ThreadPoolExecutor() as threads:
             list(threads.map(lambda engine: engine.shutdown(), self._engines))
 
-    async def hidden_states(self, token_ids: Sequence[int], adapter: Adapter | None = None) -> torch.Tensor:
+    async def hidden_states(
+        self, token_ids: Sequence[int], first: int = 0, salt: str = "", adapter: Adapter | None = None
+    ) -> ComputedStates:
         """As `ScoringEngine.hidden_states`; with an adapter, of the model that has it."""
-        # Of equally busy engines the one that had less so far, so that each gets some of the first requests.
+        prefix_salt = salt if adapter is None else f"{adapter.name} {salt}"
+        to_do = [len(token_ids) - min(first, memory.known(token_ids, prefix_salt)) for memory in self._memories]
+        # A prefix stays with the engine that has it, unless that one is so far behind that another is done before it.
+        # Of equals the one that had less so far, so that each gets some of the first requests.
         rank = min(
-            range(len(self._engines)), key=lambda rank: (self._tokens_in_flight[rank], self._tokens_so_far[rank])
+            range(len(self._engines)),
+            key=lambda rank: (self._tokens_in_flight[rank] + to_do[rank], self._tokens_so_far[rank]),
         )
-        self._tokens_in_flight[rank] += len(token_ids)
-        self._tokens_so_far[rank] += len(token_ids)
+        self._memories[rank].note(token_ids, prefix_salt)
+        self._tokens_in_flight[rank] += to_do[rank]
+        self._tokens_so_far[rank] += to_do[rank]
         try:
-            states: torch.Tensor = await self._engines[rank].hidden_states(token_ids, adapter)
+            states: ComputedStates = await self._engines[rank].hidden_states(token_ids, first, salt, adapter)
         finally:
-            self._tokens_in_flight[rank] -= len(token_ids)
+            self._tokens_in_flight[rank] -= to_do[rank]
         return states

@@ -18,10 +18,10 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from tutelage.errors import ConfigurationError, Unreachable
+from tutelage.errors import ConfigurationError, TutelageError, Unreachable
 from tutelage.runtime import vllm_api
 from tutelage.teacher_server.config import Role, TeacherConfig
-from tutelage.teacher_server.engine.base import CompletionDelta, Engine, Sampling
+from tutelage.teacher_server.engine.base import CompletionDelta, ComputedStates, Engine, Sampling
 from tutelage.teacher_server.engine.cpu_affinity import cores_of, keep_off, shares_of
 from tutelage.teacher_server.engine.data_parallel import DataParallelScoringEngine
 from tutelage.teacher_server.engine.lora_adapters import Adapter, lora_rank, read_adapters
@@ -36,6 +36,8 @@ _SHUTDOWN_SECONDS = 1.0
 _CPU_CACHE_BYTES = 2**30
 # Of a GPU's memory, all engines of a process together: the rest is the signal head's and CUDA's own.
 _GPU_UTILIZATION = 0.9
+# For the states of one sequence.
+_ATTEMPTS = 4
 _DEAD = "the teacher's {} engine is dead; start the teacher again"
 
 
@@ -89,8 +91,10 @@ def _start(
 ) -> VllmScoringEngine | VllmGenerationEngine:
     arguments = {
         "max_num_seqs": config.max_num_seqs,
-        # Room for the longest sequence: with chunked prefill off, vLLM refuses less.
-        "max_num_batched_tokens": max(config.batched_tokens, max_model_len),
+        # For what is not computed in parts (`generation_arguments`): room for the longest.
+        "max_num_batched_tokens": config.batched_tokens
+        if role == "score"
+        else max(config.batched_tokens, max_model_len),
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         **lora_arguments(config),
@@ -129,7 +133,9 @@ def device_arguments(config: TeacherConfig, cores: Sequence[int]) -> dict[str, A
     if not vllm_api.current_platform.is_cpu():
         return {"gpu_memory_utilization": _GPU_UTILIZATION / len(config.roles)}
     os.sched_setaffinity(0, cores)
-    arguments: dict[str, Any] = {"enforce_eager": True}  # compiling takes minutes at the first start
+    # Compiling takes minutes at the first start. Only whole blocks of what is cached are reused: vLLM's own have 128
+    # tokens here, and attention on a CPU takes multiples of 32.
+    arguments: dict[str, Any] = {"enforce_eager": True, "block_size": 32}
     if "gpu_memory_utilization" not in given:
         arguments["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
     if config.processes == 1:
@@ -144,7 +150,7 @@ def device_arguments(config: TeacherConfig, cores: Sequence[int]) -> dict[str, A
 
 
 def scoring_arguments() -> dict[str, Any]:
-    """What makes a vLLM engine one that answers with the final hidden state of every token, at once for a sequence.
+    """What makes a vLLM engine one that answers with the final hidden state of every token that it computes.
 
     vLLM's own `prompt_logprobs` would be the obvious way to a teacher's distributions. It knows no temperature, makes
     Python objects of its tensors (a third of the speed for k = 64, docs/teacher.md), and its float32 log-softmax over
@@ -156,11 +162,6 @@ def scoring_arguments() -> dict[str, Any]:
         "pooler_config": vllm_api.PoolerConfig(task="token_embed", use_activation=False),
         # `ModelConfig.head_dtype` is float32 for pooling models: the same numbers, in twice the bytes.
         "hf_overrides": {"head_dtype": "model"},
-        # A sequence is computed at once; a batch has room for the longest.
-        "enable_chunked_prefill": False,
-        # With it, a pooling request reads what is cached of its prefix, and gets states of the other tokens only
-        # (`PoolingParams.skip_reading_prefix_cache`).
-        "enable_prefix_caching": False,
         "skip_tokenizer_init": True,  # token ids in, states out: nothing is ever text
     }
 
@@ -209,21 +210,56 @@ class _VllmEngine:
 class VllmScoringEngine(_VllmEngine):
     """A `ScoringEngine`."""
 
-    async def hidden_states(self, token_ids: Sequence[int], adapter: Adapter | None = None) -> torch.Tensor:
+    @property
+    def block_tokens(self) -> int:
+        """As `ScoringEngine.block_tokens`."""
+        cache = self._llm.vllm_config.cache_config
+        return int(cache.block_size) if cache.enable_prefix_caching else 0
+
+    @property
+    def cache_tokens(self) -> int:
+        """As `ScoringEngine.cache_tokens`."""
+        cache = self._llm.vllm_config.cache_config
+        return int(cache.block_size * cache.num_gpu_blocks)
+
+    @property
+    def batch_tokens(self) -> int:
+        """As `ScoringEngine.batch_tokens`."""
+        return int(self._llm.vllm_config.scheduler_config.max_num_batched_tokens)
+
+    async def hidden_states(
+        self, token_ids: Sequence[int], first: int = 0, salt: str = "", adapter: Adapter | None = None
+    ) -> ComputedStates:
         """As `ScoringEngine.hidden_states`; with an adapter, of the model that has it."""
+        tokens, computed = len(token_ids), 0
+        # Without reading, where the cache reaches further than the first state that is wanted.
+        for reading in (first > 0, *[False] * _ATTEMPTS):
+            states, cached = await self._encode(token_ids, salt, adapter, reading=reading)
+            computed += tokens - cached
+            # When vLLM preempts a prompt that it has computed in part, it keeps those states and appends what it then
+            # computes again (`AllPool.forward`): too many, and nobody can say which is whose.
+            if cached <= first and len(states) == tokens - cached:
+                return ComputedStates(states, cached, computed)
+        raise TutelageError(f"the engine gave {len(states)} states for {tokens} tokens, {_ATTEMPTS} times")
+
+    async def _encode(
+        self, token_ids: Sequence[int], salt: str, adapter: Adapter | None, *, reading: bool
+    ) -> tuple[torch.Tensor, int]:
+        """States after the tokens that were computed, and how many before them were read from the cache."""
         outputs = self._llm.encode(
-            vllm_api.tokens_input(list(token_ids)),
-            vllm_api.PoolingParams(task="token_embed", use_activation=False),
+            vllm_api.tokens_input(list(token_ids), cache_salt=salt or None),
+            vllm_api.PoolingParams(task="token_embed", use_activation=False, skip_reading_prefix_cache=not reading),
             **self._identity(adapter),
         )
         try:
             # Closing aborts the request in vLLM, if this is cancelled before the end.
             async with aclosing(outputs):
                 async for output in outputs:
-                    hidden: torch.Tensor = output.outputs.data
+                    states: torch.Tensor = output.outputs.data
+                    cached: int = output.num_cached_tokens
         except vllm_api.EngineDeadError as error:
             raise Unreachable(_DEAD.format("scoring")) from error
-        return hidden
+        return states, cached
 
 
 class VllmGenerationEngine(_VllmEngine):
@@ -273,9 +309,24 @@ class _LoraEngine:
 class LoraScoringEngine(_LoraEngine):
     """A `ScoringEngine`."""
 
-    async def hidden_states(self, token_ids: Sequence[int]) -> torch.Tensor:
+    @property
+    def block_tokens(self) -> int:
+        """As `ScoringEngine.block_tokens`."""
+        return int(self._engine.block_tokens)
+
+    @property
+    def cache_tokens(self) -> int:
+        """As `ScoringEngine.cache_tokens`."""
+        return int(self._engine.cache_tokens)
+
+    @property
+    def batch_tokens(self) -> int:
+        """As `ScoringEngine.batch_tokens`."""
+        return int(self._engine.batch_tokens)
+
+    async def hidden_states(self, token_ids: Sequence[int], first: int = 0, salt: str = "") -> ComputedStates:
         """As `ScoringEngine.hidden_states`."""
-        states: torch.Tensor = await self._engine.hidden_states(token_ids, self._adapter)
+        states: ComputedStates = await self._engine.hidden_states(token_ids, first, salt, self._adapter)
         return states
 
 

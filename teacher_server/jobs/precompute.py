@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.signal_store import sequence_key
+from tutelage.data.signal_store import Prefixes, sequence_key
 from tutelage.errors import ConfigurationError, DataError, TutelageError
 from tutelage.identity import require_tokenizer_as_its_file
 from tutelage.rpc.v1 import teacher_pb2 as pb
@@ -23,7 +23,7 @@ from tutelage.teacher_server.jobs.progress import Progressed
 from tutelage.teacher_server.model.self_check import check
 from tutelage.teacher_server.model.teacher import Teacher
 from tutelage.teacher_server.signals.hidden_states import HiddenStates
-from tutelage.teacher_server.signals.store import file_bytes
+from tutelage.teacher_server.signals.store import stored_bytes
 
 _NAME = "precompute"
 
@@ -96,34 +96,36 @@ async def precompute(
         longest, most = max(map(len, sequences)), teacher.limits.max_sequence_tokens
         if longest > most:
             raise ConfigurationError(f"a sequence has {longest} tokens, the teacher takes {most}", "max_tokens")
-        needed, allowed = sum(file_bytes(len(each), head.hidden_size) for each in sequences), states.store.max_bytes
+        needed, allowed = stored_bytes(map(Prefixes, sequences), head.hidden_size), states.store.max_bytes
         if needed > allowed:
             message = f"the store may have {allowed:,} bytes and these sequences need {needed:,}; raise it"
             raise ConfigurationError(message, "store.bytes")
         await check(teacher)
         states.describe(teacher.info, head.unembedding)
         # The batch that the engine computes, and the next one.
-        await _fill(states, sequences, 2 * config.max_num_seqs, progressed)
-        missing = sum(sequence not in states.store for sequence in sequences)
+        found = await _fill(states, sequences, 2 * config.max_num_seqs, progressed)
+        missing = sum(Prefixes(sequence) not in states.store for sequence in sequences)
         if missing:
             message = f"{missing} of {len(sequences)} sequences could not be stored; the log says why"
             raise DataError(message, "store.path")
         tokens = sum(map(len, sequences))
-        return Filled(len(sequences), tokens, states.engine_passes, states.store.bytes)
+        return Filled(len(sequences), tokens, len(sequences) - found, states.store.bytes)
     finally:
         teacher.shutdown()
 
 
 async def _fill(
     states: HiddenStates, sequences: Sequence[Sequence[int]], in_flight: int, progressed: Progressed
-) -> None:
+) -> int:
+    """How many of them were stored already."""
     counters = pb.StudentUsage(student_id=_NAME)
     remaining, done = iter(sequences), 0
 
     async def work() -> None:
         nonlocal done
         for sequence in remaining:
-            await states.of(sequence, counters)
+            async for _ in states.of(sequence, 0, len(sequence), counters):
+                pass
             done += 1
             progressed(done, len(sequences))
 
@@ -134,5 +136,5 @@ async def _fill(
     except* TutelageError as errors:
         failure = errors.exceptions[0]
     else:
-        return
+        return counters.store_hits
     raise failure

@@ -154,6 +154,14 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
     scoring = None
     if head is not None:
         engine = cast(ScoringEngine, engines["score"])
+        if engine.block_tokens:
+            cache = pb.PrefixCache(
+                block_tokens=engine.block_tokens,
+                capacity_tokens=engine.cache_tokens,
+                isolated=config.isolate_students,
+            )
+            for each in infos.values():
+                each.prefix_cache.CopyFrom(cache)
         scoring = scoring_parts(engine, head, config, checkpoint.max_model_len, stores[""])
     generation = cast(GenerationEngine | None, engines.get("write"))
     base = Teacher(info, scoring, generation, generation_queue(config), texts, own_logits)
@@ -175,7 +183,7 @@ def _open_store(config: TeacherConfig, info: pb.GetTeacherInfoResponse) -> Signa
         return None
     key = teacher_key(info.weights_digest, info.dtype, info.engine)
     store = SignalStore(config.store.path, key, config.store.bytes, shrink=config.store.shrink)
-    logger.info("%d sequences (%.1f MiB) are stored", len(store), store.bytes / 2**20)
+    logger.info("%d blocks of hidden states (%.1f MiB) are stored", len(store), store.bytes / 2**20)
     return store
 
 

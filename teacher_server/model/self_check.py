@@ -76,7 +76,9 @@ async def check(teacher: Teacher) -> None:
         await check(adapted)
         if adapted.scoring is not None and teacher.scoring is not None:
             text = teacher.check_sequences[COMPARED_TEXT]
-            one, other = [await parts.engine.hidden_states(text) for parts in (adapted.scoring, teacher.scoring)]
+            one, other = [
+                (await parts.engine.hidden_states(text)).states_RD for parts in (adapted.scoring, teacher.scoring)
+            ]
             # vLLM loads an adapter that fits no module of the model without a word, and computes the base model.
             if torch.equal(one, other):
                 raise NotServed(
@@ -94,7 +96,8 @@ async def check_scoring(scoring: ScoringParts, sequences: Sequence[Sequence[int]
     alone = [await scoring.engine.hidden_states(sequence) for sequence in sequences]
     # The first to arrive are computed before the others are there; the last ones are in the fullest batch.
     batched = await asyncio.gather(*map(scoring.engine.hidden_states, [*sequences] * _COPIES))
-    pairs, logits = zip(alone, batched[-len(sequences) :], strict=True), scoring.head.logits
+    both, logits = zip(alone, batched[-len(sequences) :], strict=True), scoring.head.logits
+    pairs = [(one.states_RD, other.states_RD) for one, other in both]
     # KL(alone ‖ batched) of each position; not below 0 but for rounding.
     kl = await asyncio.to_thread(lambda: torch.cat([_kl(logits(one), logits(other)) for one, other in pairs]))
     if not torch.isfinite(kl).all():
@@ -116,7 +119,7 @@ async def check_states(scoring: ScoringParts, sequence: Sequence[int], own_logit
         NotServed: they are not the same but for rounding.
 
     """
-    served = (await scoring.engine.hidden_states(sequence))[: len(own_logits_TV)]
+    served = (await scoring.engine.hidden_states(sequence)).states_RD[: len(own_logits_TV)]
     kl = _kl(own_logits_TV, scoring.head.logits(served).cpu()).mean().item()
     if not kl < _LARGEST_KL:  # false for NaN, as it should be
         raise NotServed(

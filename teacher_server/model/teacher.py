@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -39,34 +41,46 @@ class ScoringParts:
     head_queue: FairQueue
 
     async def frames(
-        self, scoring: Scoring, frame_bytes: int, counters: pb.StudentUsage
+        self, scoring: Scoring, frame_bytes: int, counters: pb.StudentUsage, salt: str = ""
     ) -> AsyncGenerator[pb.SignalFrame]:
         """The frames of a sequence in order, each computed when it is asked for.
 
-        So a student that stops reading stops the head, and holds one frame and its hidden states.
+        So a student that stops reading stops engine and head, and holds one frame and the hidden states of a piece.
 
         Raises:
             Overloaded: too many requests wait for the engine.
             Unreachable: the engine is dead.
 
         """
-        hidden_TD = await self.states.of(scoring.token_ids.tolist(), counters)
-        for index, (start, end) in enumerate(frames.ranges(scoring, self.head, frame_bytes)):
-            compute = partial(frames.frame, scoring, hidden_TD, self.head, index=index, start=start, end=end)
-            if scoring.signal.kind == pb.SIGNAL_KIND_HIDDEN:  # copied, which takes less than to hand it to a thread
-                yield compute()
-                continue
-            cost = (end - start) * self.head.vocabulary_size
-            async with self.head_queue.admitted(counters.student_id, cost=cost, size=1) as waited_seconds:
-                counters.queue_seconds += waited_seconds
-                started = time.monotonic()
-                frame = await asyncio.get_running_loop().run_in_executor(self.threads, compute)
-                counters.service_seconds += time.monotonic() - started
-            yield frame
+        indices, piece_start = itertools.count(), scoring.start
+        pieces = self.states.of(scoring.token_ids.tolist(), scoring.start, scoring.end, counters, salt)
+        async with aclosing(pieces):
+            async for hidden_RD in pieces:
+                piece_end = piece_start + len(hidden_RD)
+                for start, end in frames.ranges(scoring, self.head, frame_bytes, piece_start, piece_end):
+                    rows_RD, index = hidden_RD[start - piece_start : end - piece_start], next(indices)
+                    compute = partial(frames.frame, scoring, rows_RD, self.head, index=index, start=start, end=end)
+                    yield await self._computed(scoring, compute, end - start, counters)
+                piece_start = piece_end
+
+    async def _computed(
+        self, scoring: Scoring, compute: Callable[[], pb.SignalFrame], rows: int, counters: pb.StudentUsage
+    ) -> pb.SignalFrame:
+        """A frame, when it is its student's turn to have one computed."""
+        if scoring.signal.kind == pb.SIGNAL_KIND_HIDDEN:  # copied, which takes less than to hand it to a thread
+            return compute()
+        cost = rows * self.head.vocabulary_size
+        async with self.head_queue.admitted(counters.student_id, cost=cost, size=1) as waited_seconds:
+            counters.queue_seconds += waited_seconds
+            started = time.monotonic()
+            frame = await asyncio.get_running_loop().run_in_executor(self.threads, compute)
+            counters.service_seconds += time.monotonic() - started
+        return frame
 
     def held_bytes(self, scoring: Scoring) -> int:
-        """Bytes of the hidden states that an answer holds until it is read."""
-        return 2 * self.head.hidden_size * len(scoring.token_ids)
+        """Bytes of the hidden states that an answer holds until it is read: of one piece."""
+        longest = self.engine.batch_tokens if self.engine.block_tokens else scoring.end
+        return 2 * self.head.hidden_size * min(scoring.end, longest)
 
 
 def scoring_parts(
@@ -78,7 +92,7 @@ def scoring_parts(
 ) -> ScoringParts:
     """An engine and a head with their threads, queues and store."""
     # One batch that each engine computes and the next one: more would only take the choice from the queue.
-    tokens = config.score_engines * max(2 * config.batched_tokens, max_model_len)
+    tokens = config.score_engines * max(2 * engine.batch_tokens, max_model_len)
     queue = FairQueue(capacity=tokens, max_waiting=config.max_waiting_requests, weights=config.weights)
     return ScoringParts(
         engine,

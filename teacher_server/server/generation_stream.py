@@ -15,7 +15,7 @@ from tutelage.teacher_server.server.usage import count_frame, count_sequence
 
 
 async def generate_rationales(
-    teacher: Teacher, generation: Generation, request_id: str, counters: pb.StudentUsage
+    teacher: Teacher, generation: Generation, request_id: str, counters: pb.StudentUsage, salt: str
 ) -> AsyncGenerator[pb.WriteRationalesResponse]:
     """The answers of one call, in order.
 
@@ -47,7 +47,7 @@ async def generate_rationales(
     for index, token_ids in generated.items():
         sequence = np.concatenate([prompt, np.array(token_ids, dtype=np.int32)])
         scoring = Scoring(sequence, generation.signal, start=len(prompt) - 1, end=len(sequence))
-        async for frame in teacher.scoring.frames(scoring, teacher.limits.frame_bytes, counters):
+        async for frame in teacher.scoring.frames(scoring, teacher.limits.frame_bytes, counters, salt):
             count_frame(counters, frame)
             yield pb.WriteRationalesResponse(request_id=request_id, sample_index=index, frame=frame)
         count_sequence(counters, scoring)

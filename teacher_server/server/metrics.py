@@ -18,6 +18,9 @@ _STUDENT_COUNTERS = {
     "bytes": "Bytes of frames sent.",
     "refusals": "Requests refused.",
     "generated_tokens": "Tokens generated.",
+    "computed_tokens": "Tokens that the scoring engine computed.",
+    "cached_tokens": "Tokens that the scoring engine had in its prefix cache instead.",
+    "prefix_hits": "Engine passes that found something there.",
     "store_hits": "Sequences whose hidden states were stored or under way already.",
     "queue_seconds": "Time waited for the engine and the signal head.",
     "service_seconds": "Time that engine and signal head worked for the student, a batch once a sequence.",
@@ -43,7 +46,7 @@ class UsageCollector(Collector):
             streams.add_metric([student.student_id], student.open_streams)
         yield streams
         yield CounterMetricFamily(
-            "tutelage_teacher_engine_passes", "Sequences given to the scoring engine.", value=usage.engine_passes
+            "tutelage_teacher_engine_passes", "Passes of the scoring engine.", value=usage.engine_passes
         )
         yield CounterMetricFamily(
             "tutelage_teacher_engine_busy_seconds", "Time with work for the engine.", value=usage.engine_busy_seconds

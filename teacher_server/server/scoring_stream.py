@@ -74,6 +74,7 @@ class ScoringStream:
         draining: asyncio.Event,
         *,
         held_bytes: int,
+        salt: str,
     ) -> None:
         self._teacher = teacher
         self._scoring = scoring
@@ -81,6 +82,7 @@ class ScoringStream:
         self._counters = counters
         self._output = output
         self._draining = draining
+        self._salt = salt
         self._slots = asyncio.Semaphore(teacher.limits.max_requests_in_flight)
         # Of one student, so fair by order of arrival; a sequence larger than all of it is admitted alone.
         self._held = FairQueue(capacity=held_bytes)
@@ -133,7 +135,7 @@ class ScoringStream:
             try:
                 scoring = self._validator.scoring(request)
                 size = self._scoring.held_bytes(scoring)
-                frames = self._scoring.frames(scoring, self._teacher.limits.frame_bytes, self._counters)
+                frames = self._scoring.frames(scoring, self._teacher.limits.frame_bytes, self._counters, self._salt)
                 async with self._held.admitted(self._counters.student_id, cost=size, size=size), aclosing(frames):
                     async for frame in frames:
                         await self._output.send(pb.ScoreSequencesResponse(request_id=request_id, frame=frame))

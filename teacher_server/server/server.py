@@ -61,6 +61,7 @@ class TeacherServer:
             max_streams=config.max_streams,
             stream_bytes=config.stream_mib * 2**20,
             stall_seconds=config.stall_seconds,
+            isolate_students=config.isolate_students,
         )
         pb_grpc.add_TeacherServiceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

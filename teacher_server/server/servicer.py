@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 import uuid
@@ -23,6 +24,7 @@ from tutelage.rpc.transport import (
     ADAPTER_METADATA_KEY,
     INSTANCE_METADATA_KEY,
     STUDENT_METADATA_KEY,
+    TOKEN_METADATA_KEY,
     refusal_of_error,
     status_code,
 )
@@ -49,11 +51,15 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
         max_streams: calls open at once.
         stream_bytes: hidden states that one stream holds for answers that are not read yet.
         stall_seconds: after which a stream that is not read is ended.
+        isolate_students: whether what is computed for one bearer token is kept from the others.
 
     """
 
-    def __init__(self, *, max_streams: int, stream_bytes: int, stall_seconds: float) -> None:
+    def __init__(
+        self, *, max_streams: int, stream_bytes: int, stall_seconds: float, isolate_students: bool = False
+    ) -> None:
         self._max_streams, self._stream_bytes, self._stall_seconds = max_streams, stream_bytes, stall_seconds
+        self._isolate_students = isolate_students
         self.instance_id = uuid.uuid4().hex
         self.started_at_seconds = time.time()
         self._usage = Usage()
@@ -75,7 +81,13 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
 
     async def GetTeacherInfo(self, request: pb.GetTeacherInfoRequest, context: Context) -> pb.GetTeacherInfoResponse:
         async with self._call(context) as (teacher, _):
-            return teacher.info
+            info = pb.GetTeacherInfoResponse()
+            info.CopyFrom(teacher.info)
+            if info.HasField("prefix_cache"):
+                students = self._usage.snapshot()
+                info.prefix_cache.hits = sum(student.prefix_hits for student in students)
+                info.prefix_cache.saved_tokens = sum(student.cached_tokens for student in students)
+            return info
 
     async def GetTeacherUsage(self, request: pb.GetTeacherUsageRequest, context: Context) -> pb.GetTeacherUsageResponse:
         return self.usage()
@@ -104,7 +116,13 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
                 output = Output(context, self._stall_seconds)
                 counters, held_bytes = self._usage.of(student_id), self._stream_bytes
                 await ScoringStream(
-                    teacher, teacher.scoring, counters, output, self._draining, held_bytes=held_bytes
+                    teacher,
+                    teacher.scoring,
+                    counters,
+                    output,
+                    self._draining,
+                    held_bytes=held_bytes,
+                    salt=self._salt(context),
                 ).run()
             if (
                 self._draining.is_set()
@@ -120,7 +138,7 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
                 try:
                     generation = teacher.validator.generation(request)
                     async with aclosing(
-                        generate_rationales(teacher, generation, request.request_id, counters)
+                        generate_rationales(teacher, generation, request.request_id, counters, self._salt(context))
                     ) as responses:
                         async for response in responses:
                             await output.send(response)
@@ -141,6 +159,13 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             unembedding = teacher.scoring.head.unembedding
             for chunk in unembedding_chunks(unembedding, row_start, teacher.limits.frame_bytes):
                 await Output(context, self._stall_seconds).send(chunk)
+
+    def _salt(self, context: Context) -> str:
+        """What the caller's share of the engine's cache is kept apart by; empty if all share it."""
+        if not self._isolate_students:
+            return ""
+        metadata = dict(context.invocation_metadata() or ())
+        return hashlib.sha256(str(metadata[TOKEN_METADATA_KEY]).encode()).hexdigest()
 
     @asynccontextmanager
     async def _call(self, context: Context) -> AsyncIterator[tuple[Teacher, str]]:

@@ -29,21 +29,23 @@ def row_bytes(scoring: Scoring, head: SignalHead) -> int:
     return (4 + int(_id_dtype(head).itemsize)) * signal.k + others + ragged
 
 
-def ranges(scoring: Scoring, head: SignalHead, frame_bytes: int) -> Iterator[tuple[int, int]]:
-    """Position ranges [start, end) of the frames, in order."""
+def ranges(
+    scoring: Scoring, head: SignalHead, frame_bytes: int, piece_start: int, piece_end: int
+) -> Iterator[tuple[int, int]]:
+    """Position ranges [start, end) of the frames of a piece, in order."""
     rows = max(1, frame_bytes // row_bytes(scoring, head))
-    for start in range(scoring.start, scoring.end, rows):
-        yield start, min(start + rows, scoring.end)
+    for start in range(piece_start, piece_end, rows):
+        yield start, min(start + rows, piece_end)
 
 
 def frame(
-    scoring: Scoring, hidden_TD: torch.Tensor, head: SignalHead, *, index: int, start: int, end: int
+    scoring: Scoring, hidden_RD: torch.Tensor, head: SignalHead, *, index: int, start: int, end: int
 ) -> pb.SignalFrame:
     """The frame of positions [start, end).
 
     Args:
         scoring: the request.
-        hidden_TD: hidden states of the whole sequence.
+        hidden_RD: hidden states of those positions.
         head: the teacher's.
         index: which frame of the request this is.
         start: position of the first row.
@@ -59,10 +61,10 @@ def frame(
         kind=scoring.signal.kind,
     )
     if scoring.signal.kind == pb.SIGNAL_KIND_HIDDEN:
-        bits_RD = hidden_TD[start:end].to(torch.bfloat16).contiguous().view(torch.uint16).numpy()
+        bits_RD = hidden_RD.to(torch.bfloat16).contiguous().view(torch.uint16).numpy()
         message.hidden.CopyFrom(encode(bits_RD, bfloat16=True))
     else:
-        _fill(message, _signals(scoring, hidden_TD[start:end], head, start, end), scoring.signal, _id_dtype(head))
+        _fill(message, _signals(scoring, hidden_RD, head, start, end), scoring.signal, _id_dtype(head))
     message.checksum = frame_checksum(message)
     return message
 

@@ -2,15 +2,17 @@
 
 `tutelage.data.signal_store` says what the files are. One is written durably (`tutelage.files`), so that a kill leaves
 either all of it or nothing with that name; and it is believed only if all of it fits. What was used
-longest ago goes first when the bytes run out.
+longest ago goes first when the bytes run out, and of one sequence its end before its beginning, on which others hang.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from threading import RLock
 
@@ -18,7 +20,17 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save
 
-from tutelage.data.signal_store import SUFFIX, digest, paths_of_teacher, read_states, sequence_key, teacher_folder
+from tutelage.data.signal_store import (
+    SUFFIX,
+    Prefixes,
+    chain,
+    digest,
+    key_and_start,
+    path_of_block,
+    paths_of_teacher,
+    read_block,
+    teacher_folder,
+)
 from tutelage.errors import ConfigurationError, CorruptFrame
 from tutelage.files import PARTIAL_SUFFIX, requiring_locks, write_durably
 from tutelage.rpc.v1 import teacher_pb2 as pb
@@ -26,6 +38,8 @@ from tutelage.teacher_server.signals.unembedding import Unembedding
 
 logger = logging.getLogger(__name__)
 
+BLOCK_TOKENS = 64
+"""Blocks end at multiples of so many tokens, and where a sequence ends: what sequences share, they share in those."""
 _HEADER_BYTES = 256
 
 
@@ -64,8 +78,11 @@ class SignalStore:
             partial.unlink()
         files = [(path, path.stat()) for path in self._folder.glob(f"*{SUFFIX}")]
         files.sort(key=lambda file: file[1].st_mtime)
-        self._sizes = OrderedDict((path.stem, status.st_size) for path, status in files)  # in the order of use
-        self.bytes = sum(self._sizes.values())
+        self._starts: dict[str, int] = {}
+        self._sizes: OrderedDict[str, int] = OrderedDict()  # in the order of use
+        self.bytes = 0
+        for path, status in files:
+            self._add(*key_and_start(path), status.st_size)
         if self.bytes > max_bytes and not shrink:
             self.close()
             raise ConfigurationError(
@@ -79,48 +96,74 @@ class SignalStore:
         """Lets another process use the folder."""
         self._process_lock.release()
 
-    def get(self, token_ids: Sequence[int]) -> torch.Tensor | None:
-        """bfloat16 [tokens, hidden_size]: the states after each token, or None if they are not (or no longer) here."""
-        key = sequence_key(token_ids)
+    def get(self, sequence: Prefixes, start: int = 0, end: int | None = None) -> torch.Tensor | None:
+        """The states after tokens `start` … as near to `end` as they are stored, without a gap.
+
+        Args:
+            sequence: whose states.
+            start: first token that is wanted.
+            end: one past the last one; all by default.
+
+        Returns:
+            bfloat16 [tokens, hidden_size]; None if not even the first is here (or no longer).
+
+        """
+        end = len(sequence) if end is None else end
         with self._lock:
-            if key not in self._sizes:
-                return None
-            self._sizes.move_to_end(key)
-        path = self._path(key)
+            blocks = chain(self._starts, sequence, start, end)
+            for _, block_end in reversed(blocks):  # the beginning last, so that it is the last to go
+                self._sizes.move_to_end(sequence.keys[block_end])
+        parts: list[torch.Tensor] = []
+        for block_start, block_end in blocks:
+            states = self._read(sequence, block_start, block_end)
+            if states is None:
+                break
+            parts.append(states[max(0, start - block_start) : end - block_start])
+        for block_start, block_end in reversed(blocks[: len(parts)]):  # the order of use outlives this process
+            with suppress(OSError):  # evicted just now
+                os.utime(path_of_block(self._folder, sequence.keys[block_end], block_start))
+        return torch.cat(parts) if parts else None
+
+    def _read(self, sequence: Prefixes, start: int, end: int) -> torch.Tensor | None:
+        """The states of one block, or None if it cannot be read."""
+        path = path_of_block(self._folder, sequence.keys[end], start)
         try:
-            states = torch.from_numpy(read_states(path, token_ids)).view(torch.bfloat16)
-            os.utime(path)  # the order of use outlives this process
+            return torch.from_numpy(read_block(self._folder, sequence, start, end)).view(torch.bfloat16)
         except FileNotFoundError:  # evicted just now
-            return None
+            pass
         except CorruptFrame as error:
             logger.warning("%s is damaged and will be computed again: %s", path, error)
-            self._remove(key)
-            return None
+            self._remove(sequence.keys[end])
         except OSError as error:  # too many open files, a disk that answers late: says nothing about the file
             logger.warning("%s cannot be read now and will be computed again: %s", path, error)
-            return None
-        return states
+        return None
 
-    def put(self, token_ids: Sequence[int], states_TD: torch.Tensor) -> None:
-        """Stores the states of a sequence; when it returns, they survive a kill.
+    def put(self, sequence: Prefixes, states_RD: torch.Tensor, start: int = 0) -> None:
+        """Stores what is not stored yet of the states after tokens `start` …; when it returns, they survive a kill.
 
-        A sequence that is larger than the whole store is not stored: it would cost all others, and then itself.
+        What is larger than the whole store is not stored: it would cost all others, and then itself.
 
         Raises:
             OSError: the disk is full or broken.
 
         """
-        states, ids = states_TD.to(torch.bfloat16).contiguous(), torch.tensor(token_ids, dtype=torch.int32)
-        metadata = {"sha256": digest(states.view(torch.uint16).numpy(), ids.numpy())}
-        key, content = sequence_key(token_ids), save({"states": states, "token_ids": ids}, metadata=metadata)
-        if len(content) > self.max_bytes:
-            given = (len(token_ids), len(content), self.max_bytes)
+        end = start + len(states_RD)
+        with self._lock:
+            stored = chain(self._starts, sequence, start, end)
+        blocks = block_ranges(min(end, stored[-1][1]) if stored else start, end)
+        size = sum(file_bytes(block_end - block_start, states_RD.shape[1]) for block_start, block_end in blocks)
+        if size > self.max_bytes:
+            given = (end - start, size, self.max_bytes)
             logger.warning("%d tokens take %d bytes and are not stored: store.bytes is %d", *given)
             return
-        write_durably(self._path(key), content)
-        with self._lock:
-            self.bytes += len(content) - self._sizes.pop(key, 0)
-            self._sizes[key] = len(content)
+        for block_start, block_end in reversed(blocks):  # as in `get`
+            states = states_RD[block_start - start : block_end - start].to(torch.bfloat16).contiguous()
+            ids = torch.from_numpy(sequence.ids[block_start:block_end].astype("int32"))
+            metadata = {"sha256": digest(states.view(torch.uint16).numpy(), ids.numpy())}
+            content = save({"states": states, "token_ids": ids}, metadata=metadata)
+            write_durably(path_of_block(self._folder, sequence.keys[block_end], block_start), content)
+            with self._lock:
+                self._add(sequence.keys[block_end], block_start, len(content))
         self._evict()
 
     def describe(self, info: pb.GetTeacherInfoResponse, unembedding: Unembedding) -> None:
@@ -139,11 +182,18 @@ class SignalStore:
             write_durably(unembedding_path, save(tensors))
         write_durably(info_path, info.SerializeToString())
 
-    def __contains__(self, token_ids: Sequence[int]) -> bool:
-        return sequence_key(token_ids) in self._sizes
+    def __contains__(self, sequence: Prefixes) -> bool:
+        blocks = chain(self._starts, sequence, 0, len(sequence))
+        return bool(blocks) and blocks[-1][1] == len(sequence)
 
     def __len__(self) -> int:
         return len(self._sizes)
+
+    def _add(self, key: str, start: int, size: int) -> None:
+        if self._starts.get(key, start) != start:  # the same states from another beginning: what is newer stays
+            self._remove(key)
+        self.bytes += size - self._sizes.pop(key, 0)
+        self._starts[key], self._sizes[key] = start, size
 
     def _evict(self) -> None:
         with self._lock:
@@ -152,13 +202,23 @@ class SignalStore:
 
     def _remove(self, key: str) -> None:
         with self._lock:
-            self.bytes -= self._sizes.pop(key, 0)
-            self._path(key).unlink(missing_ok=True)
+            if key in self._sizes:
+                self.bytes -= self._sizes.pop(key)
+                path_of_block(self._folder, key, self._starts.pop(key)).unlink(missing_ok=True)
 
-    def _path(self, key: str) -> Path:
-        return self._folder / f"{key}{SUFFIX}"
+
+def block_ranges(start: int, end: int) -> list[tuple[int, int]]:
+    """[start, end) of the blocks that states after tokens `start` … `end`-1 are stored in."""
+    inner = range((start // BLOCK_TOKENS + 1) * BLOCK_TOKENS, end, BLOCK_TOKENS)
+    return list(itertools.pairwise([start, *inner, end])) if start < end else []
 
 
 def file_bytes(tokens: int, hidden_size: int) -> int:
-    """Size of a sequence's file, at most: states, token ids and header."""
+    """Size of a block's file, at most: states, token ids and header."""
     return tokens * (2 * hidden_size + 4) + _HEADER_BYTES
+
+
+def stored_bytes(sequences: Iterable[Prefixes], hidden_size: int) -> int:
+    """Size of the files of these sequences, at most, in a store that is empty."""
+    blocks = {(s.keys[end], end - start) for s in sequences for start, end in block_ranges(0, len(s))}
+    return sum(file_bytes(tokens, hidden_size) for _, tokens in blocks)

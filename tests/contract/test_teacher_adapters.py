@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from fake_teacher import HIDDEN_SIZE, VOCABULARY_SIZE, FakeScoringEngine, fake_teacher, serving
 from tutelage.config import validate
+from tutelage.data.signal_store import Prefixes
 from tutelage.errors import ConfigurationError, DataError, IdentityMismatch, NotServed
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.config import TeacherConfig
@@ -68,7 +69,7 @@ async def test_each_call_is_answered_by_the_teacher_that_it_names():
         with pytest.raises(NotServed, match="'physics' is not served; served are: law, maths"):
             await asyncio.to_thread(client, server.address, "physics")
     for adapter, (identity, hidden_RD) in answers.items():
-        expected = (await engines[adapter].hidden_states(IDS.tolist())).view(torch.uint16).numpy()
+        expected = (await engines[adapter].hidden_states(IDS.tolist())).states_RD.view(torch.uint16).numpy()
         np.testing.assert_array_equal(hidden_RD, expected)
         assert identity.model_name == ("fake" if adapter is None else f"fake@{adapter}")
 
@@ -126,8 +127,8 @@ async def test_stores_of_adapters_are_apart(tmp_path):
     }
     usage = pb.StudentUsage(student_id="ann")
     for teacher in adapters.values():
-        await teacher.scoring.states.of(IDS.tolist(), usage)
+        assert [len(piece) async for piece in teacher.scoring.states.of(IDS.tolist(), 0, len(IDS), usage)] == [len(IDS)]
     assert [len(store) for store in stores.values()] == [1, 1]
-    assert not torch.equal(stores["maths"].get(IDS.tolist()), stores["law"].get(IDS.tolist()))
+    assert not torch.equal(stores["maths"].get(Prefixes(IDS)), stores["law"].get(Prefixes(IDS)))
     for store in stores.values():
         store.close()

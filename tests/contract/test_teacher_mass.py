@@ -37,8 +37,8 @@ def sent(spec: SignalSpec, frame_bytes: int = 2000) -> list[pb.SignalFrame]:
     signal = Signal(pb.SIGNAL_KIND_TOPK, spec.k, spec.temperatures, None, spec.min_mass, spec.temperatures[0])
     scoring = Scoring(TOKENS, signal, 0, 40)
     return [
-        frames.frame(scoring, STATES, HEAD, index=index, start=start, end=end)
-        for index, (start, end) in enumerate(frames.ranges(scoring, HEAD, frame_bytes))
+        frames.frame(scoring, STATES[start:end], HEAD, index=index, start=start, end=end)
+        for index, (start, end) in enumerate(frames.ranges(scoring, HEAD, frame_bytes, scoring.start, scoring.end))
     ]
 
 

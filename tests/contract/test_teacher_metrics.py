@@ -29,11 +29,11 @@ def port():
 
 async def score(address: str, sequences: int) -> None:
     signal = pb.SignalSpec(kind=pb.SIGNAL_KIND_TOPK, k=3, temperatures=[1.0])
-    ids = encode(np.arange(10, dtype=np.int32))
     async with grpc.aio.insecure_channel(address) as channel:
+        ids = [encode(np.arange(first, first + 10, dtype=np.int32)) for first in range(sequences)]
         requests = (
-            pb.ScoreSequencesRequest(request_id=str(number), token_ids=ids, signal=signal)
-            for number in range(sequences)
+            pb.ScoreSequencesRequest(request_id=str(number), token_ids=each, signal=signal)
+            for number, each in enumerate(ids)
         )
         metadata = [(STUDENT_METADATA_KEY, "ann")]
         async for _ in pb_grpc.TeacherServiceStub(channel).ScoreSequences(requests, metadata=metadata):

@@ -7,6 +7,7 @@ import json
 import signal
 import threading
 from collections import defaultdict
+from dataclasses import replace
 
 import grpc
 import grpc.aio
@@ -99,9 +100,9 @@ async def test_many_requests_on_one_stream(connect):
 
 async def test_answers_interleave(connect):
     class OneSlow(FakeScoringEngine):
-        async def hidden_states(self, token_ids):
+        async def hidden_states(self, token_ids, first=0, salt=""):
             await asyncio.sleep(0.3 if len(token_ids) == 7 else 0)
-            return await super().hidden_states(token_ids)
+            return await super().hidden_states(token_ids, first, salt)
 
     order = []
     async with serving(fake_teacher(OneSlow())) as server:
@@ -443,9 +444,9 @@ async def test_the_noise_floor_is_measured_before_serving(connect, serve):
     class Batched(FakeScoringEngine):
         """Adds a little in batches: the second time that it is given the same tokens."""
 
-        async def hidden_states(self, token_ids):
-            states = await super().hidden_states(token_ids)
-            return states * (1.02 if self.started > 2 else 1)
+        async def hidden_states(self, token_ids, first=0, salt=""):
+            states = await super().hidden_states(token_ids, first, salt)
+            return replace(states, states_RD=states.states_RD * (1.02 if self.started > 2 else 1))
 
     running, address = await serve(fake_teacher(Batched()))
     info = await connect(address).GetTeacherInfo(pb.GetTeacherInfoRequest())

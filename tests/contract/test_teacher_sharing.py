@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import grpc.aio
 import numpy as np
@@ -62,9 +63,9 @@ def config(tmp_path):
 class Noisy(FakeScoringEngine):
     """Never gives the same numbers twice, as an engine in other batches does; a little more so."""
 
-    async def hidden_states(self, token_ids):
-        states = await super().hidden_states(token_ids)
-        return states * (1 + self.started / 100)
+    async def hidden_states(self, token_ids, first=0, salt=""):
+        states = await super().hidden_states(token_ids, first, salt)
+        return replace(states, states_RD=states.states_RD * (1 + self.started / 100))
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.long)])

@@ -180,9 +180,9 @@ def fill(settings: PrecomputeConfig, sequences, engine: FakeScoringEngine):
 
 
 class Dying(FakeScoringEngine):
-    async def hidden_states(self, token_ids):
+    async def hidden_states(self, token_ids, first=0, salt=""):
         self.dead = self.dead or self.started >= 5
-        return await super().hidden_states(token_ids)
+        return await super().hidden_states(token_ids, first, salt)
 
 
 def test_precomputing_goes_on_where_it_was(unchecked, data, tiny_model, tmp_path):
@@ -204,7 +204,7 @@ def test_precomputing_goes_on_where_it_was(unchecked, data, tiny_model, tmp_path
 def test_what_cannot_be_filled_is_said_before_it_is_begun(unchecked, data, tiny_model, tmp_path):
     engine = FakeScoringEngine()
     small = config(data, tmp_path / "small", tiny_model, store={"path": str(tmp_path / "small"), "bytes": 1000})
-    with pytest.raises(ConfigurationError, match="may have 1,000 bytes and these sequences need 3,576"):
+    with pytest.raises(ConfigurationError, match="may have 1,000 bytes and these sequences need 3,832"):
         fill(small, [[1], [2], [3] * 76], engine)
     with pytest.raises(ConfigurationError, match="a sequence has 2001 tokens, the teacher takes 2000"):
         fill(config(data, tmp_path / "long", tiny_model), [[1] * 2001], engine)

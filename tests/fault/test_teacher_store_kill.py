@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from tutelage.data.signal_store import teacher_key
+from tutelage.data.signal_store import Prefixes, teacher_key
 from tutelage.teacher_server.signals.store import SignalStore
 
 OLD, NEW = [1, 2, 3, 4], [5, 6, 7]
@@ -47,7 +47,7 @@ def write_and_die(root, step, moment):
     pathlib.Path.open = step_of(pathlib.Path.open, step, moment)
     pathlib.Path.replace = step_of(pathlib.Path.replace, step, moment)
     store.write_durably = step_of(store.write_durably, step, moment, half_write)
-    opened.put([5, 6, 7], torch.full((3, 8), 2.0))
+    opened.put(store.Prefixes([5, 6, 7]), torch.full((3, 8), 2.0))
     os._exit(calls)
 
 torch.set_num_threads(1)
@@ -69,7 +69,7 @@ def killed(tmp_path_factory):
     root = tmp_path_factory.mktemp("stores")
     for step, moment in [*itertools.product(range(1, STEPS + 1), MOMENTS), (0, "never")]:
         store = SignalStore(root / f"{step}-{moment}", "teacher", 10**6)
-        store.put(OLD, states(OLD, 1.0))
+        store.put(Prefixes(OLD), states(OLD, 1.0))
         store.close()
     environment = os.environ | {"PYTHONPATH": "proto"}
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(root)], env=environment, capture_output=True, text=True)
@@ -83,13 +83,13 @@ def test_a_kill_while_writing_leaves_nothing_wrong(killed, step, moment):
     root, codes = killed
     assert codes[f"{step}-{moment}"] == "-9"
     store = SignalStore(root / f"{step}-{moment}", "teacher", 10**6)
-    assert torch.equal(store.get(OLD), states(OLD, 1.0))
-    found = store.get(NEW)
+    assert torch.equal(store.get(Prefixes(OLD)), states(OLD, 1.0))
+    found = store.get(Prefixes(NEW))
     assert found is None or torch.equal(found, states(NEW, 2.0))
     assert (found is not None) == (len(store) == 2)
     assert not list((root / f"{step}-{moment}").rglob("*.partial"))
-    store.put(NEW, states(NEW, 2.0))
-    assert torch.equal(store.get(NEW), states(NEW, 2.0))
+    store.put(Prefixes(NEW), states(NEW, 2.0))
+    assert torch.equal(store.get(Prefixes(NEW)), states(NEW, 2.0))
 
 
 def test_these_are_all_the_steps(killed):
@@ -99,5 +99,5 @@ def test_these_are_all_the_steps(killed):
 def test_another_teachers_states_are_elsewhere(tmp_path):
     one = SignalStore(tmp_path, teacher_key("weights", "bfloat16", "vllm 1"), 10**6)
     other = SignalStore(tmp_path, teacher_key("weights", "bfloat16", "vllm 2"), 10**6)
-    one.put(OLD, states(OLD, 1.0))
-    assert other.get(OLD) is None
+    one.put(Prefixes(OLD), states(OLD, 1.0))
+    assert other.get(Prefixes(OLD)) is None

@@ -12,6 +12,7 @@ import torch
 from tutelage.errors import ConfigurationError
 from tutelage.teacher_server.config import TeacherConfig
 from tutelage.teacher_server.engine import vllm as vllm_engine
+from tutelage.teacher_server.engine.base import ComputedStates
 from tutelage.teacher_server.engine.cpu_affinity import cores_of, shares_of
 from tutelage.teacher_server.engine.data_parallel import DataParallelScoringEngine
 from tutelage.teacher_server.model.teacher import scoring_parts
@@ -20,14 +21,16 @@ from tutelage.teacher_server.model.teacher import scoring_parts
 class Engine:
     """Notes what it was given, and answers when it is told to."""
 
+    block_tokens, cache_tokens, batch_tokens = 4, 10_000, 512
+
     def __init__(self) -> None:
         self.dead, self.given, self.adapters, self.may_answer = False, [], [], asyncio.Event()
 
-    async def hidden_states(self, token_ids, adapter):
+    async def hidden_states(self, token_ids, first, salt, adapter):
         self.given.append(len(token_ids))
         self.adapters.append(adapter)
         await self.may_answer.wait()
-        return torch.tensor(token_ids)
+        return ComputedStates(torch.tensor(token_ids), 0, len(token_ids))
 
     def shutdown(self) -> None:
         self.dead = True
@@ -40,7 +43,7 @@ def engines():
 
 async def asked(replicas, lengths, adapter=None):
     """Tasks that have reached their engines."""
-    tasks = [asyncio.create_task(replicas.hidden_states([7] * length, adapter)) for length in lengths]
+    tasks = [asyncio.create_task(replicas.hidden_states([7] * length, adapter=adapter)) for length in lengths]
     await asyncio.sleep(0)
     return tasks
 
@@ -60,7 +63,7 @@ async def test_each_idle_engine_gets_one_of_the_first_sequences(engines):
     for engine in engines:
         engine.may_answer.set()
     for length in (8, 24, 64):
-        assert len(await replicas.hidden_states([7] * length)) == length
+        assert len((await replicas.hidden_states([7] * length)).states_RD) == length
     assert [engine.given for engine in engines] == [[8], [24], [64]]
 
 
@@ -74,8 +77,28 @@ async def test_what_was_cancelled_no_longer_counts(engines):
 
 
 async def test_the_adapter_is_passed_on(engines):
-    await asked(DataParallelScoringEngine(engines), [1, 1], adapter="chemistry")
-    assert [engine.adapters for engine in engines] == [["chemistry"], ["chemistry"], []]
+    await asked(DataParallelScoringEngine(engines), [1, 1], adapter=SimpleNamespace(name="chemistry"))
+    assert [[adapter.name for adapter in engine.adapters] for engine in engines] == [["chemistry"], ["chemistry"], []]
+
+
+async def test_a_prefix_stays_with_the_engine_that_has_it_unless_that_is_far_behind(engines):
+    replicas, prompt = DataParallelScoringEngine(engines), list(range(40))
+
+    async def ask(token_ids, first):
+        task = asyncio.create_task(replicas.hidden_states(token_ids, first))
+        await asyncio.sleep(0)
+        return task
+
+    await ask([99] * 60, 0)
+    await ask(prompt, 0)
+    await ask([98] * 70, 0)
+    for completion in range(8):
+        await ask([*prompt, completion, 1, 2, 3], 40)
+    assert [len(engine.given) for engine in engines] == [1, 9, 1]
+    await ask([*prompt, 9, 1, 2, 3], 20)  # 24 tokens to do behind 72, or 44 behind 60
+    assert [len(engine.given) for engine in engines] == [1, 10, 1]
+    await ask([*prompt, 10, 1, 2, 3], 20)
+    assert [len(engine.given) for engine in engines] == [2, 10, 1]
 
 
 async def test_one_that_is_dead_is_the_end_and_all_are_shut_down(engines):
@@ -113,6 +136,5 @@ def test_several_engines_are_for_a_cpu(monkeypatch, tmp_path):
 
 
 def test_each_engine_has_a_batch_and_the_next_one():
-    config = TeacherConfig(model="tiny", score_engines=3, max_num_batched_tokens=100)
-    parts = scoring_parts(Engine(), None, config, 50, None)
-    assert parts.states.queue._capacity == 600
+    parts = scoring_parts(Engine(), None, TeacherConfig(model="tiny", score_engines=3), 50, None)
+    assert parts.states.queue._capacity == 3 * 2 * Engine.batch_tokens

@@ -26,8 +26,8 @@ def candidates(rows: int) -> Signal:
 
 def all_frames(scoring: Scoring, frame_bytes: int) -> list[pb.SignalFrame]:
     return [
-        frames.frame(scoring, STATES, HEAD, index=index, start=start, end=end)
-        for index, (start, end) in enumerate(frames.ranges(scoring, HEAD, frame_bytes))
+        frames.frame(scoring, STATES[start:end], HEAD, index=index, start=start, end=end)
+        for index, (start, end) in enumerate(frames.ranges(scoring, HEAD, frame_bytes, scoring.start, scoring.end))
     ]
 
 

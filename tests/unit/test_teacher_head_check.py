@@ -197,7 +197,7 @@ def test_a_model_that_does_not_fit_beside_the_engine_has_its_head_checked_all_th
 def test_the_engines_states_are_compared_with_the_models_own_logits():
     engine, head = FakeScoringEngine(), fake_head()
     scoring = SimpleNamespace(engine=engine, head=head)
-    own = head.logits(asyncio.run(engine.hidden_states([1, 2, 3])))
+    own = head.logits(asyncio.run(engine.hidden_states([1, 2, 3])).states_RD)
     assert asyncio.run(self_check.check_states(scoring, [1, 2, 3], own)) == pytest.approx(0, abs=1e-9)
     with pytest.raises(NotServed, match="other distributions than the model's own"):
         asyncio.run(self_check.check_states(scoring, [1, 2, 3], own.flip(0)))

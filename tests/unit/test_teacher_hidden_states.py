@@ -10,6 +10,7 @@ import torch
 from tutelage.errors import Overloaded, Unreachable
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.admission.fair_queue import FairQueue
+from tutelage.teacher_server.engine.base import ComputedStates
 from tutelage.teacher_server.signals.hidden_states import HiddenStates
 from tutelage.teacher_server.signals.store import SignalStore
 
@@ -17,17 +18,17 @@ from tutelage.teacher_server.signals.store import SignalStore
 class Engine:
     """Answers once it may."""
 
-    dead = False
+    dead, block_tokens, cache_tokens, batch_tokens = False, 0, 0, 512
 
     def __init__(self) -> None:
         self.may_answer, self.given, self.fails = asyncio.Event(), [], None
 
-    async def hidden_states(self, token_ids):
+    async def hidden_states(self, token_ids, first, salt):
         self.given.append(list(token_ids))
         await self.may_answer.wait()
         if self.fails:
             raise self.fails
-        return torch.tensor(token_ids)[:, None].expand(-1, 8).bfloat16()
+        return ComputedStates(torch.tensor(token_ids)[:, None].expand(-1, 8).bfloat16(), 0, len(token_ids))
 
 
 @pytest.fixture
@@ -44,7 +45,13 @@ def states(engine, tmp_path):
 
 
 def asks(states: HiddenStates, student: str, token_ids: list[int]) -> asyncio.Task:
-    return asyncio.create_task(states.of(token_ids, pb.StudentUsage(student_id=student)))
+    return asyncio.create_task(rows_of(states, token_ids, 0, pb.StudentUsage(student_id=student)))
+
+
+async def rows_of(states, token_ids, start, counters, salt="", end=None):
+    """The states after tokens `start` …, put together."""
+    pieces = states.of(token_ids, start, len(token_ids) if end is None else end, counters, salt)
+    return torch.cat([piece async for piece in pieces])
 
 
 async def fill(states: HiddenStates, student: str) -> list[asyncio.Task]:
@@ -69,10 +76,10 @@ async def test_a_refusal_stays_with_the_student_that_has_its_share(states, engin
 
 async def test_a_dead_engine_reaches_all_who_share_a_computation(states, engine):
     engine.fails = Unreachable("dead")
+    asking = [asks(states, student, [7, 8]) for student in ("ann", "ben")]
+    await asyncio.sleep(0.1)  # until both have found nothing in the store
     engine.may_answer.set()
-    outcomes = await asyncio.gather(
-        *(asks(states, student, [7, 8]) for student in ("ann", "ben")), return_exceptions=True
-    )
+    outcomes = await asyncio.gather(*asking, return_exceptions=True)
     assert all(isinstance(outcome, Unreachable) for outcome in outcomes)
     assert engine.given == [[7, 8]]
 

