@@ -71,7 +71,7 @@ def start_engine(kind: str, max_num_batched_tokens: int, config: TeacherConfig) 
         max_model_len=config.max_model_len,
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_seqs=config.max_num_seqs,
-        kv_cache_memory_bytes=config.kv_cache_memory_bytes,
+        kv_cache_memory_bytes=2**30,
         enforce_eager=True,
         disable_log_stats=True,
         distributed_executor_backend=UniProcExecutor,

@@ -65,7 +65,7 @@ def precompute(arguments: list[str]) -> int:
     from tutelage.teacher_server.config import PrecomputeConfig
 
     program, prefix = "tutelage teacher precompute", "TUTELAGE_TEACHER_"
-    config = load(PrecomputeConfig, arguments, program=program, environment_prefix=prefix)
+    config = load(PrecomputeConfig, with_model_flag(arguments), program=program, environment_prefix=prefix)
     config = config.model_copy(update={"roles": ("score",)})
     logs.to_stderr(config.log_format)
     import asyncio

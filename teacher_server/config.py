@@ -43,6 +43,12 @@ REFUSED: dict[str, str] = {
 }
 """Engine arguments of vLLM that a teacher is not told, each with the reason."""
 
+_CHANGE_NUMBERS = (
+    *("quantization", "quantization_config", "kv_cache_dtype", "hf_overrides", "model_class_overrides", "load_format"),
+    *("disable_sliding_window", "lora_dtype"),
+)
+"""Engine arguments with which the same files are another teacher."""
+
 
 def _number(given: Any) -> Any:
     """As vLLM reads numbers: `32k` is 32,000 and `32K` is 32,768 (`human_readable_int`)."""
@@ -105,6 +111,15 @@ class TeacherConfig(_EngineArguments):
         "kv_cache_gib": "kv_cache_memory_bytes",
         "max_sequence_tokens": "max_model_len",
         "model_name": "served_model_name",
+    }
+
+    ELSEWHERE: ClassVar[dict[str, str]] = {
+        "api_key": "token_file",
+        "chat_template": "there is none to give: a teacher gets token ids",
+        "ssl_ca_certs": "tls.client_ca",
+        "ssl_certfile": "tls.certificate",
+        "ssl_keyfile": "tls.key",
+        "uvicorn_log_level": "log_format",
     }
 
     COMMON: ClassVar[tuple[str, ...]] = (
@@ -174,7 +189,8 @@ class TeacherConfig(_EngineArguments):
     """What the engines compute in."""
 
     max_model_len: Annotated[int, _Number, Field(ge=8)] | None = None
-    """Longest sequence, prompt and continuation together; by default the model's own limit, at most 2048."""
+    """Longest sequence, prompt and continuation together; by default the model's own limit, cut to what the key-value
+    cache holds. On a CPU with the role write at most 2048, because no prompt may be computed in part there."""
 
     max_num_batched_tokens: Annotated[int, _Number, Field(ge=2)] | None = None
     """Tokens an engine computes at once; of a longer sequence one such piece after the other. By default 8192 on a GPU,
@@ -279,6 +295,11 @@ class TeacherConfig(_EngineArguments):
         return {name: value for name, value in given.items() if value is not None}
 
     @property
+    def other_numbers(self) -> dict[str, Any]:
+        """The engine arguments that were given with which the same files are another teacher."""
+        return {name: value for name, value in self.engine_arguments.items() if name in _CHANGE_NUMBERS}
+
+    @property
     def processes(self) -> int:
         """How many processes compute for one engine."""
         sizes = (self.engine_arguments.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data"))
@@ -292,14 +313,23 @@ class TeacherConfig(_EngineArguments):
     @property
     def batched_tokens(self) -> int:
         """`max_num_batched_tokens`, or what suits the device."""
-        import torch
+        return self.max_num_batched_tokens or (8192 if _on_a_gpu() else 512)
 
-        return self.max_num_batched_tokens or (8192 if torch.cuda.is_available() else 512)
+    @property
+    def length_fits_the_cache(self) -> bool:
+        """Whether the longest sequence is what the key-value cache holds, of what the model allows."""
+        return self.max_model_len is None and (_on_a_gpu() or "write" not in self.roles)
 
     @property
     def served_name(self) -> str:
         """The name shown to people."""
         return self.served_model_name or Path(self.model).name
+
+
+def _on_a_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 class PrecomputeConfig(TeacherConfig):

@@ -38,6 +38,7 @@ class FakeScoringEngine:
     """Tokens of a block of the prefix cache, which keeps everything; without, nothing is cached."""
     cache_tokens: int = 10**6
     batch_tokens: int = 512
+    max_model_len: int = 10**6
     started: int = 0
     cancelled: int = 0
     embeddings: torch.Tensor = field(

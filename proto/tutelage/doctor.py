@@ -92,7 +92,7 @@ def free_ports() -> list[Finding]:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
-                problem = f"in use; the {name}'s default, choose another with --address"
+                problem = f"in use; the {name}'s default, choose another"
                 finding = Finding(f"port {port}", "note", problem)
         findings.append(finding)
     return findings

@@ -58,6 +58,10 @@ class Engine(Protocol):
     def dead(self) -> bool:
         """Whether the engine's process is gone; it does not come back."""
 
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest sequence that it takes."""
+
     def shutdown(self) -> None:
         """Ends the engine's processes."""
 

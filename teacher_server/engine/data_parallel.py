@@ -49,6 +49,11 @@ class DataParallelScoringEngine:
         """As `ScoringEngine.batch_tokens`, of each."""
         return int(self._engines[0].batch_tokens)
 
+    @property
+    def max_model_len(self) -> int:
+        """As `Engine.max_model_len`."""
+        return min(int(engine.max_model_len) for engine in self._engines)
+
     def shutdown(self) -> None:
         """As `Engine.shutdown`, of all."""
         with ThreadPoolExecutor() as threads:

@@ -7,7 +7,6 @@ runs the generate runner. How large an engine is, and on which devices, vLLM's o
 
 from __future__ import annotations
 
-import gc
 import itertools
 import multiprocessing
 import os
@@ -61,7 +60,7 @@ def start_engines(checkpoint: Path, config: TeacherConfig, max_model_len: int) -
 
     """
     if config.score_engines > 1 and not vllm_api.current_platform.is_cpu():
-        message = f"given {config.score_engines}, allowed: 1, except on a CPU; start a teacher on each device instead"
+        message = f"given {config.score_engines}, allowed: 1, except on a CPU; use vLLM's data_parallel_size"
         raise ConfigurationError(message, "score_engines")
     wanted: list[tuple[Role, list[int]]] = []
     for role in config.roles:
@@ -104,15 +103,24 @@ def _start(
         **(scoring_arguments() if role == "score" else generation_arguments()),
         "model": str(checkpoint),
         "dtype": config.dtype,
-        "max_model_len": max_model_len,
+        "max_model_len": -1 if config.length_fits_the_cache else max_model_len,  # -1 is vLLM's "auto"
     }
     if role == "score":
         arguments["hf_overrides"] |= given.get("hf_overrides", {})
     try:
-        llm = vllm_api.AsyncLLM.from_engine_args(vllm_api.AsyncEngineArgs(**arguments))
+        llm = without_destructor(vllm_api.AsyncLLM).from_engine_args(vllm_api.AsyncEngineArgs(**arguments))
     except (RuntimeError, ValueError) as error:
         raise ConfigurationError(f"vLLM does not start an engine to {role} with this configuration: {error}") from error
     return VllmScoringEngine(llm) if role == "score" else VllmGenerationEngine(llm)
+
+
+def without_destructor(kind: Any) -> Any:
+    """A class as it is, but for `__del__`.
+
+    That of AsyncLLM shuts the engine down once more. Here that is done by name; and at the end of the interpreter, when
+    what it needs of its module is gone, it fails ("Exception ignored in … AsyncLLM.__del__").
+    """
+    return type(kind.__name__, (kind,), {"__del__": lambda _self: None})
 
 
 def lora_arguments(config: TeacherConfig) -> dict[str, Any]:
@@ -193,13 +201,15 @@ class _VllmEngine:
         # `errored` turns true when the engine's process ends; nobody has to ask it something for that.
         return self._llm is None or bool(self._llm.errored)
 
+    @property
+    def max_model_len(self) -> int:
+        """As `Engine.max_model_len`."""
+        return int(self._llm.vllm_config.model_config.max_model_len)
+
     def shutdown(self) -> None:
         """As `Engine.shutdown`."""
         llm, self._llm = self._llm, None
         llm.shutdown(timeout=_SHUTDOWN_SECONDS)
-        # AsyncLLM is part of a cycle, and its destructor fails when it runs at the end of the interpreter.
-        del llm
-        gc.collect()
 
     def _identity(self, adapter: Adapter | None) -> dict[str, Any]:
         """What a request to vLLM carries besides tokens and parameters."""
@@ -300,6 +310,11 @@ class _LoraEngine:
     def dead(self) -> bool:
         """As `Engine.dead`."""
         return bool(self._engine.dead)
+
+    @property
+    def max_model_len(self) -> int:
+        """As `Engine.max_model_len`."""
+        return int(self._engine.max_model_len)
 
     def shutdown(self) -> None:
         """As `Engine.shutdown`."""

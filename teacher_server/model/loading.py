@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,16 +85,23 @@ def read_checkpoint(folder: Path, config: TeacherConfig) -> Checkpoint:
     longest, wanted = getattr(sizes, "max_position_embeddings", None), config.max_model_len
     if wanted is not None and longest is not None and wanted > longest:
         raise ConfigurationError(f"{wanted} tokens are more than the model's {longest}", "max_model_len")
+    own = longest or DEFAULT_SEQUENCE_TOKENS
     return Checkpoint(
         folder=folder,
-        weights_digest=identity.weights_digest(folder),
+        weights_digest=_weights_digest(folder, config),
         tokenizer_digests=digests,
         chat_template_digest=identity.chat_template_digest(folder),
         end_token_ids=identity.end_token_ids(folder),
         vocabulary_size=identity.vocabulary_size(folder),
         hidden_size=sizes.hidden_size,
-        max_model_len=wanted or min(DEFAULT_SEQUENCE_TOKENS, longest or DEFAULT_SEQUENCE_TOKENS),
+        max_model_len=wanted or (own if config.length_fits_the_cache else min(own, DEFAULT_SEQUENCE_TOKENS)),
     )
+
+
+def _weights_digest(folder: Path, config: TeacherConfig) -> str:
+    """Of the files; and of what makes another teacher of them, such as being quantized when they are loaded."""
+    digest, others = identity.weights_digest(folder), config.other_numbers
+    return hashlib.sha256(f"{digest} {json.dumps(others, sort_keys=True)}".encode()).hexdigest() if others else digest
 
 
 def _text_config(folder: Path) -> Any:
@@ -151,6 +160,15 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
     stores = {name: _open_store(config, each) for name, each in infos.items()} if head else {}
     logger.info("starting vLLM to %s, in %s", " and to ".join(config.roles), config.dtype)
     engines = vllm_engine.start_engines(checkpoint.folder, config, checkpoint.max_model_len)
+    longest = min(checkpoint.max_model_len, *(engine.max_model_len for engine in engines.values()))
+    if longest < checkpoint.max_model_len:
+        logger.warning(
+            "sequences of at most %d tokens: the key-value cache holds no more, the model would take %d",
+            longest,
+            checkpoint.max_model_len,
+        )
+    for each in infos.values():
+        each.limits.max_sequence_tokens = longest
     scoring = None
     if head is not None:
         engine = cast(ScoringEngine, engines["score"])
@@ -162,7 +180,7 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
             )
             for each in infos.values():
                 each.prefix_cache.CopyFrom(cache)
-        scoring = scoring_parts(engine, head, config, checkpoint.max_model_len, stores[""])
+        scoring = scoring_parts(engine, head, config, longest, stores[""])
     generation = cast(GenerationEngine | None, engines.get("write"))
     base = Teacher(info, scoring, generation, generation_queue(config), texts, own_logits)
     with_adapters = {}

@@ -19,7 +19,10 @@ from tutelage.trainer.teacher.grpc_client import TeacherClient
 def test_one_server_answers_with_and_without_an_adapter(tiny_model: Path, tmp_path: Path):
     expected = dict(zip((None, "maths"), write_adapter(tiny_model, tmp_path / "adapter"), strict=True))
     digests = set()
-    with running(tmp_path / "server", tiny_model, "--lora-modules", f"maths={tmp_path / 'adapter'}") as server:
+    # A cache of 300 tokens, and a model that would take 512.
+    options = ("--lora-modules", f"maths={tmp_path / 'adapter'}", "--kv-cache-memory-bytes", str(300 * 2048))
+    with running(tmp_path / "server", tiny_model, *options) as server:
+        assert "the key-value cache holds no more, the model would take 512" in server.log.read_text()
         for adapter, reference in expected.items():
             values = {"student_id": "ann", "wait_seconds": 60, "tokenizer_digests": tokenizer_digests(tiny_model)}
             with TeacherClient(server.address, adapter=adapter, **values) as client:

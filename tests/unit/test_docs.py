@@ -82,7 +82,7 @@ def documented_commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("line", "name"), documented_commands())
 def test_documented_commands_are_accepted(line, name):
     arguments = shlex.split(line, comments=True)[len(name.split()) :]
-    arguments = with_model_flag(arguments) if name == "teacher serve" else arguments
+    arguments = with_model_flag(arguments) if name in ("teacher serve", "teacher precompute") else arguments
     with pytest.raises(SystemExit) as ended:
         load(CONFIGURED[name], [*arguments, "--dry-run"], program="tutelage", environment_prefix="TUTELAGE_DOCS_")
     assert ended.value.code == 0

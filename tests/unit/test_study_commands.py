@@ -24,6 +24,7 @@ from tutelage.study.config import StudyConfig
 from tutelage.study.driver import Driver, write_description
 from tutelage.study.folder import Folder
 from tutelage.study.plan import cost_of
+from tutelage.study.programs import flags
 from tutelage.study.resolution import Study, resolve
 
 MODEL = Path("/models/tiny")
@@ -273,3 +274,9 @@ def test_data_on_the_hub_stays_the_hubs_in_every_command(tiny_model, tmp_path, m
     before = [cell.id for cell in study.students]
     cached.write_text(cached.read_text().replace("Ann", "Ben"))
     assert [cell.id for cell in resolve(study.config).students] != before
+
+
+def test_flags_of_a_served_teacher_are_those_of_its_command():
+    options = {"enable_expert_parallel": True, "enable_dbo": False, "tensor_parallel_size": 8, "store.path": Path("s")}
+    expected = ["--enable-expert-parallel", "--no-enable-dbo", "--tensor-parallel-size", "8", "--store.path", "s"]
+    assert flags(options) == expected

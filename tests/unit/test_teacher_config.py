@@ -63,6 +63,12 @@ def test_a_head_in_another_dtype_is_refused():
         validate(TeacherConfig, {"model": "m", "hf_overrides": {"head_dtype": "float32"}})
 
 
+@pytest.mark.parametrize(("theirs", "ours"), TeacherConfig.ELSEWHERE.items())
+def test_what_vllm_serve_calls_a_setting_is_answered_with_our_name(theirs, ours):
+    with pytest.raises(ConfigurationError, match=ours):
+        told(f"--{theirs.replace('_', '-')}", "x")
+
+
 @pytest.mark.parametrize(("given", "tokens"), [("32k", 32_000), ("32K", 32_768), ("1.5k", 1500), ("700", 700)])
 def test_numbers_are_read_as_vllm_reads_them(given, tokens):
     assert told("--max-model-len", given).max_model_len == tokens

@@ -201,6 +201,10 @@ def test_the_engines_states_are_compared_with_the_models_own_logits():
     assert asyncio.run(self_check.check_states(scoring, [1, 2, 3], own)) == pytest.approx(0, abs=1e-9)
     with pytest.raises(NotServed, match="other distributions than the model's own"):
         asyncio.run(self_check.check_states(scoring, [1, 2, 3], own.flip(0)))
+    # Distributions that are nearly flat are near to all others, by their KL.
+    flat = SimpleNamespace(engine=engine, head=SimpleNamespace(logits=lambda states: 0.01 * head.logits(states)))
+    with pytest.raises(NotServed, match=r"KL 0\.\d+ nats a token, .* logits apart by 0\.87 of their size"):
+        asyncio.run(self_check.check_states(flat, [1, 2, 3], 0.01 * own.flip(0)))
     with pytest.raises(NotServed, match="KL nan"):
         asyncio.run(self_check.check_states(scoring, [1, 2, 3], own * torch.nan))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -107,11 +108,12 @@ def test_a_model_that_is_too_short(tiny_model):
         read_checkpoint(tiny_model, config(max_model_len=513))
 
 
-def test_the_longest_sequence_is_the_models_unless_that_is_very_long(tiny_model, tmp_path):
+def test_the_longest_sequence_is_the_models_unless_a_cpu_is_to_write(tiny_model, tmp_path):
     assert read_checkpoint(tiny_model, config()).max_model_len == 512
     assert read_checkpoint(tiny_model, config(max_model_len=100)).max_model_len == 100
     long = json.loads((tiny_model / "config.json").read_text()) | {"max_position_embeddings": 10**6}
-    assert read_checkpoint(with_config(tmp_path, tiny_model, long), config()).max_model_len == 2048
+    assert read_checkpoint(with_config(tmp_path, tiny_model, long), config()).max_model_len == 10**6
+    assert read_checkpoint(tmp_path, config(roles=["score", "write"])).max_model_len == 2048
 
 
 def with_config(folder: Path, model: Path, content: dict) -> Path:
@@ -155,7 +157,7 @@ def test_the_description_of_a_teacher(tiny_model):
     assert list(info.roles) == [pb.TEACHER_ROLE_SCORE]
 
 
-def test_a_loaded_teacher_keeps_its_states_under_its_own_name(tiny_model, tmp_path, monkeypatch):
+def test_a_loaded_teacher_keeps_its_states_under_its_own_name(tiny_model, tmp_path, monkeypatch, caplog):
     engine = FakeScoringEngine()
     monkeypatch.setattr(loading.vllm_engine, "start_engines", lambda folder, _, longest: {"score": engine})
     monkeypatch.setattr(loading.vllm_engine, "version", lambda: "vllm 0")
@@ -163,14 +165,38 @@ def test_a_loaded_teacher_keeps_its_states_under_its_own_name(tiny_model, tmp_pa
     monkeypatch.setattr(loading, "use_bfloat16_products", lambda: None)  # both are for a process of its own
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)
     settings = config(model=str(tiny_model), store={"path": str(tmp_path), "bytes": 1000}, head_threads=2)
+    engine.max_model_len = 300  # what its cache holds
     teacher = loading.load_teacher(settings, "instance", 1.0)
     try:
-        assert teacher.limits.max_sequence_tokens == 512
+        assert teacher.limits.max_sequence_tokens == 300
+        assert "at most 300 tokens: the key-value cache holds no more, the model would take 512" in caplog.text
         key = teacher_key(teacher.info.weights_digest, "bfloat16", "vllm 0")
         assert [folder.name for folder in tmp_path.iterdir()] == [key[:32]]
     finally:
         teacher.shutdown()
     assert engine.dead
+
+
+def test_the_same_files_in_another_precision_are_another_teacher(tiny_model):
+    plain = read_checkpoint(tiny_model, config()).weights_digest
+    assert read_checkpoint(tiny_model, config(tensor_parallel_size=2)).weights_digest == plain
+    others = [{"quantization": "fp8"}, {"kv_cache_dtype": "fp8"}, {"hf_overrides": {"rope_theta": 1.0}}]
+    assert len({plain, *(read_checkpoint(tiny_model, config(**each)).weights_digest for each in others)}) == 4
+
+
+def test_an_engine_whose_destructor_fails_ends_quietly(monkeypatch):
+    class Engine:
+        def __del__(self):
+            raise TypeError("'NoneType' object is not callable")
+
+    noise = []
+    monkeypatch.setattr(sys, "unraisablehook", noise.append)
+    Engine()
+    assert len(noise) == 1
+    quiet = loading.vllm_engine.without_destructor(Engine)
+    assert isinstance(quiet(), Engine)
+    gc.collect()
+    assert len(noise) == 1
 
 
 def test_check_sequences_fit_the_model(tiny_model):
@@ -183,7 +209,7 @@ def test_help_is_quick_because_it_imports_nothing_heavy():
     program = (
         "import sys\n"
         "from tutelage.teacher_server.cli import main\n"
-        "for arguments in (['--help'], ['serve', '--help'], ['info', '--help'], ['usage', '--help']):\n"
+        "for arguments in (['--help'], ['serve', '--help-all'], ['info', '--help'], ['usage', '--help']):\n"
         "    try: main(arguments)\n"
         "    except SystemExit as end: assert end.code == 0\n"
         "heavy = {'torch', 'vllm', 'transformers', 'grpc', 'numpy'} & set(sys.modules)\n"
