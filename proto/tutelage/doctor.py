@@ -67,11 +67,11 @@ def installed_packages() -> list[Finding]:
 
 
 def _how_to_install(service: str, missing: list[str]) -> str:
-    vllm = [name for name in missing if name.startswith("vllm")]
-    # By its folder, since the package is on no index.
+    """By its folder, since the package is on no index; an extra brings more than what is looked for here."""
     extra = "." if service == "contract" else f".[{service}]"
-    commands = [f"pip install '{extra}' in Tutelage's source folder"] if missing != vllm else []
-    return " and ".join([*commands, *[vllm_api.INSTALL_VLLM] * bool(vllm)])
+    if not any(name.startswith("vllm") for name in missing):
+        return f"pip install '{extra}' in Tutelage's source folder"
+    return f"pip install '{extra}' vllm in Tutelage's source folder (without a GPU, `make install` there)"
 
 
 def _installed(names: tuple[str, ...]) -> str:

