@@ -8,16 +8,14 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from tutelage.cli import Command, dispatch
-from tutelage.errors import EXIT_DONE, ConfigurationError
+from tutelage.config import user_path
+from tutelage.errors import EXIT_DONE, ConfigurationError, Terminated
 
 if TYPE_CHECKING:
     from tutelage.study.folder import Folder
@@ -65,10 +63,13 @@ def run(arguments: list[str]) -> int:
     from tutelage.study.printing import progress
 
     folder.make()
-    with folder.driven(), _interruptible(), progress(study) as (say, watch):
-        started = time.monotonic()
-        Driver(study, folder, say, watch).run()
-        say(f"all {len(study.cells)} cells are done, {(time.monotonic() - started) / 60:.1f} minutes")
+    try:
+        with folder.driven(), progress(study) as (say, watch):
+            started = time.monotonic()
+            Driver(study, folder, say, watch).run()
+            say(f"all {len(study.cells)} cells are done, {(time.monotonic() - started) / 60:.1f} minutes")
+    except (KeyboardInterrupt, Terminated) as end:
+        raise type(end)(f"what is done stays; to go on: tutelage study resume {options.file}") from end
     print(f"frames are in {folder.path('frames')}; next: tutelage study report {options.file}")
     return EXIT_DONE
 
@@ -90,7 +91,7 @@ def stop(arguments: list[str]) -> int:
     if process is None:
         print(f"nothing runs the study in {folder.root}")
         return EXIT_DONE
-    os.kill(process, signal.SIGTERM)  # which `run` takes as Ctrl-C, and ends every service before itself
+    os.kill(process, signal.SIGTERM)  # at which `run` ends every service before itself
     deadline = time.monotonic() + _STOP_SECONDS
     while folder.driver() is not None and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -101,7 +102,9 @@ def stop(arguments: list[str]) -> int:
 def report(arguments: list[str]) -> int:
     """Writes the study's report through `tutelage report`."""
     parser = _parser("report")
-    parser.add_argument("--out", type=Path, help="folder to write to; by default report/ in the study's own")
+    parser.add_argument(
+        "--output", "--out", type=user_path, help="folder to write to; by default report/ in the study's own"
+    )
     options = parser.parse_args(arguments)
     study, folder = planned_or_last_run(options.file)
     import subprocess
@@ -110,7 +113,7 @@ def report(arguments: list[str]) -> int:
     from tutelage.study.programs import flags, tutelage
 
     write_description(study, folder)
-    out = (options.out or folder.path("report")).resolve()
+    out = (options.output or folder.path("report")).resolve()
     chosen = {"frames": folder.path("frames"), "study": folder.root, "out": out / "report.html"}
     return subprocess.run([*tutelage("report"), *flags(chosen)], check=False).returncode
 
@@ -119,7 +122,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"tutelage study {command}", allow_abbrev=False)
     parser.add_argument(
         "file",
-        type=Path,
+        type=user_path,
         help="the study file (YAML), the name of a ready study, or the folder that a study was run in",
     )
     return parser
@@ -202,18 +205,15 @@ def folder_of(name: Path) -> Folder:
 
 
 def _content_of(name: Path) -> dict[str, Any]:
-    import yaml
+    from tutelage.config import read_mapping
 
     file = find_file(name)
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return read_mapping(file, "file")
+    except ConfigurationError as error:
         raise ConfigurationError(
-            f"cannot read {file}: {error}; mend it, or give the study's own folder in its place", "file"
+            f"{error.message}; mend it, or give the study's own folder in its place", "file"
         ) from error
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{file} holds {type(content).__name__}, expected keys and values", "file")
-    return content
 
 
 def _submit(file: Path, address: str) -> int:
@@ -232,17 +232,3 @@ def _submit(file: Path, address: str) -> int:
     )
     print(f"job {job}; watch it at {address}, or with `tutelage study status {file}`")
     return EXIT_DONE
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that every process of the study ends with it."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -26,7 +26,7 @@ from tutelage.study.folder import Folder
 from tutelage.study.merging import whole_model
 from tutelage.study.models import local_folder
 from tutelage.study.programs import environment, flags, tutelage
-from tutelage.study.resolution import Study, cohort
+from tutelage.study.resolution import Study, check_inputs, cohort
 from tutelage.study.services import Evaluator, Service, note_usage, serve_teacher
 
 _POLL_SECONDS = 1.0
@@ -64,6 +64,7 @@ class Driver:
         write_durably(self._folder.path("plan.json"), json.dumps(self._study.to_json()) + "\n")
         if all(self._is_done(cell) for cell in self._study.cells):
             return
+        check_inputs(self._study)
         with ExitStack() as stack:
             self._evaluator = Evaluator(self._config.evaluation, self._folder, self._config.name)
             stack.callback(self._evaluator.close)

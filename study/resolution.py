@@ -17,7 +17,9 @@ from typing import Any
 import yaml
 
 from tutelage.config import validate
-from tutelage.data.hub import local_file
+from tutelage.data.hub import local_file, local_model
+from tutelage.data.models import check_model
+from tutelage.data.rows import read_rows
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.study.cells import Cell, base_cells, student_cells, tuning_cells
 from tutelage.study.config import ComparisonConfig, Settings, Side, StudyConfig
@@ -155,6 +157,30 @@ def resolve(study: StudyConfig) -> Study:
     return complete
 
 
+def check_inputs(study: Study) -> None:
+    """Looks at what a study starts from, before a service of it is started.
+
+    Raises:
+        TutelageError: a model or a data file is not there, or cannot be read; named by its setting.
+
+    """
+    for name in sorted({cell.model for cell in study.cells}):
+        field = f"models.{name}.path"
+        check_model(local_model(Path(study.config.models[name].path), field), field)
+    files = {"data": study.config.data}
+    for field in ("base", "tuning"):
+        training = getattr(study.config, field)
+        if training is not None:
+            files[f"{field}.data"] = training.data
+    for field, path in files.items():
+        try:
+            found = next(read_rows(path), None)
+        except DataError as error:
+            raise DataError(error.message, field) from error
+        if found is None:
+            raise DataError(f"{path} holds no rows", field)
+
+
 def last_run(folder: Folder) -> Study:
     """The study that was last run in a folder, as it was resolved then.
 
@@ -220,7 +246,8 @@ def _dry_run(service: str, command: list[str], field: str) -> dict[str, Any]:
         ConfigurationError: the service refuses it, in its own words.
 
     """
-    ran = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=False)
+    # Not --dry-run: a cell starts from what another one has yet to train, and learns from what is yet to be written.
+    ran = subprocess.run([*command, "--print-config"], capture_output=True, text=True, check=False)
     if ran.returncode:
         raise ConfigurationError(f"the {service} refuses this study: {ran.stderr.strip()}", field)
     filled: dict[str, Any] = yaml.safe_load(ran.stdout)

@@ -7,14 +7,17 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.cli import Command, dispatch
-from tutelage.errors import EXIT_DONE, TutelageError
+from tutelage.errors import EXIT_DONE, DataError, TutelageError
 from tutelage.teacher_server.server import logging as logs
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+
+    from tutelage.teacher_server.config import GenerateConfig, PrecomputeConfig, TeacherConfig
 
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
 _TIMEOUT_SECONDS = 10.0
@@ -39,7 +42,8 @@ def serve(arguments: list[str]) -> int:
     from tutelage.teacher_server.config import TeacherConfig
 
     program, prefix = "tutelage teacher serve", "TUTELAGE_TEACHER_"
-    config = load(TeacherConfig, with_model_flag(arguments), program=program, environment_prefix=prefix)
+    flags = with_model_flag(arguments)
+    config = load(TeacherConfig, flags, program=program, environment_prefix=prefix, check=_check_model)
     logs.to_stderr(config.log_format)
     import asyncio
     import uuid
@@ -54,6 +58,23 @@ def serve(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
+def _check_model(config: TeacherConfig) -> None:
+    """Looks whether the model can be loaded; before vLLM is, and in a dry run."""
+    from tutelage.data.hub import local_model
+    from tutelage.data.models import check_model
+
+    folder = Path(config.model)
+    named = folder if config.revision is None or folder.is_dir() else Path(f"{config.model}@{config.revision}")
+    check_model(local_model(named, "model"), "model")
+
+
+def _check_rows(data: Path) -> None:
+    from tutelage.data.rows import read_rows
+
+    if next(read_rows(data), None) is None:
+        raise DataError(f"{data} holds no rows", "data")
+
+
 def with_model_flag(arguments: list[str]) -> list[str]:
     """`MODEL …`, as `vllm serve` takes it, as `--model MODEL …`."""
     return ["--model", *arguments] if arguments and not arguments[0].startswith("-") else arguments
@@ -64,8 +85,13 @@ def precompute(arguments: list[str]) -> int:
     from tutelage.config import load
     from tutelage.teacher_server.config import PrecomputeConfig
 
+    def check(config: PrecomputeConfig) -> None:
+        _check_model(config)
+        _check_rows(config.data)
+
     program, prefix = "tutelage teacher precompute", "TUTELAGE_TEACHER_"
-    config = load(PrecomputeConfig, with_model_flag(arguments), program=program, environment_prefix=prefix)
+    flags = with_model_flag(arguments)
+    config = load(PrecomputeConfig, flags, program=program, environment_prefix=prefix, check=check)
     config = config.model_copy(update={"roles": ("score",)})
     logs.to_stderr(config.log_format)
     import asyncio
@@ -95,8 +121,14 @@ def write(arguments: list[str]) -> int:
     from tutelage.config import load
     from tutelage.teacher_server.config import GenerateConfig
 
+    def check(config: GenerateConfig) -> GenerateConfig:
+        from tutelage.data.hub import local_model
+
+        _check_rows(config.data)
+        return config.model_copy(update={"tokenizer": local_model(config.tokenizer, "tokenizer")})
+
     program, prefix = "tutelage teacher write", "TUTELAGE_TEACHER_WRITE_"
-    config = load(GenerateConfig, arguments, program=program, environment_prefix=prefix)
+    config = load(GenerateConfig, arguments, program=program, environment_prefix=prefix, check=check)
     from rich.console import Console
 
     from tutelage.teacher_server.jobs.generate import generate_rationales
@@ -183,6 +215,7 @@ def _client_parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"tutelage teacher {command}", allow_abbrev=False)
     parser.add_argument(
         "--address",
+        "--teacher.address",
         nargs="+",
         default=[_DEFAULT_ADDRESS],
         help=f"host:port of the teacher's servers, or dns:///name:port ({_DEFAULT_ADDRESS})",

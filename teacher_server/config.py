@@ -245,7 +245,7 @@ class TeacherConfig(_EngineArguments):
     """A stream whose student reads nothing for so long while answers wait for it is ended."""
 
     weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """Share of students by id, relative to the others' 1."""
+    """Share of students by RUN.STUDENT, relative to the others' 1."""
 
     store: StoreConfig | None = None
     """Where hidden states are kept; none means that they are computed again, but for what the engine has cached."""

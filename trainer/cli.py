@@ -1,5 +1,7 @@
 """`tutelage train --config cohort.yaml`: trains the students of a cohort and shows how they do.
 
+`--steps`, `--lr` and `--students` are short ways for what everybody sets: of every student, whatever the file says.
+
 `tutelage students list | pause | resume | stop | scale` steers them while they train.
 """
 
@@ -7,11 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tutelage.errors import EXIT_DONE, ConfigurationError
+from tutelage.cli import output_console
+from tutelage.config import user_path
+from tutelage.errors import EXIT_DONE, ConfigurationError, Terminated
 from tutelage.trainer.cluster.run_control import (
     Command,
     RunStatus,
@@ -37,10 +42,38 @@ def main(arguments: list[str]) -> int:
     from tutelage.config import load
     from tutelage.trainer.config.run import CohortConfig
 
-    config = load(CohortConfig, arguments, program="tutelage train", environment_prefix="TUTELAGE_TRAIN_")
-    if not config.students:
-        raise ConfigurationError("there are none; list at least one, with id, init and data", "students")
-    return _train(config)
+    short, rest = _short_ways(arguments)
+
+    def check(config: CohortConfig) -> CohortConfig:
+        from tutelage.trainer.config.inputs import checked
+
+        if not config.students:
+            raise ConfigurationError("there are none; list at least one, with id, init and data", "students")
+        return checked(config.for_every_student(**short))
+
+    config = load(CohortConfig, rest, program="tutelage train", environment_prefix="TUTELAGE_TRAIN_", check=check)
+    try:
+        return _train(config)
+    except (KeyboardInterrupt, Terminated) as end:
+        again = shlex.join(["tutelage", "train", *arguments])
+        raise type(end)(f"students are saved after their last whole step; to go on: {again}") from end
+
+
+def _short_ways(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """What the short flags say, by the arguments of `CohortConfig.for_every_student`; and the other flags."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--lr", type=float, dest="learning_rate")
+    parser.add_argument("--students", type=_names, dest="only")
+    try:
+        known, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigurationError(str(error)) from error
+    return {name: value for name, value in vars(known).items() if value is not None}, rest
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _train(config: CohortConfig) -> int:
@@ -54,11 +87,11 @@ def _train(config: CohortConfig) -> int:
     from tutelage.trainer.cluster.supervisor import local_or_connected_ray, supervise
 
     console = Console()
-    console.print(
-        f"run {config.run}: {len(config.students)} students, results in {config.output}",
-        highlight=False,
-        soft_wrap=True,
-    )
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    say(f"run {config.run}: {len(config.students)} students, results in {config.output}")
     # Before anything is written: what an earlier run left stays as it is when this one is refused.
     for student in config.students:
         refuse_other_settings(student, config.folder(student.id))
@@ -66,17 +99,25 @@ def _train(config: CohortConfig) -> int:
     with folder_lock(config.output / "commands", advice="stop that run, or give this one another", field="output"):
         before = cohort.read_bytes() if cohort.exists() else None
         write_durably(cohort, to_yaml(config))
-        with local_or_connected_ray(config), Display(console) as display:
-            students = supervise(config, display.update)
+        with local_or_connected_ray(config) as dashboard:
+            say(_about_dashboard(dashboard))
+            with Display(console) as display:
+                students = supervise(config, display.update)
         if before is not None and all(ended.was_refused for ended in students):
             write_durably(cohort, before)
     for ended in students:
         if ended.outcome and ended.outcome.checkpoint:
-            console.print(f"{ended.config.id}: {ended.outcome.checkpoint}", highlight=False, soft_wrap=True)
+            say(f"{ended.config.id}: {ended.outcome.checkpoint}")
     failed = [ended.error for ended in students if ended.error]
     if failed:
         raise failed[0]
     return EXIT_DONE
+
+
+def _about_dashboard(address: str) -> str:
+    if not address:
+        return "Ray's dashboard is not served; --ray.dashboard true serves it"
+    return f"Ray's dashboard: http://{address} (if it asks for a token: ray get-auth-token)"
 
 
 def students(arguments: list[str]) -> int:
@@ -101,7 +142,9 @@ def _parser() -> argparse.ArgumentParser:
             action.add_argument("concurrency", type=int, help="students at once, at least 1")
         elif name != "list":
             action.add_argument("student", help="its id")
-        action.add_argument("--output", type=Path, default=Path("runs/run"), help="the run's folder (default runs/run)")
+        action.add_argument(
+            "--output", type=user_path, default=Path("runs/run"), help="the run's folder (default runs/run)"
+        )
         action.add_argument("--json", action="store_true", help="print the run's status as JSON")
     return parser
 
@@ -115,13 +158,15 @@ def _command(options: argparse.Namespace) -> Command:
 
 
 def _show(status: RunStatus) -> None:
-    from rich.console import Console
-
     from tutelage.trainer.cluster.console import students_table
     from tutelage.trainer.metrics.progress import metric_texts
 
     on = "on" if is_running(status) else "not on"
-    table = students_table(status, {student.student: metric_texts(student.metrics) for student in status.students})
-    console = Console()
+    console = output_console()
+    texts = {student.student: metric_texts(student.metrics) for student in status.students}
+    table = students_table(status, texts, console.width)
     console.print(f"run {status.run} ({on}), {status.concurrency} at once", highlight=False)
     console.print(table)
+    for student in status.students:
+        for note in student.notes:
+            console.print(f"{student.student}: {note}", highlight=False, soft_wrap=True)

@@ -27,6 +27,7 @@ class RunData:
         summary: one row an evaluation, task and protocol, with `role`, `label`, `outputs`, `outputs_cut_off`.
         metrics: one row a student and training step; empty without a run folder.
         usage: the teacher's counters, if it left them.
+        data: by student what its data's length cost, as its trainer counted it; empty without a run folder.
 
     """
 
@@ -35,6 +36,7 @@ class RunData:
     summary: pl.DataFrame
     metrics: pl.DataFrame
     usage: teacher_pb2.GetTeacherUsageResponse | None
+    data: dict[str, dict[str, int]]
 
     @property
     def students(self) -> list[str]:
@@ -82,6 +84,7 @@ def read_run(frames: Path, run_dir: Path | None, run: str | None) -> RunData:
         summary=with_outputs(with_roles(summarize(rows.lazy()).collect()), rows),
         metrics=read_metrics(run_dir) if run_dir else pl.DataFrame(),
         usage=usage,
+        data=read_data_counts(run_dir) if run_dir else {},
     )
 
 
@@ -139,6 +142,22 @@ def read_metrics(run_dir: Path) -> pl.DataFrame:
             raise DataError(f"{path} has a line that is not JSON in UTF-8 ({error})", "run_dir") from error
         rows += [{**line, "student": path.parent.name} for line in lines]
     return pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame()
+
+
+def read_data_counts(run_dir: Path) -> dict[str, dict[str, int]]:
+    """All `students/<student>/data.json` of a run, by student.
+
+    Raises:
+        DataError: one cannot be read.
+
+    """
+    counts = {}
+    for path in sorted(run_dir.glob("students/*/data.json")):
+        try:
+            counts[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON ({error})", "run_dir") from error
+    return counts
 
 
 def questions(task: str) -> dict[str, str]:

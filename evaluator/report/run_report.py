@@ -56,9 +56,27 @@ def facts(data: RunData) -> list[tuple[str, str]]:
         ("prompts", ", ".join(rows["template"].unique().sort())),
         ("training seeds", ", ".join(map(str, rows["training_seed"].unique().sort()))),
     ]
+    if data.data:
+        known.append(("training data", _training_data(data)))
     if decoding:
         known.append(("decoding", ", ".join("greedy" if one == 0 else f"sampled at T = {one:g}" for one in decoding)))
     return [*known, ("written", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by tutelage {__version__}")]
+
+
+def _training_data(data: RunData) -> str:
+    """How many rows each student had, how many of them were left out, and what was cut; once where all are alike."""
+    texts = {}
+    for student, counts in data.data.items():
+        parts = [f"{counts['rows']:,} rows"]
+        if counts["dropped_prompts"]:
+            parts.append(f"{counts['dropped_prompts']:,} of them left out, as their prompt alone is too long")
+        if counts["truncated_completions"]:
+            cut, tokens = counts["truncated_completions"], counts["tokens_cut"]
+            parts.append(f"{cut:,} completions cut, by {tokens:,} tokens together")
+        texts[student] = ", ".join(parts)
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{student}: {text}" for student, text in texts.items())
 
 
 def tiles(data: RunData) -> list[Tile]:

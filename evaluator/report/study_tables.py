@@ -15,6 +15,7 @@ from tutelage.evaluator.statistics.paired import are_decisions
 from tutelage.evaluator.statistics.planned_comparisons import CANNOT_TELL, compare_methods, method_model
 from tutelage.evaluator.statistics.rank_correlation import Correlation
 from tutelage.evaluator.statistics.scores import AVERAGE
+from tutelage.names import name_in_run
 
 _LIKENESS_KEYS = ["cell", "student", "method", "training_seed"]
 
@@ -226,9 +227,13 @@ def trends(found: Mapping[str, Correlation], rows: pl.DataFrame) -> Table:
 
 def usage(data: StudyData) -> Table:
     """What each teacher counted: sequences asked for, and engine passes that they cost."""
+
+    def counted(cells: pl.DataFrame) -> set[str]:
+        return {name_in_run(data.name, cell) for cell in cells["cell"]}
+
     kinds = {
-        "off-policy cells": set(data.cells.filter(~pl.col("on_policy"))["cell"].to_list()),
-        "on-policy cells": set(data.cells.filter("on_policy")["cell"].to_list()),
+        "off-policy cells": counted(data.cells.filter(~pl.col("on_policy"))),
+        "on-policy cells": counted(data.cells.filter("on_policy")),
     }
     records = []
     for start in data.usage:

@@ -126,6 +126,7 @@ def ask_teacher(address: str, access: ClientAccess | None = None) -> pb.GetTeach
 
 def teacher_and_student(address: str | None, student: Path | None, access: ClientAccess | None = None) -> list[Finding]:
     """Whether the teacher answers, and whether the student's token ids, chats and ends of texts mean the same to it."""
+    from tutelage.data.hub import local_model
     from tutelage.identity import require_same_tokenizer, tokenizer_digests, vocabulary_size
 
     findings = []
@@ -140,6 +141,7 @@ def teacher_and_student(address: str | None, student: Path | None, access: Clien
             findings.append(Finding("teacher", "ok", text))
     if student:
         try:
+            student = local_model(student, "student")
             own = tokenizer_digests(student)
             if info is not None:
                 require_same_tokenizer(info.tokenizer_digests, own)
@@ -185,11 +187,14 @@ def diagnose(address: str | None, student: Path | None, access: ClientAccess | N
 
 def main(arguments: list[str]) -> int:
     """Say what is installed, which ports are free, whether a teacher answers and a student fits it."""
+    from tutelage.config import user_path
     from tutelage.rpc.tls import add_client_flags, client_access
 
     parser = argparse.ArgumentParser(prog="tutelage doctor", description=main.__doc__)
-    parser.add_argument("--teacher", metavar="HOST:PORT", help="ask this teacher who it is")
-    parser.add_argument("--student", type=Path, metavar="DIR", help="compare this checkpoint's tokenizer with it")
+    parser.add_argument(
+        "--teacher", "--teacher.address", "--address", metavar="HOST:PORT", help="ask this teacher who it is"
+    )
+    parser.add_argument("--student", type=user_path, metavar="MODEL", help="compare this model's tokenizer with it")
     add_client_flags(parser, "info")
     parser.add_argument("--json", action="store_true", help="one JSON list instead of lines")
     options = parser.parse_args(arguments)

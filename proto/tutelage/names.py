@@ -1,12 +1,15 @@
-"""Names that become metadata keys, folders and Ray actors: one rule, one place."""
+"""Names that become metadata keys, folders and Ray actors, and addresses: one rule each, one place."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 from tutelage.errors import ConfigurationError
 
+_LONGEST = 64
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
+_LARGEST_PORT, _DIGEST = 65535, 8
 
 
 def check_name(name: str, field: str) -> str:
@@ -22,3 +25,30 @@ def check_name(name: str, field: str) -> str:
             field,
         )
     return name
+
+
+def name_in_run(run: str, student: str) -> str:
+    """What a teacher counts a student under: its run and its id, since students of two runs may have one id.
+
+    A name as `check_name` has it: what is longer is cut, and told apart by a digest of the whole.
+    """
+    whole = f"{run}.{student}"
+    if len(whole) <= _LONGEST:
+        return whole
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:_DIGEST]
+    return f"{whole[: _LONGEST - _DIGEST - 1]}-{digest}"
+
+
+def check_address(address: str, field: str = "") -> str:
+    """The address itself if it is HOST:PORT with a port that a client can connect to; `dns:` may stand before it.
+
+    Raises:
+        ConfigurationError: there is no port, or none of that number.
+
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= _LARGEST_PORT:
+        raise ConfigurationError(
+            f"{address!r} is no address; give HOST:PORT, with a port of 1 to {_LARGEST_PORT}", field
+        )
+    return address

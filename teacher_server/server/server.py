@@ -42,6 +42,7 @@ SCOPE_OF_METHOD = {
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _DEATH_CHECK_SECONDS = 0.25
+_PATIENCE_SECONDS = 10.0  # of whoever looks on while a teacher loads
 # After an engine's death: long enough for a health check to see it, short enough to be restarted soon.
 _DEATH_GRACE_SECONDS = 1.0
 
@@ -142,7 +143,11 @@ async def serve(config: TeacherConfig, load: Callable[[str, float], Teacher]) ->
     try:
         stopped = asyncio.create_task(stop.wait())
         preparing = asyncio.create_task(prepare())
-        await asyncio.wait({stopped, preparing}, return_when=asyncio.FIRST_COMPLETED)
+        while not (stopped.done() or preparing.done()):
+            both = {stopped, preparing}
+            await asyncio.wait(both, timeout=_PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not (stopped.done() or preparing.done()):
+                logger.info("still at it; clients may come, and wait until it serves")
         if not preparing.done():
             logger.info("told to stop while loading")
             return

@@ -174,5 +174,8 @@ def test_a_run_is_steered_while_it_is_on_and_an_interrupt_leaves_nothing(tiny_mo
             assert train.wait(60) == 130, log.read_text()[-3000:]
             _, alive = psutil.wait_procs(family, timeout=20)
             assert not alive
+    assert students("list", output=output)["bob"]["state"] == "interrupted"
+    assert log.read_text().splitlines()[-1].endswith(f"to go on: tutelage train --config {cohort}")
+    assert "Traceback" not in log.read_text()
     with pytest.raises(Unreachable, match="not on"):
         students("pause", "bob", output=output)

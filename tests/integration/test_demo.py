@@ -46,7 +46,7 @@ def test_both_students_were_attached_to_one_teacher_that_was_started_once(finish
     run, _ = finished
     usage = json.loads((run / "teacher_usage.json").read_text())
     counters = {student["student_id"]: student for student in usage["students"]}
-    assert set(counters) == set(STUDENTS)
+    assert set(counters) == {f"demo.{student}" for student in STUDENTS}
     assert all(int(student["sequences"]) > 0 and int(student["bytes"]) > 0 for student in counters.values())
     first_step = min(rows(run, student)[0]["time_seconds"] for student in STUDENTS)
     assert usage["started_at_seconds"] < first_step

@@ -73,7 +73,7 @@ def test_flags_win_over_environment_over_file(tmp_path, monkeypatch):
         (["--name", "a", "--clipping", "1"], "; there is none of it$"),
         (["--name", "a", "--learning-rate", "1"], r"; did you mean optimizer\.learning_rate\?$"),
         (["--name", "a", "--steps", "1"], r"; did you mean optimizer\.steps\?$"),
-        (["--name", "a", "--zebra", "1"], "--zebra 1$"),
+        (["--name", "a", "--zebra", "1"], "--zebra 1 is no setting of this command$"),
         (["--name", "a", "--folder", "~nobody-of-this-name/x"], "give the whole path"),
     ],
 )
@@ -258,3 +258,24 @@ def test_settings_inherit_key_by_key_and_an_objective_of_another_name_replaces_t
     assert overlay(under, {"lora": {"rank": 8}})["lora"] == {"rank": 8}
     assert overlay(overlay({"epochs": 4}, {"epochs": None}), {"steps": 3}) == {"epochs": None, "steps": 3}
     assert under["objective"] == {"name": "gkd", "beta": 0.1}
+
+
+class Writing(Config):
+    """What is written, and who is asked."""
+
+    out: Path = Path("x")
+    """Where to."""
+    token_file: Path | None = None
+    """Token."""
+    optimizer: Optimizer = Optimizer()
+    """Optimizer."""
+
+
+def test_a_command_takes_the_name_that_another_one_has_for_a_thing():
+    def run(*arguments: str) -> Writing:
+        return load(Writing, list(arguments), program="x", environment_prefix="TUTELAGE_EXAMPLE_")
+
+    assert run("--output", "a") == run("--out=a") == run("--output=a") == Writing(out=Path("a"))
+    assert run("--teacher.token-file", "a").token_file == Path("a")
+    with pytest.raises(ConfigurationError, match=r"--address a is no setting of this command$"):
+        run("--address", "a")

@@ -16,7 +16,14 @@ from pathlib import Path
 import pytest
 
 from tutelage.config import load
-from tutelage.evaluator.config import EvaluateConfig, ExportConfig, ServeConfig, SubmitConfig, WatchConfig
+from tutelage.evaluator.config import (
+    ArithmeticConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ServeConfig,
+    SubmitConfig,
+    WatchConfig,
+)
 from tutelage.teacher_server.cli import with_model_flag
 from tutelage.teacher_server.config import GenerateConfig, PrecomputeConfig, TeacherConfig
 from tutelage.trainer.losses.registry import OBJECTIVES
@@ -63,6 +70,7 @@ CONFIGURED = {
     "teacher write": GenerateConfig,
     "evaluate serve": ServeConfig,
     "evaluate submit": SubmitConfig,
+    "evaluate generate-arithmetic": ArithmeticConfig,
     "evaluate watch": WatchConfig,
     "evaluate export": ExportConfig,
     "evaluate": EvaluateConfig,

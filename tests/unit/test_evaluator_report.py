@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,7 @@ from tutelage.evaluator.report import write_report, write_study_report
 from tutelage.evaluator.report.chart_style import PALETTE
 from tutelage.evaluator.report.run_comparisons import changes, likeness
 from tutelage.evaluator.report.run_data import read_run
+from tutelage.evaluator.report.run_report import facts
 from tutelage.evaluator.results import frames as fr
 from tutelage.evaluator.scoring.extraction import paper_number
 from tutelage.evaluator.tasks import TASKS
@@ -76,6 +78,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 row |= {"heldout/forward_kl": 2.0 - step / 60, "heldout/top1_agreement": 0.2 + step / 600}
             stream.write(json.dumps(row) + "\n")
         stream.write('{"step": 61, "train/lo')  # the trainer is writing
+    counts = {"rows": 40, "dropped_prompts": 20, "truncated_completions": 3, "tokens_cut": 120}
+    (student / "data.json").write_text(json.dumps(counts))
     usage = {"instanceId": "abc", "startedAtSeconds": 1.8e9, "students": [{"studentId": "gkd <b>", "sequences": "480"}]}
     usage |= {"countedByAnotherVersion": "1"}
     (folder / "teacher_usage.json").write_text(json.dumps(usage))
@@ -128,6 +132,21 @@ def test_it_has_its_parts(page: str) -> None:
         "chance",
     ):
         assert words in page, words
+
+
+def test_what_the_length_of_the_data_cost_is_said(run: Path, page: str, tmp_path: Path) -> None:
+    cost = "40 rows, 20 of them left out, as their prompt alone is too long, 3 completions cut, by 120 tokens together"
+    assert cost in page
+    shutil.copytree(run / "students", tmp_path / "students")
+    (tmp_path / "students/other").mkdir()
+    (tmp_path / "students/other/data.json").write_text(json.dumps({"rows": 9, "dropped_prompts": 0} | NOTHING_CUT))
+    assert dict(facts(read_run(run / "frames", tmp_path, None)))["training data"] == f"gkd <b>: {cost}; other: 9 rows"
+    (tmp_path / "students/other/data.json").write_text("{")
+    with pytest.raises(DataError, match=r"other/data\.json is not JSON"):
+        read_run(run / "frames", tmp_path, None)
+
+
+NOTHING_CUT = {"truncated_completions": 0, "tokens_cut": 0}
 
 
 def test_what_models_write_is_text(page: str) -> None:

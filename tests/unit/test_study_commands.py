@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +20,7 @@ import yaml
 from pyarrow import parquet
 
 from study_cases import study_values, write_study
+from tutelage import cli as command_line
 from tutelage.config import validate
 from tutelage.errors import ConfigurationError
 from tutelage.study import cli
@@ -280,3 +284,18 @@ def test_flags_of_a_served_teacher_are_those_of_its_command():
     options = {"enable_expert_parallel": True, "enable_dbo": False, "tensor_parallel_size": 8, "store.path": Path("s")}
     expected = ["--enable-expert-parallel", "--no-enable-dbo", "--tensor-parallel-size", "8", "--store.path", "s"]
     assert flags(options) == expected
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_ended_by_a_signal_says_how_to_go_on(number, code, tiny_model, tmp_path, monkeypatch, capsys):
+    def ended(self: Driver) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+
+    monkeypatch.setattr(Driver, "run", ended)
+    file = write_study(tmp_path, tiny_model)
+    assert command_line.main(["study", "run", str(file)]) == code
+    word = "terminated" if code == 143 else "interrupted"
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"tutelage study: {word}; what is done stays; to go on: tutelage study resume {file}"
+    assert Folder(tmp_path / "run").driver() is None

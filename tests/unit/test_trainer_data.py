@@ -65,6 +65,14 @@ def test_truncation_is_counted_and_cuts_the_end(tokenizer, tmp_path):
     assert cut.tokens_cut == len(full.completion_ids) - 4
     assert cut.examples[0].completion_ids.tolist() == full.completion_ids[:4].tolist()
     assert cut.fingerprint != whole.fingerprint
+    lost = cut.tokens_cut
+    assert cut.counts() == {"rows": 2, "dropped_prompts": 1, "truncated_completions": 1, "tokens_cut": lost}
+    assert cut.cost_of_length(room) == (
+        f"1 of 2 rows are left out: their prompt alone fills {room} tokens (batch.max_tokens)",
+        f"1 of 2 completions lost their end, {lost} tokens together: with their prompt they have more than {room} "
+        "(batch.max_tokens)",
+    )
+    assert whole.cost_of_length(500) == ()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from tutelage.errors import (
     ConfigurationError,
     Conflict,
     NotFound,
-    TutelageError,
+    Terminated,
     Unreachable,
 )
 from tutelage.manifest import commit
@@ -92,6 +93,13 @@ def test_the_list_is_a_table_or_json(tmp_path, capsys):
     assert all(cell in text for cell in ("ann", "3/6", "0.500", "sampling"))
     assert main(["list", "--output", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["students"][1]["student"] == "bob"
+
+
+def test_of_a_run_that_was_killed_nobody_is_running(tmp_path):
+    RunControl(tmp_path).publish(status_of(age_seconds=60))
+    assert {student.state for student in read_run_status(tmp_path).students} == {"interrupted"}
+    RunControl(tmp_path).publish(status_of())
+    assert {student.state for student in read_run_status(tmp_path).students} == {"running"}
 
 
 def test_what_cannot_be_asked_is_refused(tmp_path, monkeypatch):
@@ -172,6 +180,10 @@ class Ref:
         self.value = value
 
 
+class Gone(Exception):
+    """An actor's process is, or is being started again."""
+
+
 class Actor:
     """A student's actor that does at once what it is told, and remembers; a new process of it knows nothing."""
 
@@ -206,17 +218,20 @@ def cohort(tiny_model, tmp_path, monkeypatch):
         pass
 
     def get(ref: Ref) -> Any:
-        if isinstance(ref.value, TutelageError):
-            error = RayError()
-            error.cause = ref.value
+        if isinstance(ref.value, Exception):
+            error = RayError("\x1b[36mray::run()\x1b[39m\nTraceback …")
+            error.cause = None if isinstance(ref.value, Gone) else ref.value
             raise error
         return ref.value
 
     ray = SimpleNamespace(
-        wait=lambda refs, num_returns, timeout: ([ref for ref in refs if ref.value is not None], []),
+        wait=lambda refs, num_returns=1, timeout=0: ([ref for ref in refs if ref.value is not None], []),
         get=get,
         kill=lambda actor: None,
         exceptions=SimpleNamespace(RayError=RayError, RayActorError=RayError),
+        nodes=lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}],
+        available_resources=lambda: {"CPU": 0.0},
+        remote=lambda **_: lambda function: SimpleNamespace(remote=Ref),
     )
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(supervisor, "_POLL_SECONDS", 0.0)
@@ -336,6 +351,113 @@ def test_the_status_says_where_everybody_is(cohort, tmp_path):
     assert (rows[2].state, rows[2].step) == ("queued", 0)
 
 
+def with_students(cohort: supervisor.Cohort, **changes: Any) -> supervisor.Cohort:
+    """The cohort, its students with other settings, and before its first turn."""
+    students = tuple(student.model_copy(update=changes) for student in cohort._config.students)
+    return supervisor.Cohort(cohort._config.model_copy(update={"students": students}))
+
+
+def test_what_the_local_cluster_has_not_ends_a_student_at_once_and_says_what_is_there(cohort, monkeypatch):
+    monkeypatch.setattr(Actor, "status", SimpleNamespace(remote=Ref), raising=False)  # never answered
+    asking = with_students(cohort, gpus=1.0)
+    tell(asking)
+    assert states(asking) == ["failed"] * 3
+    said = str(asking.students[0].error)
+    assert "ann asks for 1 GPU and 1 CPU (gpus, threads, workers), which the cluster has not: 2 CPUs;" in said
+    assert asking.students[0].error.exit_code == 2
+
+
+def test_a_running_cluster_is_waited_for_as_long_as_told(cohort, monkeypatch):
+    monkeypatch.setattr(Actor, "status", SimpleNamespace(remote=Ref), raising=False)
+    monkeypatch.setattr(supervisor, "_SHORT_SECONDS", 0.0)
+    asking = with_students(cohort, gpus=1.0)
+    connected = cohort._config.ray.model_copy(update={"address": "auto", "wait_seconds": 60.0})
+    asking._config = asking._config.model_copy(update={"ray": connected})
+    tell(asking)
+    assert states(asking) == ["running", "running", "queued"]
+    assert asking.students[0].as_status().phase.startswith("waiting: ann asks for 1 GPU and 1 CPU")
+    asking._config = asking._config.model_copy(update={"ray": connected.model_copy(update={"wait_seconds": 0.0})})
+    asking.turn()
+    assert states(asking)[:2] == ["failed", "failed"]
+
+
+def test_a_student_whose_start_takes_long_says_what_is_free(cohort, monkeypatch):
+    monkeypatch.setattr(Actor, "status", SimpleNamespace(remote=Ref), raising=False)
+    monkeypatch.setattr(supervisor, "_LONG_SECONDS", 0.0)
+    tell(cohort)
+    assert cohort.students[0].as_status().phase == "not started yet: it asks for 1 CPU, free now are 0 CPUs"
+
+
+def test_an_actor_that_cannot_be_imported_ends_its_student_with_the_import_s_error(cohort, monkeypatch):
+    monkeypatch.setattr(Actor, "status", SimpleNamespace(remote=lambda: Ref(Gone())), raising=False)
+    monkeypatch.setattr(supervisor, "_IMPORT_SECONDS", 0.0)
+    tell(cohort)
+    assert states(cohort)[:2] == ["running", "running"]  # restarted for another reason, perhaps
+    cohort._imports.value = "ImportError: libfoo.so.1\nis missing"
+    tell(cohort)
+    assert states(cohort)[:2] == ["failed", "failed"]
+    assert "cannot start where Ray runs it: ImportError: libfoo.so.1 is missing; install" in str(
+        cohort.students[0].error
+    )
+
+
+@pytest.mark.parametrize(
+    ("raised", "says", "code"),
+    [
+        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied", 4),
+        (KeyError("choices"), "student ann ended unexpectedly: KeyError: 'choices'; its log is", 1),
+        (Gone(), "student ann ended unexpectedly: ray::run(); its log is", 1),
+    ],
+)
+def test_what_an_actor_raised_is_one_line(raised, says, code, cohort):
+    tell(cohort)
+    cohort.students[0].actor.ended.value = raised
+    tell(cohort)
+    error = cohort.students[0].error
+    assert str(error).removeprefix("students: ").startswith(says)
+    assert "\n" not in str(error)
+    assert error.exit_code == code
+
+
+def test_an_interrupt_lets_everybody_save_and_none_stays_running(cohort):
+    tell(cohort)
+    cohort.students[0].obey("stop")
+    tell(cohort)
+    told = [student.actor.told for student in cohort.students if student.actor]
+    cohort.interrupt(lambda status: None)
+    assert all("stop" in each for each in told)
+    assert states(cohort) == ["stopped", "interrupted", "interrupted"]
+    assert not cohort.is_on
+
+
+def test_one_that_does_not_save_in_time_is_interrupted_all_the_same(cohort, monkeypatch):
+    monkeypatch.setattr(supervisor, "_SAVE_SECONDS", 0.05)
+    monkeypatch.setattr(Actor, "stop", SimpleNamespace(remote=lambda: None), raising=False)
+    tell(cohort)
+    began = time.monotonic()
+    cohort.interrupt(lambda status: None)
+    assert time.monotonic() - began < 5
+    assert states(cohort)[:2] == ["running", "running"]
+    cohort.mark_interrupted()
+    assert states(cohort) == ["interrupted"] * 3
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_supervised_run_that_is_ended_by_a_signal_is_marked_and_raises(number, raised, cohort, tmp_path):
+    turns = []
+
+    def watch(status: RunStatus) -> None:
+        turns.append(status)
+        if len(turns) == 4:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(raised):
+        supervisor.supervise(cohort._config, watch)
+    after = read_run_status(tmp_path / "run")
+    assert after.ended
+    assert {student.state for student in after.students} == {"interrupted"}
+
+
 def test_of_a_student_that_was_refused_an_earlier_end_stays_what_is_known(cohort):
     """The teacher is another, or the data: its process finds that out when the run is on already."""
     tell(cohort)
@@ -398,6 +520,14 @@ def test_a_rerun_with_settings_that_change_no_number_is_not_refused(finished):
         refuse_other_settings(student.model_copy(update={"epochs": 2}), config.folder("ann"))
 
 
+def test_who_wants_more_steps_is_told_how_to_train_on(finished):
+    config = CohortConfig.model_validate(yaml.safe_load((finished / "cohort.yaml").read_text()))
+    longer = config.for_every_student(steps=20).students[0]
+    assert (longer.steps, longer.epochs) == (20, None)
+    with pytest.raises(CheckpointError, match=r"steps: 9, now 20.* begin a new run with init: .*/step-00000009$"):
+        refuse_other_settings(longer, config.folder("ann"))
+
+
 def test_a_student_without_a_checkpoint_may_begin_with_other_settings(finished):
     shutil.rmtree(finished / "run/students/ann/checkpoints")
     config = CohortConfig.model_validate(yaml.safe_load((finished / "cohort.yaml").read_text()))
@@ -414,7 +544,7 @@ def test_a_cohort_none_of_which_trained_leaves_the_earlier_ones_file(trained, fi
         return [supervisor.StudentRun(config.students[0], state="failed", error=refusal, has_begun=trained)]
 
     monkeypatch.setattr(supervisor, "supervise", supervise)
-    monkeypatch.setattr(supervisor, "local_or_connected_ray", nullcontext)
+    monkeypatch.setattr(supervisor, "local_or_connected_ray", lambda config: nullcontext(""))
     before = (finished / "run/cohort.yaml").read_text()
     with pytest.raises(CheckpointError, match="other data"):
         train(["--config", str(finished / "cohort.yaml")])
@@ -435,7 +565,7 @@ def test_two_runs_do_not_write_one_folder(finished):
 
 def test_an_output_that_cannot_be_written_is_refused_with_its_path(finished):
     (finished / "file").write_text("")
-    with pytest.raises(CheckpointError, match=f"cannot write {finished}/file/run"):
+    with pytest.raises(ConfigurationError, match=f"output: {finished}/file is a file"):
         train(["--config", str(finished / "cohort.yaml"), "--output", str(finished / "file/run")])
 
 

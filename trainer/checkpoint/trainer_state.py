@@ -173,10 +173,13 @@ def refuse_other_settings(config: StudentConfig, folder: Path) -> None:
         CheckpointError: names each setting that differs.
 
     """
-    if any(is_committed(checkpoint) for checkpoint in (folder / "checkpoints").glob("step-*")):
-        differences = differing_settings(config, folder)
-        if differences:
-            raise CheckpointError(f"{config.id}: {_other_settings(differences)}", "students")
+    committed = [path for path in sorted((folder / "checkpoints").glob("step-*")) if is_committed(path)]
+    differences = differing_settings(config, folder) if committed else []
+    if differences:
+        longer = any(each.startswith("steps: ") for each in differences)
+        # The learning rate's schedule ends with the steps: a longer one had another rate at every step.
+        how = f"; to train on from where it is, begin a new run with init: {committed[-1]}" if longer else ""
+        raise CheckpointError(f"{config.id}: {_other_settings(differences)}{how}", "students")
 
 
 def differing_settings(config: StudentConfig, folder: Path) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from tutelage.data.hub import local_model
 from tutelage.identity import chat_template_digest, tokenizer_digests
+from tutelage.names import name_in_run
 from tutelage.trainer.cluster.evaluator_client import EvaluatorClient
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.config.services import TeacherConfig
@@ -24,9 +26,10 @@ def open_teacher(config: CohortConfig, student: StudentConfig, waiting: Waiting,
         TutelageError: as `StoredTeacher` and `TeacherClient`.
 
     """
-    digests = tokenizer_digests(student.init)
+    init = local_model(student.init, "init")
+    digests = tokenizer_digests(init)
     compares = student.data.template == "chat" and student.data.chat_template == "same"
-    template = chat_template_digest(student.init) if compares else ""
+    template = chat_template_digest(init) if compares else ""
     # First: with stored signals no teacher is asked, though the configuration has an address by default.
     if config.signals_from is not None:
         return StoredTeacher(config.signals_from, tokenizer_digests=digests, chat_template_digest=template)
@@ -37,7 +40,7 @@ def open_teacher(config: CohortConfig, student: StudentConfig, waiting: Waiting,
         name: stack.enter_context(
             TeacherClient(
                 teacher.address,
-                student_id=student.id,
+                student_id=name_in_run(config.run, student.id),
                 wait_seconds=teacher.wait_seconds,
                 tokenizer_digests=digests,
                 chat_template_digest=template,

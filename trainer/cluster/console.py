@@ -14,6 +14,7 @@ from tutelage.trainer.cluster.run_control import RunStatus, StudentStatus
 from tutelage.trainer.metrics.progress import metric_texts, progress_line
 
 _LINE_EVERY_SECONDS = 15.0
+_WIDTH_WITH_BARS = 110
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Display:
         self._paces: dict[str, _Pace] = {}
         self._next_line_seconds = 0.0
         self._printed: dict[str, str] = {}
+        self._noted: set[str] = set()
 
     def __enter__(self) -> Display:
         if self._live:
@@ -63,8 +65,13 @@ class Display:
                 pace.first_kl = first_kl = kl if pace.first_kl is None else pace.first_kl
                 ends = pace.ends_at(student.step, student.steps) if student.state == "running" else ""
             texts[student.student] = metric_texts(student.metrics, first_forward_kl=first_kl) | {"ends": ends}
+            for note in student.notes:
+                line = f"{student.student}: {note}"
+                if line not in self._noted:
+                    self._noted.add(line)
+                    self._console.print(line, highlight=False, soft_wrap=True)
         if self._live:
-            self._live.update(students_table(status, texts))
+            self._live.update(students_table(status, texts, self._console.width))
             return
         due = time.time() >= self._next_line_seconds
         for student in status.students:
@@ -76,22 +83,24 @@ class Display:
             self._next_line_seconds = time.time() + _LINE_EVERY_SECONDS
 
 
-def students_table(status: RunStatus, texts: dict[str, dict[str, str]]) -> Table:
+def students_table(status: RunStatus, texts: dict[str, dict[str, str]], width: int) -> Table:
     """A row a student: how far it is, what is known of it, and what it does now.
 
     Args:
         status: of the run.
         texts: what is known of each student, by heading.
+        width: of the terminal, in columns; a narrow one has no room for bars.
 
     """
     table = Table(box=None, pad_edge=False, header_style="dim")
     headings = list(next(iter(texts.values()), {}))
-    for heading in ("student", "", "step", *headings, "now"):
+    bars = [""] * (width >= _WIDTH_WITH_BARS)
+    for heading in ("student", *bars, "step", *headings, "now"):
         table.add_column(heading)
     for student in status.students:
-        bar = ProgressBar(total=student.steps, completed=student.step, width=20)
+        bar = [ProgressBar(total=student.steps, completed=student.step, width=20)] * len(bars)
         known = [texts[student.student][heading] for heading in headings]
-        table.add_row(student.student, bar, f"{student.step}/{student.steps}", *known, what_now(student))
+        table.add_row(student.student, *bar, f"{student.step}/{student.steps}", *known, what_now(student))
     return table
 
 

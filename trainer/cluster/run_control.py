@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +36,7 @@ class StudentStatus:
 
     student: str
     state: str
-    """queued, running, paused, finished, stopped or failed."""
+    """queued, running, paused, finished, stopped, failed, or interrupted (the run was, by Ctrl-C or SIGTERM)."""
     step: int
     """Steps done."""
     steps: int
@@ -47,6 +47,8 @@ class StudentStatus:
     """Of its actor, while it has one that answers."""
     metrics: dict[str, float]
     """The newest value of each metric."""
+    notes: tuple[str, ...] = ()
+    """What people have to know of it: rows that were left out, completions that were cut."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ class RunControl:
 def read_run_status(output: Path) -> RunStatus:
     """The status of the run in that folder, whether it is still on or not.
 
+    If its supervisor was killed, everybody who trained, or waited to, is interrupted.
+
     Raises:
         NotFound: no run was ever there, or what lies there is not the status of one.
 
@@ -140,12 +144,17 @@ def read_run_status(output: Path) -> RunStatus:
     if not path.exists():
         raise NotFound(f"{output} is not the folder of a run; give the `output` of its cohort", "--output")
     try:
-        return TypeAdapter(RunStatus).validate_json(path.read_bytes())
+        status = TypeAdapter(RunStatus).validate_json(path.read_bytes())
     except ValueError as error:
         raise NotFound(
             f"{path} is not the status of a run ({str(error).splitlines()[0]}); tutelage train writes it anew",
             "--output",
         ) from error
+    if is_running(status):
+        return status
+    on = ("queued", "running", "paused")
+    students = (replace(each, state="interrupted") if each.state in on else each for each in status.students)
+    return replace(status, students=tuple(students))
 
 
 def is_running(status: RunStatus) -> bool:

@@ -17,6 +17,8 @@ from typing import Literal
 
 import ray
 
+from tutelage.errors import as_known
+from tutelage.trainer.cluster.student_log import write_log
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.metrics.progress import ActorStatus, Outcome, Progress, metric_texts, progress_line
 from tutelage.trainer.metrics.prometheus import PrometheusGauges
@@ -35,8 +37,6 @@ class StudentActor:
     """
 
     def __init__(self, config: CohortConfig, student_id: str) -> None:
-        # Ray keeps what its process says on stderr, and shows that on the actor's page of the dashboard.
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         self._config, self._student = config, config.student(student_id)
         self._control = Control()
         self._gauges = PrometheusGauges(config.run, student_id)
@@ -53,31 +53,41 @@ class StudentActor:
         """Trains to the end, or until `stop`.
 
         Raises:
-            TutelageError: as `training.loop.train` and `TeacherClient`.
+            TutelageError: as `training.loop.train` and `TeacherClient`, and what `as_known` makes of other errors.
 
         """
+        write_log(self._config.folder(self._student.id))
+        try:
+            return self._train()
+        except Stopped:
+            return Outcome(self._student.id, self._progress.step, finished=False, checkpoint=None)
+        except Exception as error:
+            known = as_known(error)
+            _log.error("it failed: %s", known or error, exc_info=known is None)
+            if known is None or known is error:
+                raise
+            raise known from error
+
+    def _train(self) -> Outcome:
         # The driver, which imports this module too, needs no torch.
         from tutelage.trainer.cluster.connections import open_evaluator, open_teacher
         from tutelage.trainer.training.loop import train
 
         config, student = self._config, self._student
-        try:
-            if student.workers > 1:
-                from tutelage.trainer.cluster.worker_group import WorkerTask, train_with_workers
+        if student.workers > 1:
+            from tutelage.trainer.cluster.worker_group import WorkerTask, train_with_workers
 
-                return train_with_workers(WorkerTask(config, student.id, ray.get_runtime_context().current_actor))
-            with ExitStack() as stack:
-                teacher = open_teacher(config, student, self._waiting, stack)
-                return train(
-                    student,
-                    folder=config.folder(student.id),
-                    teacher=teacher,
-                    report=self.take_progress,
-                    evaluations=open_evaluator(config, student, teacher, stack),
-                    control=self._control,
-                )
-        except Stopped:
-            return Outcome(student.id, self._progress.step, finished=False, checkpoint=None)
+            return train_with_workers(WorkerTask(config, student.id, ray.get_runtime_context().current_actor))
+        with ExitStack() as stack:
+            teacher = open_teacher(config, student, self._waiting, stack)
+            return train(
+                student,
+                folder=config.folder(student.id),
+                teacher=teacher,
+                report=self.take_progress,
+                evaluations=open_evaluator(config, student, teacher, stack),
+                control=self._control,
+            )
 
     # Asked for twice a second: as events these calls would bury everything else that the dashboard lists.
     @ray.method(concurrency_group="control", enable_task_events=False)
@@ -110,6 +120,9 @@ class StudentActor:
     @ray.method(concurrency_group="control")
     def take_progress(self, progress: Progress) -> None:
         """Where its training is, in this process or in its workers."""
+        for note in progress.notes:
+            if note not in self._progress.notes:
+                _log.warning(note)
         # Phases are logged one by one until there are steps, then one line with each step.
         if progress.step != self._progress.step or not progress.metrics:
             _log.info(progress_line(progress.step, progress.steps, metric_texts(progress.metrics), progress.phase))

@@ -2,21 +2,35 @@
 
 It is the driver of the Ray job: when it goes, its actors go. What people ask for (`tutelage students`) becomes what
 is *wanted* of a student; the supervisor tells its actor again until it does so, since an actor whose process was
-killed begins without knowing.
+killed begins without knowing. An end of the run from outside, Ctrl-C or SIGTERM, lets the students save first.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from tutelage.errors import CheckpointError, Conflict, NotFound, TutelageError
+from tutelage.errors import (
+    CheckpointError,
+    ConfigurationError,
+    Conflict,
+    NotFound,
+    Terminated,
+    TutelageError,
+    as_known,
+    one_line,
+)
+from tutelage.trainer.cluster.resources import asked_of, fits, in_words, shortage
 from tutelage.trainer.cluster.run_control import Action, RunControl, RunStatus, StudentStatus, read_run_status
+from tutelage.trainer.cluster.student_log import LOG_FILE
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.metrics.progress import ActorStatus, Outcome
@@ -26,6 +40,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 
 _POLL_SECONDS = 0.5
+_SHORT_SECONDS, _LONG_SECONDS = 5.0, 10.0
+# An actor answers after 1 to 3 s; one whose module cannot be imported is started again and again, without a word.
+_IMPORT_SECONDS = 4.0
+# Schedulers send SIGKILL 30 s after SIGTERM (Slurm's KillWait, Kubernetes' grace period).
+_SAVE_SECONDS = 20.0
 # Two, so that `status` is answered while another call of the group is under way.
 _CONTROL_THREADS = 2
 _log = logging.getLogger(__name__)
@@ -40,7 +59,7 @@ class StudentRun:
     """One student under supervision."""
 
     config: StudentConfig
-    state: Literal["queued", "running", "finished", "stopped", "failed"] = "queued"
+    state: Literal["queued", "running", "finished", "stopped", "failed", "interrupted"] = "queued"
     wanted: Wanted = "run"
     """What people want of it."""
     yields: bool = False
@@ -55,6 +74,10 @@ class StudentRun:
     """Set when it failed."""
     before: StudentStatus | None = None
     """What an earlier supervisor of the same run said last of it."""
+    silent_since: float = 0.0
+    """When its actor was asked for, or its process died, by the monotonic clock; of no meaning while it answers."""
+    waits_for: str = ""
+    """What its actor waits for, in words, while it does not answer."""
     actor: Any = field(default=None, repr=False)
     future: Any = field(default=None, repr=False)
 
@@ -99,7 +122,7 @@ class StudentRun:
         progress = self.status.progress if self.status else None
         here = self.status if self.state == "running" else None
         paused = here.paused if here else self.state == "queued" and self.wanted == "pause"
-        phase = "starting" if self.state == "running" else ""
+        phase = (self.waits_for or "starting") if self.state == "running" else ""
         return StudentStatus(
             self.config.id,
             "paused" if paused else self.state,
@@ -109,6 +132,7 @@ class StudentRun:
             str(self.error or (here.progress.phase if here else phase)),
             here.process_id if here else None,
             dict(progress.metrics) if progress else {},
+            progress.notes if progress else (),
         )
 
 
@@ -117,17 +141,23 @@ Watch = Callable[[RunStatus], None]
 
 
 @contextmanager
-def local_or_connected_ray(config: CohortConfig) -> Iterator[None]:
-    """A Ray to run on; a local one ends with the context, and binds to loopback only."""
+def local_or_connected_ray(config: CohortConfig) -> Iterator[str]:
+    """A Ray to run on; a local one ends with the context, and binds to loopback only.
+
+    Gives its dashboard's host:port; the empty string if it serves none.
+    """
     import ray
 
+    on_terminate = signal.getsignal(signal.SIGTERM)
+
     logging.getLogger("ray").setLevel(logging.ERROR)  # before init, which warns about its own defaults
+    _nodes_to_file(config.output / "ray.log")
     # What students log is on their actors' pages; the driver's output is the table, or the lines, of all of them.
     common: dict[str, Any] = {"namespace": config.run, "log_to_driver": False, "logging_level": "error"}
     if config.ray.address is None:
         # What all students ask for: how many run at once is the supervisor's affair, and may grow.
         cpus = sum(student.threads * student.workers for student in config.students)
-        ray.init(
+        context = ray.init(
             num_cpus=config.ray.cpus or cpus,
             include_dashboard=config.ray.dashboard,
             object_store_memory=config.ray.object_store_bytes,
@@ -135,37 +165,78 @@ def local_or_connected_ray(config: CohortConfig) -> Iterator[None]:
             **common,
         )
     else:
-        ray.init(address=config.ray.address, **common)
+        context = ray.init(address=config.ray.address, **common)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray put its own in place, which ends the process at once
     try:
-        yield
+        yield str(context.dashboard_url or "")
     finally:
         ray.shutdown()
+
+
+def _nodes_to_file(path: Path) -> None:
+    """Lets what Ray's nodes report of processes that died go to a file in the run's folder."""
+    import ray._private.worker
+
+    def write(data: dict[str, Any], **_: object) -> None:
+        with suppress(OSError), path.open("a", encoding="utf-8") as stream:
+            stream.writelines(f"{line}\n" for line in data["lines"])
+
+    # Ray's `listen_error_messages` prints them on the driver's output, tracebacks in colour among them, whatever
+    # `log_to_driver` says; and has no other switch.
+    ray._private.worker.print_to_stdstream = write
 
 
 def supervise(config: CohortConfig, watch: Watch) -> list[StudentRun]:
     """Trains every student of the cohort; needs a connected Ray.
 
-    A student that fails does not disturb the others. An exception from `watch`, KeyboardInterrupt among
-    them, kills the actors; what they have committed stays.
+    A student that fails does not disturb the others. At Ctrl-C and SIGTERM they save after their present step, for
+    which they have 20 seconds; another one, like any exception from `watch`, kills the actors at once. What they have
+    committed stays.
 
     Args:
         config: the cohort.
         watch: told where everybody is.
+
+    Raises:
+        KeyboardInterrupt, Terminated: after everybody has saved, or had the time to.
 
     """
     import ray
 
     cohort = Cohort(config)
     try:
-        while cohort.is_on:
-            watch(cohort.turn())
+        with _sigterm_noted() as noted:
+            while cohort.is_on:
+                if noted.is_set():
+                    raise Terminated
+                watch(cohort.turn())
+    except (KeyboardInterrupt, Terminated):
+        cohort.interrupt(watch)
+        raise
     finally:
         for student in cohort.students:
             if student.state == "running":
                 ray.kill(student.actor)
+        if cohort.is_on:
+            cohort.mark_interrupted()
         ended = cohort.publish(ended=True)
     watch(ended)
     return cohort.students
+
+
+@contextmanager
+def _sigterm_noted() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets: of what a handler raises, Ray lets KeyboardInterrupt alone through its own calls."""
+    noted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted  # Python lets no other thread handle signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: noted.set())
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Cohort:
@@ -186,6 +257,8 @@ class Cohort:
         self._concurrency = config.concurrency or len(self.students)
         self._control = RunControl(config.output)
         self._unpublished = False
+        self._imports: Any = None
+        """Of the task that says why actors do not start; None while all of them do."""
 
     @property
     def is_on(self) -> bool:
@@ -206,12 +279,37 @@ class Cohort:
             else:
                 _log.warning("%s is not obeyed: there is no such student, or nobody would run", command)
         self._schedule()
+        self._look_at_resources()
+        self._look_at_imports()
         status = self.publish()
         self._collect_ended()
         self._ask()
         for student in self.students:
             student.steer()
         return status
+
+    def interrupt(self, watch: Watch) -> None:
+        """Lets everybody save and end; those that have nothing to save, or take too long, are left running."""
+        running = [student for student in self.students if student.state == "running"]
+        for student in running:
+            student.wanted = "stop"
+        for student in self.students:
+            if student.state == "queued":
+                student.state = "interrupted"
+        end = time.monotonic() + _SAVE_SECONDS
+        while any(student.state == "running" and student.has_begun for student in running):
+            if time.monotonic() > end:
+                break
+            watch(self.turn())
+        for student in running:
+            if student.state == "stopped":
+                student.state = "interrupted"
+
+    def mark_interrupted(self) -> None:
+        """Of everybody who trains or waits to: their actors are gone."""
+        for student in self.students:
+            if student.state in ("queued", "running"):
+                student.state = "interrupted"
 
     def publish(self, *, ended: bool = False) -> RunStatus:
         """Writes where everybody is."""
@@ -242,7 +340,7 @@ class Cohort:
             student.actor = create_actor(student.config, self._config)
             # Completed by whichever process of the actor comes to the end; a restarted one is called again by Ray.
             student.future = student.actor.run.remote()
-            student.state = "running"
+            student.state, student.silent_since, student.waits_for = "running", time.monotonic(), ""
 
     def _collect_ended(self) -> None:
         import ray
@@ -257,11 +355,67 @@ class Cohort:
             try:
                 student.end(ray.get(future))
             except ray.exceptions.RayError as error:
-                # What the actor raised is the cause; without one its process is gone for good.
-                cause, text = getattr(error, "cause", None), f"student {student.config.id} ended unexpectedly: {error}"
-                student.error = cause if isinstance(cause, TutelageError) else TutelageError(text, "students")
-                student.state = "failed"
+                student.error, student.state = self._failure(student, error), "failed"
             ray.kill(student.actor)  # Its process would stay, and its name and CPUs with it.
+
+    def _failure(self, student: StudentRun, error: Exception) -> TutelageError:
+        """What its actor raised, or why it has none any more, as one line."""
+        cause = getattr(error, "cause", None)
+        known = as_known(cause) if isinstance(cause, Exception) else None
+        if known is not None:
+            return known
+        log = self._config.folder(student.config.id) / LOG_FILE
+        # Without a cause, a process that died: Ray's first line says so, and the others what Ray knows of it.
+        what = one_line(f"{type(cause).__name__}: {cause}" if cause else str(error).strip().partition("\n")[0])
+        return TutelageError(f"student {student.config.id} ended unexpectedly: {what}; its log is {log}", "students")
+
+    def _look_at_resources(self) -> None:
+        """Says of students whose actor has not answered what they wait for; ends those for which it cannot come."""
+        import ray
+
+        now, connected = time.monotonic(), self._config.ray.address is not None
+        late = [
+            student
+            for student in self.students
+            if student.state == "running"
+            and student.status is None
+            # A cluster that forms, or whose autoscaler is quick, has them by then.
+            and now - student.silent_since > _SHORT_SECONDS * connected
+        ]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]] if late else []
+        for student in late:
+            student.waits_for = ""
+            if fits(student.config, nodes):
+                if now - student.silent_since > _LONG_SECONDS:
+                    asked, free = in_words(asked_of(student.config)), in_words(ray.available_resources())
+                    student.waits_for = f"not started yet: it asks for {asked}, free now are {free}"
+                continue
+            student.waits_for = f"waiting: {shortage(student.config, nodes)}"
+            waits = self._config.ray.wait_seconds if connected else 0.0
+            if now - student.silent_since > waits:
+                student.error = ConfigurationError(shortage(student.config, nodes), "students.gpus")
+                student.state = "failed"
+                ray.kill(student.actor)
+
+    def _look_at_imports(self) -> None:
+        """Ends the students whose process cannot import what they are; Ray would start it again, and say nothing."""
+        import ray
+
+        now = time.monotonic()
+        silent = [each for each in self.students if each.state == "running" and each.status is None]
+        if self._imports is None and any(now - each.silent_since > _IMPORT_SECONDS for each in silent):
+            self._imports = ray.remote(num_cpus=0, max_retries=0)(_import_of_actor()).remote()
+        if self._imports is None or not silent or not ray.wait([self._imports], timeout=0)[0]:
+            return
+        problem = ray.get(self._imports)
+        for student in silent if problem else ():
+            student.error = ConfigurationError(
+                f"student {student.config.id} cannot start where Ray runs it: {one_line(problem)}; install what is "
+                "missing on every node, as it is here",
+                "students",
+            )
+            student.state = "failed"
+            ray.kill(student.actor)
 
     def _ask(self) -> None:
         """Takes the newest status of those that answer at once; one that is being restarted does not."""
@@ -275,7 +429,22 @@ class Cohort:
                 asked[future].status = status
                 asked[future].has_begun |= bool(status.progress.metrics)
             except ray.exceptions.RayActorError:
-                asked[future].status = None
+                if asked[future].status is not None:
+                    asked[future].status, asked[future].silent_since = None, time.monotonic()
+
+
+def _import_of_actor() -> Callable[[], str]:
+    """A function that says why an actor's module cannot be imported, or nothing; Ray carries it as it stands here."""
+
+    # Defined here, and so pickled by value: as a function of this module it could not be imported either.
+    def attempt() -> str:
+        try:
+            import tutelage.trainer.cluster.student_actor  # noqa: F401
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    return attempt
 
 
 def create_actor(student: StudentConfig, config: CohortConfig) -> Any:

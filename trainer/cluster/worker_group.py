@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from tutelage.errors import TutelageError
+from tutelage.trainer.cluster.student_log import write_log
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.metrics.progress import Outcome, Progress
 from tutelage.trainer.training.control import Control, Stopped
@@ -96,6 +97,8 @@ def train_loop_per_worker(settings: dict[str, WorkerTask]) -> Outcome:
 
     task, workers = settings["task"], workers_of_process_group()
     config, student = task.config, task.config.student(task.student_id)
+    if workers.first:
+        write_log(config.folder(student.id))
     with ExitStack() as stack:
         control = stack.enter_context(RemoteControl(task.actor))
         teacher = open_teacher(config, student, control.waiting, stack)

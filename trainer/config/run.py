@@ -5,13 +5,13 @@ A student's settings are those of `defaults` with its own laid over them, as `tu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from tutelage.config import Config, overlay
+from tutelage.config import Config, overlay, validate
 from tutelage.errors import ConfigurationError
 from tutelage.names import check_name
 from tutelage.trainer.config import other_names
@@ -22,7 +22,11 @@ from tutelage.trainer.config.student import StudentConfig, StudentDefaults
 
 
 class CohortConfig(Config):
-    """Trains students of one served teacher, each in its own Ray actor."""
+    """Trains students of one served teacher, each in its own Ray actor.
+
+    Short ways, of every student and whatever the file says: --steps N, --lr RATE, and --students ID,ID to train these
+    only.
+    """
 
     ELSEWHERE: ClassVar[dict[str, str]] = other_names.COHORT
     COMMON: ClassVar[tuple[str, ...]] = (
@@ -42,7 +46,6 @@ class CohortConfig(Config):
         "defaults.sampling.max_new_tokens",
         "defaults.seed",
         "defaults.gpus",
-        "students",
         "concurrency",
         "evaluator.address",
     )
@@ -137,6 +140,27 @@ class CohortConfig(Config):
             if student.id == student_id:
                 return student
         raise ConfigurationError(f"{student_id!r} is none of {[student.id for student in self.students]}", "students")
+
+    def for_every_student(
+        self, *, steps: int | None = None, learning_rate: float | None = None, only: Sequence[str] | None = None
+    ) -> CohortConfig:
+        """The cohort with settings laid over every student's own.
+
+        Args:
+            steps: optimizer steps, in place of epochs as well; none leaves both.
+            learning_rate: peak; none leaves it.
+            only: ids of the students to keep, in their order; none keeps all.
+
+        Raises:
+            ConfigurationError: there is no student of such an id, or a value is not allowed.
+
+        """
+        own: dict[str, Any] = {} if steps is None else {"steps": steps, "epochs": None}
+        if learning_rate is not None:
+            own["optimizer"] = {"learning_rate": learning_rate}
+        kept = self.students if only is None else tuple(self.student(student_id) for student_id in only)
+        students = [overlay(student.model_dump(), own) for student in kept]
+        return validate(CohortConfig, self.model_dump() | {"students": students})
 
     def folder(self, student_id: str) -> Path:
         """The folder that the student writes."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, field_validator
 
 from tutelage.config import Config
+from tutelage.names import check_address
 from tutelage.rpc.tls import ClientAccess
 from tutelage.tasks import TaskConfig
 from tutelage.trainer.config.objective import NotNegative, Positive
@@ -22,11 +23,18 @@ class TeacherConfig(ClientAccess):
     wait_seconds: Annotated[float, Field(gt=0)] = 600.0
     """How long to wait for a teacher that does not answer before giving up."""
 
+    @field_validator("address")
+    @classmethod
+    def _check_addresses(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for address in [value] if isinstance(value, str) else value:
+            check_address(address)
+        return value
+
 
 class EvaluatorConfig(ClientAccess):
     """Where the evaluator is and what it is asked for."""
 
-    address: str = "127.0.0.1:50052"
+    address: Annotated[str, AfterValidator(check_address)] = "127.0.0.1:50052"
     """host:port of the evaluator."""
     tasks: tuple[TaskConfig, ...]
     """Tasks for each evaluated checkpoint, for example `[gsm8k:paper]`."""
@@ -45,5 +53,8 @@ class RayConfig(Config):
     """Whether the local cluster serves the Ray dashboard (on loopback)."""
     object_store_bytes: Positive = 80 * 2**20
     """Shared memory of the local cluster; students keep nothing in it."""
+    wait_seconds: Annotated[float, Field(ge=0)] = 600.0
+    """How long a student waits for CPUs or GPUs that a running cluster has not, and that an autoscaler may bring; in a
+    local one, to which no node comes, it ends at once."""
     max_restarts: NotNegative = 10
     """How often Ray restarts a student whose process died."""

@@ -33,6 +33,26 @@ class Dataset:
     tokens_cut: int
     """Completion tokens that truncation removed."""
 
+    def counts(self) -> dict[str, int]:
+        """What of the data is learned from, and what its length cost; by name, for a file."""
+        return {
+            "rows": len(self.examples) + self.dropped_prompts,
+            "dropped_prompts": self.dropped_prompts,
+            "truncated_completions": self.truncated_completions,
+            "tokens_cut": self.tokens_cut,
+        }
+
+    def cost_of_length(self, max_tokens: int) -> tuple[str, ...]:
+        """What people must know of it, a line each: rows that were left out, completions that lost their end."""
+        rows = len(self.examples) + self.dropped_prompts
+        lines = {
+            f"{self.dropped_prompts:,} of {rows:,} rows are left out: their prompt alone fills "
+            f"{max_tokens:,} tokens (batch.max_tokens)": self.dropped_prompts,
+            f"{self.truncated_completions:,} of {rows:,} completions lost their end, {self.tokens_cut:,} tokens "
+            f"together: with their prompt they have more than {max_tokens:,} (batch.max_tokens)": self.tokens_cut,
+        }
+        return tuple(line for line, count in lines.items() if count)
+
     def split(self, *, held_out: int, seed: int) -> tuple[Dataset, tuple[TokenizedExample, ...]]:
         """The rows to train on, and `held_out` seeded rows that are not among them.
 

@@ -25,6 +25,8 @@ class Progress:
     """What it is doing, for people."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The newest value of each metric."""
+    notes: tuple[str, ...] = ()
+    """What people have to know of it: rows that were left out, completions that were cut."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     outcome = train(config, folder=folder, teacher=client, report=print)
 
 `train` is the same in a test, in a Ray actor and anywhere else: what it does depends on its arguments and
-on what it finds in `folder`, where it keeps `student.yaml`, `metrics.jsonl`, `metrics.parquet`,
+on what it finds in `folder`, where it keeps `student.yaml`, `data.json`, `metrics.jsonl`, `metrics.parquet`,
 `held_out.safetensors`, `checkpoints/step-…/` and, if asked for, the link `checkpoints/best`.
 
 Several workers (`model.process_group`) call `train` at once with the same arguments. The first one does what one alone
@@ -13,6 +13,7 @@ when the weights of a sharded student come together.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ import torch
 
 from tutelage.config import to_yaml
 from tutelage.data.dataset_files import TokenizedExample
+from tutelage.data.hub import local_model
 from tutelage.data.prompts import completion_end_id
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.files import write_durably
@@ -143,12 +145,14 @@ class _Training:
         self._config, self._send_report, self._workers = config, report, workers
         self._newest: dict[str, float] = {}
         self._step = 0
+        self._notes: tuple[str, ...] = ()
         self._report("loading the student and its data")
+        self._init = init = local_model(config.init, "init")
         self._student = Student(
-            config.init,
+            init,
             dtype=config.dtype,
             optimizer=config.optimizer,
-            vocabulary_size=vocabulary_size(config.init),
+            vocabulary_size=vocabulary_size(init),
             lora=config.lora,
             adapter_seed=derived_seed(config.seed, "adapters"),
             gradient_checkpointing=config.gradient_checkpointing,
@@ -159,8 +163,9 @@ class _Training:
         self._student.end_with(ends.union(teacher.identity.end_token_ids if teacher else ()))
         # Here, where a refusal costs seconds: a first save comes after `save_every_steps` steps.
         if workers.first:
-            check_saving(self._student, config.init, folder)
+            check_saving(self._student, init, folder)
         dataset, held_out = _read_data(config, self._student)
+        self._notes = dataset.cost_of_length(config.batch.max_tokens)
         self._examples, self._order = dataset.examples, Order(len(dataset.examples), config.seed)
         if config.epochs is not None:
             steps = max(1, config.epochs * len(dataset.examples) // config.prompts_per_step)
@@ -174,6 +179,7 @@ class _Training:
         if workers.first:
             # Not before: a training that was just refused leaves the file of the one that it would have gone on with.
             write_durably(folder / "student.yaml", to_yaml(config))
+            write_durably(folder / "data.json", json.dumps(dataset.counts()) + "\n")
         self._report("asking the teacher about held-out sequences")
         heads = unembeddings(teacher, self._student.device)
         self._validation = Validation(
@@ -210,7 +216,7 @@ class _Training:
         self._newest |= metrics.newest
         # Without a checkpoint all of this is done again; the evaluator takes the same submission twice for one.
         if self._state.metrics_bytes == 0:
-            evaluations.submit(0, self._config.init)
+            evaluations.submit(0, self._init)
             self._record(metrics, self._validation.run(self._student))
         while self._all_do(not self._finished and not control.stopped):
             row = self._do_step()
@@ -320,7 +326,7 @@ class _Training:
     def _report(self, phase: str) -> None:
         config = self._config
         # A copy: the actor's `status` reads it in another thread, while the next step changes `_newest`.
-        self._send_report(Progress(config.id, self._step, config.steps, phase, dict(self._newest)))
+        self._send_report(Progress(config.id, self._step, config.steps, phase, dict(self._newest), self._notes))
 
 
 def _require_teachers(
@@ -347,11 +353,6 @@ def _read_data(config: StudentConfig, student: Student) -> tuple[Dataset, list[T
     whole = read_dataset(
         config.data.path, student.tokenizer, template=config.data.template, max_tokens=config.batch.max_tokens
     )
-    if whole.dropped_prompts or whole.truncated_completions:
-        _log.warning(
-            "%s: %d rows left out because their prompt fills batch.max_tokens, %d completions lost %d tokens",
-            *(config.data.path, whole.dropped_prompts, whole.truncated_completions, whole.tokens_cut),
-        )
     dataset, held_out = whole.split(held_out=config.held_out.sequences, seed=config.seed)
     if not all(len(example.completion_ids) for example in held_out):
         raise DataError(

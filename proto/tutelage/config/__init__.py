@@ -54,6 +54,17 @@ class Config(BaseModel):
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
+SPELLINGS = (
+    ("output", "out"),
+    ("teacher.address", "address"),
+    ("teacher.adapter", "adapter"),
+    ("teacher.tls.ca", "tls.ca", "ca"),
+    ("teacher.tls.certificate", "tls.certificate", "certificate"),
+    ("teacher.tls.key", "tls.key", "key"),
+    ("teacher.token_file", "token_file"),
+)
+"""What one thing is called by commands that have more or less beside it; as flags, each command takes all of them."""
+
 
 def user_path(text: str) -> Path:
     """A path as a person writes it: `~` is their home. For argparse's `type`.
@@ -70,7 +81,7 @@ def _expanded(value: Any) -> Any:
         try:
             return value.expanduser()
         except RuntimeError as error:
-            raise ValueError(f"{error}; give the whole path") from error
+            raise ValueError(f"{value.parts[0]} has no home here; give the whole path") from error
     if isinstance(value, tuple):
         return tuple(map(_expanded, value))
     if isinstance(value, dict):
@@ -138,13 +149,29 @@ def load(
         given = " and ".join(map(str, known.config))
         raise ConfigurationError(f"there are {len(known.config)}, {given}; give one, and the rest as flags", "config")
     _refuse_renamed_variables(model, environment_prefix)
-    config = _filled(model, known.config[0] if known.config else None, rest, environment_prefix)
+    flags = [_spelled(model, word) for word in rest]
+    config = _filled(model, known.config[0] if known.config else None, flags, environment_prefix)
     if check is not None and not known.print_config:
         config = check(config) or config
     if known.dry_run or known.print_config:
         sys.stdout.write(to_yaml(config))
         raise SystemExit(EXIT_DONE)
     return config
+
+
+def _spelled(model: type[Config], word: str) -> str:
+    """A flag by the name that this model has for what it names; any other word as it is."""
+    name, equals, value = word.partition("=")
+    key = name.removeprefix("--").replace("-", "_")
+    if not word.startswith("--") or _has(model, key):
+        return word
+    same = next((names for names in SPELLINGS if key in names), ())
+    own = next((each for each in same if _has(model, each)), None)
+    return word if own is None else f"--{own.replace('_', '-')}{equals}{value}"
+
+
+def _has(model: type[Config], key: str) -> bool:
+    return any(prefix + name == key for prefix, each in _models(model) for name in each.model_fields)
 
 
 def _filled(model: type[ConfigT], file: Path | None, flags: list[str], environment_prefix: str) -> ConfigT:
@@ -154,9 +181,13 @@ def _filled(model: type[ConfigT], file: Path | None, flags: list[str], environme
     except ValidationError as error:
         raise _configuration_error(model, error) from error
     except SettingsError as error:
-        words = [word[2:].split("=")[0] for word in flags if word.startswith("--") and word in str(error)]
+        _, found, arguments = str(error).partition("unrecognized arguments: ")
+        if not found:
+            raise ConfigurationError(str(error).removeprefix("error parsing CLI: ")) from error
+        words = [word[2:].split("=")[0] for word in flags if word.startswith("--") and word in arguments]
         unknown = [word.removeprefix("no-") for word in words]  # `--no-x` denies x
-        raise ConfigurationError(str(error) + "".join(_suggestion(model, key) for key in unknown)) from error
+        hints = "".join(_suggestion(model, key) for key in unknown)
+        raise ConfigurationError(f"{arguments} is no setting of this command{hints}") from error
     # Once more as what was asked for, and not a subclass that reads the environment whenever it is made.
     return validate(model, filled.model_dump())
 
@@ -319,7 +350,12 @@ def _configuration_error(model: type[BaseModel], error: ValidationError) -> Conf
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             lines.append(f"{key} is not a key{_suggestion(model, key)}")
-        else:
-            given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
-            lines.append(f"{key}: {problem['msg']}{given}" if key else f"{problem['msg']}")
+            continue
+        own = problem.get("ctx", {}).get("error")
+        text = f"{problem['msg']} (given: {problem['input']!r})"
+        if problem["type"] == "missing":
+            text = problem["msg"]
+        elif isinstance(own, ValueError):  # which says itself what was given; pydantic would begin with "Value error"
+            text = str(own)
+        lines.append(f"{key}: {text}" if key else text)
     return ConfigurationError("; ".join(lines))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import model_validator
 
-from tutelage.config import Config, validate
+from tutelage.config import SPELLINGS, Config, user_path, validate
 from tutelage.errors import ConfigurationError
 
 
@@ -61,10 +61,16 @@ def add_client_flags(parser: argparse.ArgumentParser, scope: str) -> None:
         scope: that the command needs a token for, if the server asks for tokens.
 
     """
-    parser.add_argument("--ca", type=Path, help="PEM file that the server's certificate must come from: use TLS")
-    parser.add_argument("--certificate", type=Path, help="PEM file: our own certificate, if the server asks for one")
-    parser.add_argument("--key", type=Path, help="PEM file: its private key")
-    parser.add_argument("--token-file", type=Path, help=f"file with a bearer token of scope {scope}")
+
+    def add(name: str, text: str) -> None:
+        spellings = next(names for names in SPELLINGS if name in names)
+        flags = [f"--{each.replace('_', '-')}" for each in reversed(spellings)]
+        parser.add_argument(*flags, dest=name, type=user_path, metavar="FILE", help=text)
+
+    add("ca", "PEM file that the server's certificate must come from: use TLS")
+    add("certificate", "PEM file: our own certificate, if the server asks for one")
+    add("key", "PEM file: its private key")
+    add("token_file", f"file with a bearer token of scope {scope}")
 
 
 def client_access(options: argparse.Namespace) -> ClientAccess:

@@ -24,6 +24,7 @@ from tutelage.errors import (
     Unreachable,
     error_of_status,
 )
+from tutelage.names import check_address
 from tutelage.rpc.tls import ClientAccess, ClientTls, ServerTls
 from tutelage.rpc.v1 import teacher_pb2 as pb
 
@@ -116,9 +117,10 @@ def open_channel(address: str, tls: ClientTls | None = None, *, certified_name: 
         certified_name: the name that its certificate must be for; empty means the address's host.
 
     Raises:
-        ConfigurationError: a file of `tls` cannot be read.
+        ConfigurationError: that is no address, or a file of `tls` cannot be read.
 
     """
+    check_address(address, "address")
     if tls is None:
         return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
     options = [*CHANNEL_OPTIONS, *([("grpc.ssl_target_name_override", certified_name)] if certified_name else [])]
@@ -140,6 +142,20 @@ def token_metadata(token_file: Path | None) -> tuple[tuple[str, str], ...]:
     if token_file is None:
         return ()
     return ((TOKEN_METADATA_KEY, f"{BEARER}{_pem(token_file, 'token_file').decode().strip()}"),)
+
+
+def check_access(access: ClientAccess, field: str) -> None:
+    """Looks whether the files of TLS and of the token are there and can be read.
+
+    Raises:
+        ConfigurationError: one cannot, named below `field`.
+
+    """
+    tls = access.tls
+    files = {"tls.ca": tls.ca, "tls.certificate": tls.certificate, "tls.key": tls.key} if tls else {}
+    for name, path in {**files, "token_file": access.token_file}.items():
+        if path is not None:
+            _pem(path, f"{field}.{name}")
 
 
 def ask(

@@ -1,0 +1,62 @@
+"""What a cohort names is there and can be read: seen before Ray is started, and by a dry run."""
+
+from __future__ import annotations
+
+import os
+from itertools import islice
+from pathlib import Path
+
+from tutelage.data.conversations import BadRow, conversation_of, format_of
+from tutelage.data.hub import local_model
+from tutelage.data.models import check_model, pinned
+from tutelage.data.rows import read_rows
+from tutelage.errors import ConfigurationError, DataError
+from tutelage.rpc.transport import check_access
+from tutelage.trainer.config.run import CohortConfig
+
+_ROWS = 100
+"""Rows of a data file whose format is looked at; the rest is read by the students, in seconds as well."""
+
+
+def checked(config: CohortConfig) -> CohortConfig:
+    """The cohort with each model of the hub named with its commit; every model and file that it names was looked at.
+
+    Raises:
+        ConfigurationError: the run's folder cannot be written, or a file of TLS or a token cannot be read.
+        TutelageError: as `check_model`, `pinned` and `read_rows`.
+
+    """
+    _check_output(config.output)
+    teachers = {f"teachers.{name}": teacher for name, teacher in config.teachers.items()}
+    for field, access in {"teacher": config.teacher, "evaluator": config.evaluator, **teachers}.items():
+        if access is not None:
+            check_access(access, field)
+    if config.signals_from is not None and not config.signals_from.is_dir():
+        raise DataError(f"{config.signals_from} is no folder; give that of a signal store", "signals_from")
+    models = {init: pinned(init, "init") for init in {student.init for student in config.students}}
+    for model in models.values():
+        check_model(local_model(model, "init"), "init")
+    for path in {student.data.path for student in config.students}:
+        _check_rows(path)
+    students = tuple(student.model_copy(update={"init": models[student.init]}) for student in config.students)
+    return config.model_copy(update={"students": students})
+
+
+def _check_output(output: Path) -> None:
+    there = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "may not be written by this user" if there.is_dir() else "is a file"
+        raise ConfigurationError(f"{there} {what}; give a folder for the run's results", "output")
+
+
+def _check_rows(path: Path) -> None:
+    row_format = None
+    for row in islice(read_rows(path), _ROWS):
+        try:
+            row_format = row_format or format_of(row.values)
+            conversation_of(row.values, row_format, row.where)
+        except BadRow as error:
+            field, problem = error.args
+            raise DataError(f"{row.where}: {problem}", field) from error
+    if row_format is None:
+        raise DataError(f"{path} holds no rows", "data.path")
