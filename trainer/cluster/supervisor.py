@@ -154,24 +154,33 @@ def local_or_connected_ray(config: CohortConfig) -> Iterator[str]:
     _nodes_to_file(config.output / "ray.log")
     # What students log is on their actors' pages; the driver's output is the table, or the lines, of all of them.
     common: dict[str, Any] = {"namespace": config.run, "log_to_driver": False, "logging_level": "error"}
-    if config.ray.address is None:
-        # What all students ask for: how many run at once is the supervisor's affair, and may grow.
-        cpus = sum(student.threads * student.workers for student in config.students)
-        context = ray.init(
-            num_cpus=config.ray.cpus or cpus,
-            include_dashboard=config.ray.dashboard,
-            object_store_memory=config.ray.object_store_bytes,
-            _node_ip_address="127.0.0.1",  # Else Ray listens where other machines reach it.
-            **common,
-        )
-    else:
-        context = ray.init(address=config.ray.address, **common)
+    try:
+        context = _initialised(config, common)
+    except Exception as error:  # of no class of its own, if a node does not get ready in time
+        known = as_known(error) or TutelageError(one_line(str(error)))
+        raise type(known)(f"Ray does not start, or does not answer: {known.message}", "ray") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray put its own in place, which ends the process at once
     try:
         yield str(context.dashboard_url or "")
     finally:
         ray.shutdown()
+
+
+def _initialised(config: CohortConfig, common: dict[str, Any]) -> Any:
+    import ray
+
+    if config.ray.address is not None:
+        return ray.init(address=config.ray.address, **common)
+    # What all students ask for: how many run at once is the supervisor's affair, and may grow.
+    cpus = sum(student.threads * student.workers for student in config.students)
+    return ray.init(
+        num_cpus=config.ray.cpus or cpus,
+        include_dashboard=config.ray.dashboard,
+        object_store_memory=config.ray.object_store_bytes,
+        _node_ip_address="127.0.0.1",  # Else Ray listens where other machines reach it.
+        **common,
+    )
 
 
 def _nodes_to_file(path: Path) -> None:
