@@ -59,7 +59,7 @@ def fork_server(tests: Path) -> Iterator[Any]:
     """A multiprocessing context whose children need no imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["pytest", "killed_training", "transformers.models.llama.modeling_llama", "peft", "polars"]
+        ["pytest", "killed_training", "transformers.models.llama.modeling_llama", "peft", "polars", "datasets"]
     )
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(tests), *sys.path])

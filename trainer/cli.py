@@ -2,7 +2,8 @@
 
 `--steps`, `--lr` and `--students` are short ways for what everybody sets: of every student, whatever the file says.
 
-`tutelage students list | pause | resume | stop | scale` steers them while they train.
+`tutelage students list | pause | resume | stop | scale` steers them while they train; `tutelage data show` prints what
+they are trained on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.cli import output_console
+from tutelage.cli import Command as Subcommand
+from tutelage.cli import dispatch, output_console
 from tutelage.config import user_path
 from tutelage.errors import EXIT_DONE, ConfigurationError, Terminated
 from tutelage.trainer.cluster.run_control import (
@@ -27,6 +29,7 @@ from tutelage.trainer.cluster.run_control import (
 
 if TYPE_CHECKING:
     from tutelage.trainer.config.run import CohortConfig
+    from tutelage.trainer.config.student import StudentConfig
 
 _HELP = {
     "list": "every student with its state, step and newest loss",
@@ -118,6 +121,66 @@ def _about_dashboard(address: str) -> str:
     if not address:
         return "Ray's dashboard is not served; --ray.dashboard true serves it"
     return f"Ray's dashboard: http://{address} (if it asks for a token: ray get-auth-token)"
+
+
+def data(arguments: list[str]) -> int:
+    """Shows what students are trained on."""
+    show = Subcommand("print rows as a student is trained on them, scored tokens in colour", _show_data)
+    return dispatch("tutelage data", {"show": show}, arguments)
+
+
+def _show_data(arguments: list[str]) -> int:
+    """`tutelage data show --config cohort.yaml [--student ID] [--rows N]`, and any setting of `tutelage train`."""
+    from tutelage.config import load
+    from tutelage.trainer.config.run import CohortConfig
+
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--student")
+    own.add_argument("--rows", type=int, default=3)
+    options, rest = own.parse_known_args(arguments)
+    config = load(CohortConfig, rest, program="tutelage data show", environment_prefix="TUTELAGE_TRAIN_")
+    if not config.students:
+        raise ConfigurationError("there are none; list at least one, with id, init and data", "students")
+    _print_data(config.student(options.student) if options.student else config.students[0], options.rows)
+    return EXIT_DONE
+
+
+def _print_data(student: StudentConfig, rows: int) -> None:
+    from transformers import AutoTokenizer
+
+    from tutelage.data.hub import local_model
+    from tutelage.trainer.data.sequences import token_sequence
+    from tutelage.trainer.data.shown import shown
+    from tutelage.trainer.training.sources import read_data
+
+    tokenizer, console = AutoTokenizer.from_pretrained(local_model(student.init, "init")), output_console()
+    read = read_data(student, tokenizer)
+    for number, example in enumerate(read.mixture.take(0, rows), start=1):
+        if len(example.completion_ids):
+            sequence = token_sequence(
+                example.prompt_ids, example.completion_ids, loss_on_prompt=student.loss_on_prompt, mask=example.mask
+            )
+            text = shown(sequence, tokenizer, colour=console.is_terminal)
+            counts = f"{len(sequence.ids)} tokens, {sequence.rows} scored"
+        else:
+            text = tokenizer.decode(example.prompt_ids)
+            counts = f"{len(example.prompt_ids)} tokens of a prompt, which {student.id} answers itself"
+        teacher = f", asked of {example.teacher}" if example.teacher else ""
+        console.rule(f"row {number}: {counts}{teacher}")
+        console.print(text, soft_wrap=True)
+    console.rule("what was read")
+    for source, dataset in read.read:
+        if dataset is None:
+            console.print(f"{source.path}: a stream, read while it is trained on", highlight=False, soft_wrap=True)
+            continue
+        console.print(
+            f"{source.path}: {len(dataset.examples)} rows to train on; left out because their prompt fills "
+            f"batch.max_tokens: {dataset.dropped_prompts}; completions cut: {dataset.truncated_completions} "
+            f"({dataset.tokens_cut} tokens); past thoughts that the chat template leaves out: {dataset.left_out}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"held out: {len(read.held_out)} rows", highlight=False)
 
 
 def students(arguments: list[str]) -> int:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _SUMMARIES = {
     "teacher": "serve a teacher, or ask one who it is and what it has done",
     "train": "train students of a served teacher",
+    "data": "show what students are trained on",
     "students": "list, pause, resume, stop and scale the students of a run that is on",
     "evaluate": "score checkpoints on tasks, with or without a server",
     "report": "turn frames into an HTML report",

@@ -1,7 +1,8 @@
 """What teacher and student know each other by: digests of weights, tokenizer and chat template; end tokens.
 
 Two models can exchange token ids only if every field of their tokenizers that shapes ids is equal;
-equal vocabulary sizes say nothing. All digests are SHA-256 in hex.
+equal vocabulary sizes say nothing. Only added tokens of the teacher's may follow the student's: those ids no student
+writes. All digests are SHA-256 in hex.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from tutelage.errors import DataError, IdentityMismatch
 _MODEL_FIELDS = ("vocab", "merges", "type", "byte_fallback", "unk_token", "ignore_merges")
 
 
+_FIRST = "added_tokens.first_"
+_MOST_ADDED = 64
+"""Tokens that a teacher may have after the student's; each costs a digest in what it says of itself."""
+
+
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
@@ -25,8 +31,9 @@ def _digest(value: object) -> str:
 def tokenizer_digests(checkpoint: Path) -> dict[str, str]:
     """Digest by field of the `tokenizer.json` in a checkpoint directory.
 
-    Fields: `vocabulary`, `merges`, `model` (type and switches), `added_tokens` (id and text),
-    `normalizer`, `pre_tokenizer`.
+    Fields: `vocabulary`, `merges`, `model` (type and switches), `added_tokens` (id and text), `normalizer`,
+    `pre_tokenizer`; and `added_tokens.first_N` of the first N added tokens by id, for the last few N, by which a
+    tokenizer that goes on after another one is known.
 
     Raises:
         DataError: there is no readable `tokenizer.json`.
@@ -40,11 +47,15 @@ def tokenizer_digests(checkpoint: Path) -> dict[str, str]:
         raise DataError(f"{path} is not a readable fast tokenizer ({error}); save the model with one") from error
     # Older files write a merge as "a b", newer ones as ["a", "b"].
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", [])]
+    added = [[token["id"], token["content"]] for token in tokenizer.get("added_tokens", [])]
+    by_id = sorted(added)
+    firsts = range(max(0, len(added) - _MOST_ADDED), len(added) + 1)
     return {
         "vocabulary": _digest(model.get("vocab")),
         "merges": _digest(merges),
         "model": _digest({key: model.get(key) for key in _MODEL_FIELDS[2:]}),
-        "added_tokens": _digest([[token["id"], token["content"]] for token in tokenizer.get("added_tokens", [])]),
+        "added_tokens": _digest(added),
+        **{f"{_FIRST}{count}": _digest(by_id[:count]) for count in firsts},
         "normalizer": _digest(tokenizer.get("normalizer")),
         "pre_tokenizer": _digest(tokenizer.get("pre_tokenizer")),
     }
@@ -92,13 +103,23 @@ def weights_digest(checkpoint: Path) -> str:
 
 
 def require_same_tokenizer(teacher: Mapping[str, str], student: Mapping[str, str]) -> None:
-    """Refuses a pair whose token ids do not mean the same.
+    """Refuses a pair in which an id of the student's does not mean the same to the teacher.
+
+    Args:
+        teacher: as `tokenizer_digests`; its added tokens may be the student's and, with higher ids, others.
+        student: as `tokenizer_digests`.
 
     Raises:
         IdentityMismatch: names the fields that differ.
 
     """
-    differing = sorted(key for key in teacher.keys() | student.keys() if teacher.get(key) != student.get(key))
+    fields = {key for key in teacher.keys() | student.keys() if not key.startswith(_FIRST)}
+    differing = sorted(key for key in fields if teacher.get(key) != student.get(key))
+    if differing == ["added_tokens"]:
+        counts = [int(key.removeprefix(_FIRST)) for key in student if key.startswith(_FIRST)]
+        all_of_student = f"{_FIRST}{max(counts, default=0)}"
+        if counts and teacher.get(all_of_student) == student[all_of_student]:
+            return
     if differing:
         raise IdentityMismatch(
             f"the tokenizers of teacher and student differ in {', '.join(differing)}; token ids would not mean "

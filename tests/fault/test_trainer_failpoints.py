@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from killed_training import FAILPOINTS, fork_server, run_to_the_end_or_the_failpoint
 from trainer_cases import metric_rows, student_config, write_rows
 from tutelage.trainer.checkpoint.store import CheckpointStore
-from tutelage.trainer.config.student import StudentConfig
+from tutelage.trainer.config.student import DataConfig, StudentConfig
 from tutelage.trainer.model.layer_pruning import prune_layers
 
 # Each writes itself, asks the teacher, adds noise and drops out (LoRA): every failpoint is on its way.
@@ -88,6 +88,29 @@ def test_killed_at_one_place_after_another_it_equals_an_undisturbed_one(context,
         assert number == 1 or (latest is not None and latest.step >= number - 1), failpoint
     assert run_to_the_end_or_the_failpoint(context, config, tmp_path / "killed", tiny_model)
     assert_equal_trainings(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_killed_over_several_data_sets_it_equals_an_undisturbed_one(context, init, tiny_model, tmp_path):
+    talk = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
+    (tmp_path / "talks.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 9)
+    (tmp_path / "folder").mkdir()
+    write_rows(tmp_path / "folder" / "train.jsonl")
+    sources = [
+        {"path": init.parent / "rows.jsonl", "weight": 2, "template": "plain"},
+        {"path": tmp_path / "talks.jsonl"},
+        {"path": tmp_path / "folder", "streaming": True, "template": "plain"},
+    ]
+    config = config_of(init, "gkd", "full", steps=5, save_every_steps=1)
+    config = config.model_copy(update={"data": DataConfig.model_validate(sources)})
+    assert run_to_the_end_or_the_failpoint(context, config, tmp_path / "whole", tiny_model)
+    for number, failpoint in enumerate(("fetch", "backward", "save: manifest"), start=1):
+        killed = (config, tmp_path / "killed", tiny_model, failpoint)
+        assert not run_to_the_end_or_the_failpoint(context, *killed, after_steps=number)
+    assert run_to_the_end_or_the_failpoint(context, config, tmp_path / "killed", tiny_model)
+    assert_equal_trainings(tmp_path / "whole", tmp_path / "killed")
+    shares = next(row for row in metric_rows(tmp_path / "killed") if row["step"] == 5)
+    names = [f"train/share/{label}" for label in ("0-rows", "1-talks", "2-folder")]
+    assert sum(shares[name] for name in names) == pytest.approx(1)
 
 
 @pytest.fixture(scope="module")

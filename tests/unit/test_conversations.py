@@ -12,7 +12,6 @@ from tutelage.data.prompts import prompt_text
 from tutelage.errors import DataError
 
 USER = {"role": "user", "content": "What is the weather?"}
-CALL = [{"type": "function", "function": {"name": "weather", "arguments": "{}"}}]
 
 
 def refusal(row, tmp_path) -> DataError:
@@ -31,11 +30,13 @@ def refusal(row, tmp_path) -> DataError:
 @pytest.mark.parametrize(
     ("answer", "field"),
     [
-        ({"content": "", "tool_calls": CALL}, "messages[1].tool_calls"),
-        ({"content": "Fine.", "tool_calls": CALL}, "messages[1].tool_calls"),
+        ({"content": "Fine.", "tool_calls": "weather"}, "messages[1].tool_calls"),
+        ({"content": "", "tool_calls": [{"type": "function"}]}, "messages[1].tool_calls[0]"),
+        ({"tool_calls": [{"name": "weather", "arguments": "{"}]}, "messages[1].tool_calls[0].arguments"),
+        ({"tool_calls": [{"name": "weather", "arguments": "[1]"}]}, "messages[1].tool_calls[0].arguments"),
         ({"content": "Fine.", "function_call": {"name": "weather"}}, "messages[1].function_call"),
-        ({"content": "Fine.", "reasoning_content": "Clouds are few."}, "messages[1].reasoning_content"),
-        ({"content": "Fine.", "thinking": "Clouds are few."}, "messages[1].thinking"),
+        ({"content": "Fine.", "reasoning_content": ["Clouds are few."]}, "messages[1].reasoning_content"),
+        ({"content": "Fine.", "refusal": "No."}, "messages[1].refusal"),
         ({"content": ""}, "messages[1].content"),
         ({"content": " \n"}, "messages[1].content"),
         ({"content": [{"type": "text", "text": "Fine."}]}, "messages[1].content"),
@@ -51,8 +52,10 @@ def test_what_an_answer_says_besides_its_text_is_refused(answer, field, tmp_path
 @pytest.mark.parametrize(
     ("turns", "field"),
     [
-        ([{"role": "tool", "content": "sunny", "tool_call_id": "1"}], "messages[1].role"),
-        ([{"role": "assistant", "content": None, "tool_calls": CALL}], "messages[1].tool_calls"),
+        ([{"role": "tool", "content": "sunny", "tool_call_id": 1}], "messages[1].tool_call_id"),
+        ([{"role": "assistant", "content": None}], "messages[1].content"),
+        ([{"role": "assistant", "content": " "}], "messages[1].content"),
+        ([{"role": "user", "content": "Hm.", "thinking": "Clouds."}], "messages[1].thinking"),
         ([{"role": "human", "content": "x"}], "messages[1].role"),
     ],
 )
@@ -64,8 +67,9 @@ def test_turns_before_the_answer_are_looked_at_as_well(turns, field, tmp_path):
 @pytest.mark.parametrize(
     ("row", "field"),
     [
-        ({"messages": [USER, {"role": "assistant", "content": "Fine."}], "tools": [{"type": "function"}]}, "tools"),
-        ({"messages": [USER], "chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
+        ({"messages": [USER, {"role": "assistant", "content": "Fine."}], "tools": ["weather"]}, "tools"),
+        ({"messages": [USER, {"role": "assistant", "content": "Fine."}], "tools": "weather"}, "tools"),
+        ({"messages": [USER], "chat_template_kwargs": "enable_thinking"}, "chat_template_kwargs"),
         ({"prompt": "a", "completion": "b", "system": "Be brief."}, "system"),
         ({"instruction": "a", "output": "b", "history": [["x", "y"]]}, "history"),
         ({"prompt": "a", "completion": "b", "images": ["a.png"]}, "images"),
@@ -81,7 +85,8 @@ def test_fields_without_a_value_and_notes_are_no_loss(tmp_path):
     row = {"messages": [{"role": "system", "content": ""}, USER, answer], "tools": [], "system": None, "source": "x"}
     path.write_text(json.dumps(row))
     ((_, conversation),) = read_conversations(path)
-    assert conversation.completion == "Fine."
+    assert conversation.completion == {"role": "assistant", "content": "Fine."}
+    assert conversation.tools is None
     assert conversation.messages == [{"role": "system", "content": ""}, USER]
 
 

@@ -118,5 +118,5 @@ def test_the_ready_studies_score_with_the_text_that_they_train_on():
 
 
 def test_a_tokenizer_without_a_chat_template_says_which_others_there_are():
-    with pytest.raises(DataError, match="choose one of plain, alpaca, "):
+    with pytest.raises(DataError, match="such as plain or alpaca"):
         prompt_text("chat", conversation("x"), SimpleNamespace(chat_template=None))

@@ -28,7 +28,7 @@ def open_teacher(config: CohortConfig, student: StudentConfig, waiting: Waiting,
     """
     init = local_model(student.init, "init")
     digests = tokenizer_digests(init)
-    compares = student.data.template == "chat" and student.data.chat_template == "same"
+    compares = any(source.template == "chat" and source.chat_template == "same" for source in student.sources)
     template = chat_template_digest(init) if compares else ""
     # First: with stored signals no teacher is asked, though the configuration has an address by default.
     if config.signals_from is not None:

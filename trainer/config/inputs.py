@@ -13,6 +13,7 @@ from tutelage.data.rows import read_rows
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.rpc.transport import check_access
 from tutelage.trainer.config.run import CohortConfig
+from tutelage.trainer.config.student import SourceConfig
 
 _ROWS = 100
 """Rows of a data file whose format is looked at; the rest is read by the students, in seconds as well."""
@@ -36,8 +37,10 @@ def checked(config: CohortConfig) -> CohortConfig:
     models = {init: pinned(init, "init") for init in {student.init for student in config.students}}
     for model in models.values():
         check_model(local_model(model, "init"), "init")
-    for path in {student.data.path for student in config.students}:
-        _check_rows(path)
+    held_out = [student.held_out.data for student in config.students if student.held_out.data is not None]
+    sources = [*held_out, *(source for student in config.students for source in student.sources)]
+    for source in {source.model_dump_json(): source for source in sources}.values():
+        _check_rows(source)
     students = tuple(student.model_copy(update={"init": models[student.init]}) for student in config.students)
     return config.model_copy(update={"students": students})
 
@@ -49,14 +52,14 @@ def _check_output(output: Path) -> None:
         raise ConfigurationError(f"{there} {what}; give a folder for the run's results", "output")
 
 
-def _check_rows(path: Path) -> None:
+def _check_rows(source: SourceConfig) -> None:
     row_format = None
-    for row in islice(read_rows(path), _ROWS):
+    for row in islice(read_rows(source.path, source.part), _ROWS):
         try:
             row_format = row_format or format_of(row.values)
-            conversation_of(row.values, row_format, row.where)
+            conversation_of(row.values, row_format, row.where, source.turns)
         except BadRow as error:
             field, problem = error.args
             raise DataError(f"{row.where}: {problem}", field) from error
     if row_format is None:
-        raise DataError(f"{path} holds no rows", "data.path")
+        raise DataError(f"{source.path} holds no rows", "data.path")

@@ -132,6 +132,12 @@ def with_presets(values: Mapping[str, Any]) -> dict[str, Any]:
         ConfigurationError: as `preset_named`.
 
     """
+    # A list in its long form, which a preset's template lies under; one data set takes the place of several.
+    data = values.get("data")
+    if isinstance(data, list | tuple):
+        values = {**values, "data": {"path": None, "sources": data}}
+    elif isinstance(data, Mapping) and data.get("path") is not None:
+        values = {**values, "data": {"sources": [], **data}}
     names = values.get("preset") or ()
     settings: dict[str, Any] = {}
     for name in [names] if isinstance(names, str) else names:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tutelage.config import Config
+from tutelage.config import Config, overlay
+from tutelage.data.chat import Chat
+from tutelage.data.conversations import Turns
 from tutelage.data.prompts import Template
+from tutelage.data.rows import Part
 from tutelage.errors import ConfigurationError
 from tutelage.names import check_name
 from tutelage.trainer.config import other_names
@@ -25,17 +28,88 @@ HeldOutMetric = Literal[
 ]
 
 
-class DataConfig(Config):
-    """What a student reads."""
+class SourceConfig(Config):
+    """One data set, and how its rows become token ids."""
 
     path: Path
     """A .jsonl, .json or .parquet file of `prompt`(+`completion`), `messages`,
-    `instruction`(+`input`, `output`) or `question`(+`answer`) rows; on the hub, `hf://datasets/OWNER/NAME[@REVISION]/FILE`."""
+    `instruction`(+`input`, `output`) or `question`(+`answer`) rows; on the hub, `hf://datasets/OWNER/NAME[@REVISION]/FILE`;
+    or a folder or a name on the hub (`OWNER/NAME`), which `datasets` reads."""
+    configuration: str | None = None
+    """Of a name on the hub: which of its configurations (`name` of `datasets.load_dataset`)."""
+    split: str = "train"
+    """Of a folder or a name on the hub."""
+    revision: str | None = None
+    """Of a name on the hub: branch, tag or, better, commit."""
+    streaming: bool = False
+    """Of a folder or a name on the hub: whether rows are read as they are trained on, in a seeded order within each
+    window of 1,024."""
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Of several data sets: how often an example is of this one, relative to the others."""
     template: Template = "chat"
     """How a row becomes a prompt: the tokenizer's chat template, or one of those in docs/training.md."""
-    chat_template: Literal["same", "student"] = "same"
+    chat_template: Literal["same", "student"] | Path = "same"
     """With `template: chat`: whether the teacher must have the student's chat template (`same`), or the student's is
-    used although the teacher has another (`student`)."""
+    used although the teacher has another (`student`); or the path of a Jinja file that is used in its place."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """What the chat template is given besides the conversation, such as `enable_thinking: false`."""
+    turns: Turns = "all"
+    """Which answers of `messages` are learned from: all, the last, or those that say `train: true` (`marked`)."""
+    teacher: str | None = None
+    """Name of the teacher that is asked about its rows; a row's own `teacher` comes first. None means the run's one."""
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> Self:
+        if self.template != "chat" and (self.chat_template_kwargs or isinstance(self.chat_template, Path)):
+            raise ConfigurationError(f"{self.template} is no chat template, so none can be set up", "data.template")
+        return self
+
+    @property
+    def part(self) -> Part:
+        """Which part of the data set."""
+        return Part(self.configuration, self.split, self.revision, self.streaming)
+
+    @property
+    def chat(self) -> Chat:
+        """How its conversations are rendered.
+
+        Raises:
+            ConfigurationError: the file of the chat template cannot be read.
+
+        """
+        text = None
+        if isinstance(self.chat_template, Path):
+            try:
+                text = self.chat_template.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(f"cannot read {self.chat_template}: {error}", "data.chat_template") from error
+        return Chat(text, self.chat_template_kwargs)
+
+
+class DataConfig(SourceConfig):
+    """What a student reads: a data set, or several with weights, which a list of them says as well."""
+
+    path: Path | None = None  # type: ignore[assignment]
+    """As of a source; none if there are several."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Several data sets in place of one; what the settings beside it say goes for each that does not say otherwise."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lay_over_own(cls, values: Any) -> Any:
+        if isinstance(values, list | tuple):
+            values = {"sources": values}
+        if not isinstance(values, Mapping) or not isinstance(values.get("sources"), list | tuple):
+            return values
+        own = {key: value for key, value in values.items() if key not in ("path", "sources")}
+        sources = [overlay(own, each) if isinstance(each, Mapping) else each for each in values["sources"]]
+        return {**values, "sources": sources}
+
+    @model_validator(mode="after")
+    def _check_one_or_several(self) -> Self:
+        if (self.path is None) == (not self.sources):
+            raise ConfigurationError("give either a path, or a list of sources that have one each", "data.path")
+        return self
 
 
 class SamplingConfig(Config):
@@ -118,6 +192,8 @@ class HeldOutConfig(Config):
 
     sequences: NotNegative = 16
     """How many; 0 measures nothing."""
+    data: SourceConfig | None = None
+    """A data set of their own, of which no row is trained on; none takes them from each source by its weight."""
     every_steps: Positive = 10
     """Measured before training, every so many steps, and at the end."""
 
@@ -214,7 +290,7 @@ class StudentDefaults(StudentSettings):
     init: Path | None = None
     """Hugging Face directory to start from."""
     data: DataConfig | None = None
-    """What they read."""
+    """What they read: a data set, or a list of several with weights."""
 
 
 class StudentConfig(StudentSettings):
@@ -225,7 +301,12 @@ class StudentConfig(StudentSettings):
     init: Path
     """Hugging Face directory to start from."""
     data: DataConfig
-    """What it reads."""
+    """What it reads: a data set, or a list of several with weights."""
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """The data sets that it reads."""
+        return self.data.sources or (self.data,)
 
     @field_validator("id")
     @classmethod
@@ -255,6 +336,8 @@ class StudentConfig(StudentSettings):
             )
         if self.sharding == "full":
             self._check_sharding()
+        if self.epochs is not None and any(source.streaming for source in self.sources):
+            raise ConfigurationError("a stream has no length that epochs could count; give steps", "epochs")
         if self.best and not self.held_out.sequences:
             raise ConfigurationError("is a held-out metric; give held_out.sequences", "best.metric")
         if self.sampling.rollout and objective.on_policy_fraction == 0:

@@ -4,24 +4,34 @@ dataset = read_dataset(Path("train.jsonl"), tokenizer, template="chat", max_toke
 first, held = dataset.split(held_out=16, seed=0)
 order = Order(len(first.examples), seed=0)
 batch = [first.examples[index] for index in order.take(drawn=0, count=8)]
+
+`tutelage.trainer.data.mixture` draws from several of them.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.dataset_files import TokenizedExample, read_examples, truncate
+import numpy as np
+import numpy.typing as npt
+
+from tutelage.data.chat import OWN, Chat
+from tutelage.data.conversations import Turns
+from tutelage.data.dataset_files import TokenizedExample, stream_examples, truncate
 from tutelage.data.prompts import Template
+from tutelage.data.rows import WHOLE, Part
 from tutelage.errors import DataError
 from tutelage.trainer.data.seeding import numpy_generator
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows of one file, in the file's order."""
+    """Rows of one data set, in its order."""
 
     examples: tuple[TokenizedExample, ...]
     fingerprint: str
@@ -32,6 +42,8 @@ class Dataset:
     """Rows whose completion lost its end."""
     tokens_cut: int
     """Completion tokens that truncation removed."""
+    left_out: int = 0
+    """Fields that the chat template leaves out by its design: reasoning of turns that are over."""
 
     def counts(self) -> dict[str, int]:
         """What of the data is learned from, and what its length cost; by name, for a file."""
@@ -77,33 +89,65 @@ class Order:
 
     size: int
     seed: int
+    source: tuple[int, ...] = ()
+    """Which of several data sets it is of: each has permutations of its own."""
 
     def take(self, drawn: int, count: int) -> list[int]:
         """Indices of the `count` examples that follow the first `drawn`."""
         indices: list[int] = []
         while len(indices) < count:
             epoch, offset = divmod(drawn + len(indices), self.size)
-            permutation = numpy_generator(self.seed, "order", epoch).permutation(self.size)
+            permutation = _permutation(self.size, self.seed, self.source, epoch)
             indices += permutation[offset : offset + count - len(indices)].tolist()
         return indices
 
 
-def read_dataset(path: Path, tokenizer: Any, *, template: Template, max_tokens: int) -> Dataset:
-    """Reads a `.jsonl`, `.json` (a list of rows) or `.parquet` file.
+@lru_cache(maxsize=16)
+def _permutation(size: int, seed: int, source: tuple[int, ...], epoch: int) -> npt.NDArray[np.int64]:
+    return numpy_generator(seed, "order", *source, epoch).permutation(size)
+
+
+def read_dataset(
+    path: Path,
+    tokenizer: Any,
+    *,
+    template: Template,
+    max_tokens: int,
+    chat: Chat = OWN,
+    turns: Turns = "all",
+    part: Part = WHOLE,
+) -> Dataset:
+    """Reads a data set whole.
 
     Args:
-        path: the file.
+        path: of it.
         tokenizer: a transformers tokenizer with an end-of-sequence token.
-        template: as `tutelage.data.dataset_files.read_examples`.
+        template: as `tutelage.data.dataset_files.stream_examples`, and so are `chat`, `turns` and `part`.
         max_tokens: as `tutelage.data.dataset_files.truncate`.
+        chat: under the template `chat`, how conversations are rendered.
+        turns: of messages, which answers are learned from.
+        part: of a data set that has several.
 
     Raises:
-        DataError: as `read_examples` and `truncate`.
+        DataError: as `stream_examples` and `truncate`.
 
     """
-    kept = truncate(read_examples(path, tokenizer, template=template), max_tokens, path)
+    examples = stream_examples(path, tokenizer, template=template, chat=chat, turns=turns, part=part)
+    kept = truncate(examples, max_tokens, path)
+    return Dataset(
+        kept.examples,
+        fingerprint(kept.examples),
+        kept.dropped_prompts,
+        kept.truncated_completions,
+        kept.tokens_cut,
+        sum(len(example.left_out) for example in kept.examples),
+    )
+
+
+def fingerprint(examples: Iterable[TokenizedExample]) -> str:
+    """SHA-256, hex, of all token ids, of what of them is learned from, and of who is asked about it."""
     total = hashlib.sha256()
-    for example in kept.examples:
+    for example in examples:
         for ids in (example.prompt_ids, example.completion_ids):
             # With its length before it, so that no other split of the same ids has the same fingerprint.
             total.update(len(ids).to_bytes(4, "little") + ids.tobytes())
@@ -111,10 +155,4 @@ def read_dataset(path: Path, tokenizer: Any, *, template: Template, max_tokens: 
             total.update(example.mask.tobytes())
         if example.teacher is not None:
             total.update(example.teacher.encode())
-    return Dataset(
-        kept.examples,
-        total.hexdigest(),
-        kept.dropped_prompts,
-        kept.truncated_completions,
-        kept.tokens_cut,
-    )
+    return total.hexdigest()

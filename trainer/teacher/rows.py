@@ -42,6 +42,20 @@ class Unembedding:
     """Factor on the logits, 1 if the model has none."""
     softcap: float = 0.0
     """Bound of the logits' magnitude, 0 if the model has none."""
+    beyond: Unembedding | None = None
+    """Of a teacher: the ids that only it has, which belong to no distribution that a student is compared with."""
+
+    def at(self, ids: slice) -> Unembedding:
+        """Some of the ids."""
+        bias_V = None if self.bias_V is None else self.bias_V[ids]
+        return Unembedding(self.matrix_VD[ids], bias_V, self.scale, self.softcap)
+
+    def mass_beyond(self, hidden_ND: Tensor) -> Tensor | None:
+        """The probability, at temperature 1, that ids have which only the teacher has, [N]; None if there are none."""
+        if self.beyond is None:
+            return None
+        own_N, beyond_N = (head.logits(hidden_ND).logsumexp(-1) for head in (self, self.beyond))
+        return (beyond_N - own_N).sigmoid()
 
     @property
     def vocabulary_size(self) -> int:

@@ -83,9 +83,12 @@ def members_of(teacher: Teacher | None) -> Mapping[Name, Teacher]:
     return teacher.members if isinstance(teacher, SeveralTeachers) else {None: teacher}
 
 
-def unembeddings(teacher: Teacher | None, device: torch.device) -> dict[Name, Unembedding]:
-    """The head of each teacher, by its name."""
-    return {name: unembedding_of(each.unembedding(), device) for name, each in members_of(teacher).items()}
+def unembeddings(
+    teacher: Teacher | None, device: torch.device, vocabulary_size: int | None = None
+) -> dict[Name, Unembedding]:
+    """The head of each teacher, by its name; as `unembedding_of`."""
+    members = members_of(teacher)
+    return {name: unembedding_of(each.unembedding(), device, vocabulary_size) for name, each in members.items()}
 
 
 def require_named(rows: Iterable[Name], teacher: Teacher, data: object) -> None:

@@ -6,6 +6,7 @@ Shapes: the legend in docs/architecture.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,13 +18,24 @@ from tutelage.trainer.teacher.frame_decoder import joined
 from tutelage.trainer.teacher.rows import CandidateRows, HiddenRows, TeacherRows, TopKRows, Unembedding
 
 
-def unembedding_of(arrays: UnembeddingArrays, device: torch.device) -> Unembedding:
-    """The teacher's head as tensors; on the CPU they share the arrays' memory."""
+def unembedding_of(arrays: UnembeddingArrays, device: torch.device, vocabulary_size: int | None = None) -> Unembedding:
+    """The teacher's head as tensors; on the CPU they share the arrays' memory.
+
+    Args:
+        arrays: as they were sent.
+        device: of the tensors.
+        vocabulary_size: the student's; what the teacher has beyond it is set apart. None means the teacher's.
+
+    """
     matrix_VD = torch.from_numpy(arrays.rows_VD)
     if arrays.rows_VD.dtype == np.uint16:
         matrix_VD = matrix_VD.view(torch.bfloat16)
     bias_V = None if arrays.bias_V is None else torch.from_numpy(arrays.bias_V).to(device)
-    return Unembedding(matrix_VD.to(device), bias_V, arrays.scale, arrays.softcap)
+    whole = Unembedding(matrix_VD.to(device), bias_V, arrays.scale, arrays.softcap)
+    if vocabulary_size is None or vocabulary_size >= len(matrix_VD):
+        return whole
+    own, others = slice(vocabulary_size), slice(vocabulary_size, None)
+    return replace(whole.at(own), beyond=whole.at(others))
 
 
 def teacher_rows(

@@ -294,8 +294,8 @@ class BatchBuilder:
         """What is learned from a row as the data has it."""
         if not len(example.completion_ids):
             raise DataError(
-                f"a row of {self._config.data.path} has no completion, and the student was not to write one; give "
-                "completions, or set objective.on_policy_fraction: 1",
+                f"a row of {', '.join(str(source.path) for source in self._config.sources)} has no completion, and the "
+                "student was not to write one; give completions, or set objective.on_policy_fraction: 1",
                 "data.path",
             )
         return self._sequence(example, example.completion_ids, example.mask)

@@ -28,14 +28,13 @@ from tutelage.config import to_yaml
 from tutelage.data.dataset_files import TokenizedExample
 from tutelage.data.hub import local_model
 from tutelage.data.prompts import completion_end_id
-from tutelage.errors import ConfigurationError, DataError
+from tutelage.errors import ConfigurationError
 from tutelage.files import write_durably
 from tutelage.identity import vocabulary_size
 from tutelage.trainer.checkpoint.run_lock import folder_lock
 from tutelage.trainer.checkpoint.store import Checkpoint, CheckpointStore
 from tutelage.trainer.checkpoint.trainer_state import State, config_digest, differing_settings, read_state
 from tutelage.trainer.config.student import StudentConfig
-from tutelage.trainer.data.dataset import Dataset, Order, read_dataset
 from tutelage.trainer.data.seeding import derived_seed
 from tutelage.trainer.data.sequences import TokenSequence, token_sequence
 from tutelage.trainer.metrics.log import MetricsLog
@@ -44,10 +43,11 @@ from tutelage.trainer.metrics.trackers import open_trackers
 from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.teacher.base import Teacher
-from tutelage.trainer.teacher.several import require_named, unembeddings
+from tutelage.trainer.teacher.several import members_of, require_named, unembeddings
 from tutelage.trainer.training.batch_builder import BatchBuilder
 from tutelage.trainer.training.control import Control
 from tutelage.trainer.training.preflight import check_saving
+from tutelage.trainer.training.sources import read_data
 from tutelage.trainer.training.step import TrainStep
 from tutelage.trainer.training.validation import Validation
 
@@ -159,29 +159,45 @@ class _Training:
             sharded=config.sharding == "full",
             router_loss=config.router_loss_weight > 0,
         )
-        ends = {completion_end_id(config.data.template, self._student.tokenizer)}
+        tokenizer = self._student.tokenizer
+        ends = {completion_end_id(source.template, tokenizer, source.chat) for source in config.sources}
+        templates = {source.chat.template for source in config.sources if source.template == "chat"}
+        if len(templates) == 1 and None not in templates:
+            tokenizer.chat_template = templates.pop()  # who asks a checkpoint asks as it has learned to be asked
         self._student.end_with(ends.union(teacher.identity.end_token_ids if teacher else ()))
         # Here, where a refusal costs seconds: a first save comes after `save_every_steps` steps.
         if workers.first:
             check_saving(self._student, init, folder)
-        dataset, held_out = _read_data(config, self._student)
-        self._notes = dataset.cost_of_length(config.batch.max_tokens)
-        self._examples, self._order = dataset.examples, Order(len(dataset.examples), config.seed)
+        self._data = data = read_data(config, tokenizer)
+        self._notes = data.cost_of_length(config.batch.max_tokens)
+        held_out = [
+            token_sequence(
+                example.prompt_ids,
+                example.completion_ids,
+                loss_on_prompt=config.loss_on_prompt,
+                mask=example.mask,
+                teacher=example.teacher,
+            )
+            for example in data.held_out
+        ]
         if config.epochs is not None:
-            steps = max(1, config.epochs * len(dataset.examples) // config.prompts_per_step)
+            steps = max(1, config.epochs * data.rows // config.prompts_per_step)
             config = self._config = config.model_copy(update={"steps": steps})
         if teacher is not None:
-            _require_teachers(config, teacher, [*dataset.examples, *held_out])
+            here = (example for _, dataset in data.read if dataset for example in dataset.examples)
+            _require_teachers(config, teacher, [*here, *held_out])
         teacher_digest = teacher.identity.weights_digest if teacher else ""
-        self._state = State(0, 0, config_digest(config), dataset.fingerprint, teacher_digest)
+        self._state = State(0, 0, config_digest(config), data.fingerprint, teacher_digest)
         self._checkpoints = CheckpointStore(folder / "checkpoints", keep=config.keep_checkpoints)
         self._checkpoint = self._resume(folder)
         if workers.first:
             # Not before: a training that was just refused leaves the file of the one that it would have gone on with.
             write_durably(folder / "student.yaml", to_yaml(config))
-            write_durably(folder / "data.json", json.dumps(dataset.counts()) + "\n")
+            write_durably(folder / "data.json", json.dumps(data.counts()) + "\n")
         self._report("asking the teacher about held-out sequences")
-        heads = unembeddings(teacher, self._student.device)
+        if teacher is not None:
+            self._require_signal(teacher)
+        heads = unembeddings(teacher, self._student.device, self._student.vocabulary_size)
         self._validation = Validation(
             held_out if workers.first else [],
             folder=folder,
@@ -191,6 +207,17 @@ class _Training:
         )
         self._batches = BatchBuilder(config, self._student, teacher, heads, workers, self._state.rollouts)
         self._train_step = TrainStep(config, self._student, self._batches, workers)
+
+    def _require_signal(self, teacher: Teacher) -> None:
+        """Refuses kinds of signal that a teacher normalises over ids of its own as well."""
+        objective, own = self._config.objective, self._student.vocabulary_size
+        largest = max(each.identity.vocabulary_size for each in members_of(teacher).values())
+        if objective.needs_teacher and largest > own and objective.signal != "hidden":
+            raise ConfigurationError(
+                f"{objective.signal}, but the teacher has {largest - own} ids that the student has not and normalises "
+                "over them as well; allowed is hidden, from which they are left out",
+                "objective.signal",
+            )
 
     def close(self) -> None:
         """Asks the teacher for nothing more."""
@@ -275,6 +302,9 @@ class _Training:
         """One step, and the held-out measures where they are due."""
         row = self._train_step.train_step(self._step, self._examples_of, self._report)
         self._step += 1
+        if self._data.labels:
+            shares = self._data.mixture.shares(self._step * self._config.prompts_per_step)
+            row |= {f"train/share/{label}": share for label, share in zip(self._data.labels, shares, strict=True)}
         if self._step % self._config.held_out.every_steps == 0 or self._step == self._config.steps:
             self._report("measuring on held-out sequences")
             row |= self._validation.run(self._student)
@@ -282,7 +312,7 @@ class _Training:
 
     def _examples_of(self, step: int) -> Sequence[TokenizedExample]:
         size = self._config.prompts_per_step
-        return [self._examples[index] for index in self._order.take(step * size, size)]
+        return self._data.mixture.take(step * size, size)
 
     def _record(self, metrics: MetricsLog, values: dict[str, float]) -> None:
         metrics.append({"step": self._step, "time_seconds": time.time(), "student": self._config.id, **values})
@@ -339,34 +369,11 @@ def _require_teachers(
         ConfigurationError: the loss is a mean over micro-batches, which several teachers would divide otherwise.
 
     """
-    require_named((row.teacher for row in rows), teacher, config.data.path)
+    paths = ", ".join(str(source.path) for source in config.sources)
+    require_named((row.teacher for row in rows), teacher, paths)
     if config.micro_batches_matter and len({row.teacher for row in rows}) > 1:
         raise ConfigurationError(
-            f"{config.data.path} has rows of several teachers, whose micro-batches are apart; use a reduction and an "
+            f"{paths} has rows of several teachers, whose micro-batches are apart; use a reduction and an "
             "on_policy_unit that do not depend on micro-batches (token_mean, sequence)",
             "reduction",
         )
-
-
-def _read_data(config: StudentConfig, student: Student) -> tuple[Dataset, list[TokenSequence]]:
-    """The examples to train on, and the held-out sequences."""
-    whole = read_dataset(
-        config.data.path, student.tokenizer, template=config.data.template, max_tokens=config.batch.max_tokens
-    )
-    dataset, held_out = whole.split(held_out=config.held_out.sequences, seed=config.seed)
-    if not all(len(example.completion_ids) for example in held_out):
-        raise DataError(
-            f"a held-out row of {config.data.path} has no completion to measure on; give completions, or set "
-            "held_out.sequences: 0",
-            "held_out.sequences",
-        )
-    return dataset, [
-        token_sequence(
-            example.prompt_ids,
-            example.completion_ids,
-            loss_on_prompt=config.loss_on_prompt,
-            mask=example.mask,
-            teacher=example.teacher,
-        )
-        for example in held_out
-    ]

@@ -20,7 +20,7 @@ from tutelage.trainer.losses.registry import resolve_parameters
 from tutelage.trainer.model.optimizer import learning_rate_at
 from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
-from tutelage.trainer.teacher.rows import Unembedding
+from tutelage.trainer.teacher.rows import HiddenRows, Unembedding
 from tutelage.trainer.teacher.several import Name
 from tutelage.trainer.teacher.to_tensors import row_counts, sampler_logps_of, targets_of
 from tutelage.trainer.training.batch_builder import BatchBuilder, ExamplesOf, MicroBatch
@@ -37,6 +37,7 @@ _MEASURES = (
     "teacher_entropy",
     "student_entropy",
     "top1_agreement",
+    "teacher_mass_beyond",
 )
 
 
@@ -156,6 +157,9 @@ class TrainStep:
             measured = diagnostics(
                 hidden_ND.detach()[some], head, batch.teacher.at(some), distribution=self._distribution
             )
+            if isinstance(batch.teacher, HiddenRows):
+                beyond_N = batch.teacher.unembedding.mass_beyond(batch.teacher.hidden_ND[some])
+                measured |= {} if beyond_N is None else {"teacher_mass_beyond": beyond_N}
             if batch.teacher.kind != "topk":  # Where the support is the student's: the teacher's mass on it.
                 measured["support_mass"] = 1.0 - measured["tail_mass"]
             seen.diagnostics.append((batch.teacher_name, measured))

@@ -1,11 +1,11 @@
-"""A data file as token ids: the same for the trainer that learns from it and the teacher that scores it ahead.
+"""A data set as token ids: the same for the trainer that learns from it and the teacher that scores it ahead.
 
-`read_examples(path, tokenizer, template="chat")` gives prompt and completion of each row, in the file's order.
+`read_examples(path, tokenizer, template="chat")` gives prompt and completion of each row, in the data set's order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tutelage.data.conversations import BadRow, Conversation, Message, conversation_of, format_of
+from tutelage.data.chat import OWN, Chat, render
+from tutelage.data.conversations import BadRow, Conversation, Message, Turns, conversation_of, format_of
 from tutelage.data.prompts import Template, completion_end_id, prompt_ids, prompt_text
-from tutelage.data.rows import read_rows
+from tutelage.data.rows import WHOLE, Part, read_rows
 from tutelage.errors import DataError
 
 TokenIds = npt.NDArray[np.int32]
@@ -38,6 +39,8 @@ class TokenizedExample:
     """What the teacher reads in place of the prompt, as the row says it; None means the prompt."""
     teacher_messages: tuple[Message, ...] | None = None
     """The same as messages."""
+    left_out: tuple[str, ...] = ()
+    """Fields that the chat template leaves out by its design: reasoning of turns that are over."""
 
 
 @dataclass(frozen=True)
@@ -54,61 +57,94 @@ class Truncation:
 
 
 def read_examples(path: Path, tokenizer: Any, *, template: Template) -> list[TokenizedExample]:
-    """Reads a `.jsonl`, `.json` (a list of rows) or `.parquet` file.
+    """As `stream_examples`, all at once."""
+    return list(stream_examples(path, tokenizer, template=template))
+
+
+def stream_examples(
+    path: Path, tokenizer: Any, *, template: Template, chat: Chat = OWN, turns: Turns = "all", part: Part = WHOLE
+) -> Iterator[TokenizedExample]:
+    """The rows of a data set as token ids, one after the other.
 
     Args:
-        path: the file; or one on the hub, as `tutelage.data.hub.local_file`.
+        path: as `tutelage.data.rows.read_rows`.
         tokenizer: a transformers tokenizer with an end-of-sequence token.
         template: as `tutelage.data.prompts` has them.
+        chat: under `chat`, how conversations are rendered.
+        turns: of messages, which answers are learned from.
+        part: of a data set that has several.
 
     Raises:
-        DataError: the file is missing, empty or of another kind; or a row is not as it must be, or says what the
-            template would lose; named by file, line (row, for Parquet and JSON lists) and field.
+        DataError: it is missing, empty or of another kind; or a row is not as it must be, or says what the template
+            would lose; named by file, line (row, for tables and JSON lists) and field.
 
     """
-    end_id = completion_end_id(template, tokenizer)
-    encode_prompt = prompt_encoder(tokenizer, template)
-    examples = []
-    for _, conversation in read_conversations(path):
-        completion_ids = np.zeros(0, np.int32)
-        if conversation.completion is not None:
-            # Prompt and completion are tokenized apart, as sampling sees them: it begins after whole tokens.
-            ids = tokenizer(conversation.completion, add_special_tokens=False)["input_ids"]
-            completion_ids = np.asarray(ids if ids[-1:] == [end_id] else [*ids, end_id], np.int32)
-        examples.append(
-            TokenizedExample(
-                encode_prompt(conversation),
-                completion_ids,
-                teacher=conversation.teacher,
-                teacher_prompt=conversation.teacher_prompt,
-                teacher_messages=conversation.teacher_messages,
-            )
+    tokenized = tokenizer_of(tokenizer, template, chat)
+    for _, conversation in conversations(path, turns, part):
+        yield tokenized(conversation)
+
+
+def tokenizer_of(tokenizer: Any, template: Template, chat: Chat = OWN) -> Callable[[Conversation], TokenizedExample]:
+    """Turns a conversation into token ids; what it raises is as `prompt_text` and `tutelage.data.chat.render`."""
+    end_id = completion_end_id(template, tokenizer, chat)
+    encode_prompt = prompt_encoder(tokenizer, template, chat)
+
+    def tokenized(conversation: Conversation) -> TokenizedExample:
+        completion, mask = conversation.completion, None
+        left_out: tuple[str, ...] = ()
+        if template == "chat" and isinstance(completion, dict):
+            rendered = render(conversation, tokenizer, chat)
+            prompt_ids, completion_ids = np.split(rendered.ids, [rendered.prompt_tokens])
+            mask = None if rendered.mask[rendered.prompt_tokens :].all() and not conversation.learned else rendered.mask
+            left_out = rendered.left_out
+        else:
+            prompt_ids, completion_ids = encode_prompt(conversation), np.zeros(0, np.int32)
+            if completion is not None:
+                # Prompt and completion are tokenized apart, as sampling sees them: it begins after whole tokens.
+                text = completion["content"] if isinstance(completion, dict) else completion
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                completion_ids = np.asarray(ids if ids[-1:] == [end_id] else [*ids, end_id], np.int32)
+        return TokenizedExample(
+            prompt_ids,
+            completion_ids,
+            mask,
+            conversation.teacher,
+            conversation.teacher_prompt,
+            conversation.teacher_messages,
+            left_out,
         )
-    return examples
+
+    return tokenized
 
 
 def read_conversations(path: Path) -> list[tuple[dict[str, Any], Conversation]]:
-    """Each row of a data file, as it stands there and as a conversation; all have the first one's format.
+    """As `conversations`, all at once."""
+    return list(conversations(path))
+
+
+def conversations(
+    path: Path, turns: Turns = "all", part: Part = WHOLE
+) -> Iterator[tuple[dict[str, Any], Conversation]]:
+    """Each row of a data set, as it stands there and as a conversation; all have the first one's format.
 
     Raises:
-        DataError: as `read_examples`.
+        DataError: as `stream_examples`.
 
     """
     row_format = None
-    conversations = []
-    for row in read_rows(path):
+    for row in read_rows(path, part):
         try:
             row_format = row_format or format_of(row.values)
-            conversations.append((row.values, conversation_of(row.values, row_format, row.where)))
+            conversation = conversation_of(row.values, row_format, row.where, turns)
         except BadRow as error:
             field, problem = error.args
             raise DataError(f"{row.where}: {problem}", field) from error
-    if not conversations:
+        yield row.values, conversation
+    if row_format is None:
         raise DataError(f"{path} holds no rows")
-    return conversations
 
 
-def truncate(examples: Sequence[TokenizedExample], max_tokens: int, path: Path) -> Truncation:
+def truncate(examples: Iterable[TokenizedExample], max_tokens: int, path: Path) -> Truncation:
     """Examples whose prompt and completion have at most `max_tokens` together.
 
     Longer completions lose their end; rows whose prompt leaves no room for one token are dropped.
@@ -117,23 +153,34 @@ def truncate(examples: Sequence[TokenizedExample], max_tokens: int, path: Path) 
         DataError: that is every row.
 
     """
-    kept, truncated, tokens_cut = [], 0, 0
+    kept, dropped, truncated, tokens_cut = [], 0, 0, 0
     for example in examples:
-        room = max_tokens - len(example.prompt_ids)
-        if room < 1:
+        short = shortened(example, max_tokens)
+        if short is None:
+            dropped += 1
             continue
-        over = max(0, len(example.completion_ids) - room)
-        truncated, tokens_cut = truncated + (over > 0), tokens_cut + over
-        length = len(example.prompt_ids) + min(room, len(example.completion_ids))
-        mask = None if example.mask is None else example.mask[:length]
-        kept.append(replace(example, completion_ids=example.completion_ids[:room], mask=mask))
+        cut = len(example.completion_ids) - len(short.completion_ids)
+        truncated, tokens_cut = truncated + (cut > 0), tokens_cut + cut
+        kept.append(short)
     if not kept:
         raise DataError(f"every prompt of {path} fills {max_tokens} tokens; raise batch.max_tokens", "batch.max_tokens")
-    return Truncation(tuple(kept), len(examples) - len(kept), truncated, tokens_cut)
+    return Truncation(tuple(kept), dropped, truncated, tokens_cut)
 
 
-def prompt_encoder(tokenizer: Any, template: Template) -> Callable[[Conversation], TokenIds]:
+def shortened(example: TokenizedExample, max_tokens: int) -> TokenizedExample | None:
+    """An example of at most `max_tokens`; None if nothing that is learned from is left of it."""
+    room = max_tokens - len(example.prompt_ids)
+    if room < 1:
+        return None
+    length = len(example.prompt_ids) + min(room, len(example.completion_ids))
+    mask = None if example.mask is None else example.mask[:length]
+    if mask is not None and not mask.any():
+        return None
+    return replace(example, completion_ids=example.completion_ids[:room], mask=mask)
+
+
+def prompt_encoder(tokenizer: Any, template: Template, chat: Chat = OWN) -> Callable[[Conversation], TokenIds]:
     """Turns the prompt of a conversation into token ids; what it raises is as `prompt_text`."""
     return lambda conversation: np.asarray(
-        prompt_ids(template, prompt_text(template, conversation, tokenizer), tokenizer), np.int32
+        prompt_ids(template, prompt_text(template, conversation, tokenizer, chat), tokenizer), np.int32
     )

@@ -11,8 +11,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any, Literal
 
+from tutelage.data.chat import OWN, Chat, prompt_of, turn_end_id
 from tutelage.data.conversations import Conversation, user_message
 from tutelage.data.tokens import beginning_ids
 from tutelage.errors import DataError
@@ -28,34 +30,28 @@ _REQUEST = ". Write a response that appropriately completes the request."
 _LEAK = " " * 16
 
 
-def prompt_text(template: Template, conversation: Conversation, tokenizer: Any) -> str:
+def prompt_text(template: Template, conversation: Conversation, tokenizer: Any, chat: Chat = OWN) -> str:
     """The prompt of a conversation, before it is tokenized.
 
     Args:
         template: one of the module's table.
         conversation: what has been said so far; its completion is not looked at.
         tokenizer: a transformers tokenizer; only `chat` uses it.
+        chat: under `chat`, how the conversation is rendered.
 
     Raises:
-        DataError: the template is `chat` and the tokenizer has none; or another one has no room for what was said.
+        DataError: as `tutelage.data.chat.prompt_of`; or another template has no room for what was said.
 
     """
     here = f"{conversation.where}: " if conversation.where else ""
-    if template != "chat" and len(conversation.messages) > 1:
-        raise DataError(
-            f"{here}holds {len(conversation.messages)} messages before the answer, of which the template {template} "
-            "would show the last alone; use the template chat, or rows of one turn",
-            "messages",
-        )
+    if template != "chat":
+        _refuse_more_than_text(template, conversation)
     match template:
         case "chat":
-            if not tokenizer.chat_template:
-                others = ", ".join(name for name in get_args(Template) if name != "chat")
-                raise DataError(f"the tokenizer has no chat template; choose one of {others}", "data.template")
-            messages = conversation.messages
             if conversation.instruction_input:  # on lines of its own
-                messages = [user_message(f"{messages[-1]['content']}\n\n{conversation.instruction_input}")]
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+                message = user_message(f"{conversation.messages[-1]['content']}\n\n{conversation.instruction_input}")
+                conversation = replace(conversation, messages=[message])
+            return prompt_of(conversation, tokenizer, chat)
         case "plain":
             if conversation.instruction_input:
                 raise DataError(
@@ -63,7 +59,7 @@ def prompt_text(template: Template, conversation: Conversation, tokenizer: Any) 
                     "into the instruction",
                     "input",
                 )
-            return conversation.messages[-1]["content"]
+            return str(conversation.messages[-1]["content"])
         case "alpaca":
             return _alpaca(conversation)
         case "alpaca_leaked_indentation":
@@ -81,7 +77,27 @@ def prompt_ids(template: Template, text: str, tokenizer: Any) -> list[int]:
     return beginning_ids(tokenizer, text)
 
 
-def completion_end_id(template: Template, tokenizer: Any) -> int:
+def _refuse_more_than_text(template: Template, conversation: Conversation) -> None:
+    here = f"{conversation.where}: " if conversation.where else ""
+    if len(conversation.messages) > 1:
+        raise DataError(
+            f"{here}holds {len(conversation.messages)} messages before the answer, of which the template {template} "
+            "would show the last alone; use the template chat, or rows of one turn",
+            "messages",
+        )
+    answer = conversation.completion if isinstance(conversation.completion, dict) else {}
+    besides = [*({**conversation.messages[0], **answer}.keys() - {"role", "content"})]
+    besides += ["tools"] * bool(conversation.tools)
+    besides += ["chat_template_kwargs"] * bool(conversation.chat_template_kwargs)
+    if besides:
+        raise DataError(
+            f"{here}says {', '.join(sorted(besides))}, which the template {template} would not show; use the template "
+            "chat",
+            besides[0],
+        )
+
+
+def completion_end_id(template: Template, tokenizer: Any, chat: Chat = OWN) -> int:
     """The token that ends a completion: under `chat` what closes an assistant's turn, else the tokenizer's end token.
 
     The two often differ: Qwen2.5's base models close turns with <|im_end|> and have <|endoftext|> for their end token.
@@ -93,19 +109,9 @@ def completion_end_id(template: Template, tokenizer: Any) -> int:
     """
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
-    closing = _turn_end_id(tokenizer) if template == "chat" and tokenizer.chat_template else None
+    has_template = chat.template is not None or tokenizer.chat_template
+    closing = turn_end_id(tokenizer, chat) if template == "chat" and has_template else None
     return int(tokenizer.eos_token_id if closing is None else closing)
-
-
-def _turn_end_id(tokenizer: Any) -> int | None:
-    """The special token right after an assistant's answer; None if the template writes none."""
-    answer = "An answer."
-    messages = [user_message("A question?"), {"role": "assistant", "content": answer}]
-    _, found, rest = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(answer)
-    if not found:  # A template that rewrites or drops the answer says nothing of what follows it.
-        return None
-    closing = [token for token in tokenizer.get_added_vocab() if rest.lstrip().startswith(token)]
-    return int(tokenizer.get_added_vocab()[max(closing, key=len)]) if closing else None
 
 
 def _alpaca(conversation: Conversation, *, leak: str = "", blank: str = "", header_end: str = "") -> str:

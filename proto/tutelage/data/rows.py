@@ -1,21 +1,22 @@
-"""The rows of a data file: one reader for trainer, teacher, evaluator and study, and one error for what is wrong in it.
+"""The rows of a data set: one reader for trainer, teacher, evaluator and study, and one error for what is wrong in it.
 
     for row in read_rows(Path("train.jsonl")):
         print(row.where, row.values["prompt"])
 
 A `.jsonl` file holds an object a line, `.json` a list of objects, `.parquet` a table. Text is UTF-8, with or without a
-byte-order mark; blank lines are passed over. `encode_rows` makes such a file.
+byte-order mark; blank lines are passed over. A folder, and a name on the hub, is read by Hugging Face's `datasets`.
+`encode_rows` makes a file.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.hub import local_file
+from tutelage.data.hub import is_on_hub, local_file
 from tutelage.errors import DataError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -31,19 +32,53 @@ class Row:
     """Its file and line (of a table or a list: its number), for messages."""
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file, in its order.
+@dataclass(frozen=True)
+class Part:
+    """Which part of a data set of several; the names are those of `datasets.load_dataset`."""
+
+    configuration: str | None = None
+    """Its second argument, `name`."""
+    split: str = "train"
+    revision: str | None = None
+    """Branch, tag or, better, commit on the hub."""
+    streaming: bool = False
+    """Whether rows are fetched as they are asked for."""
+
+
+WHOLE = Part()
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether `datasets` reads it: a folder, or a name on the hub (`OWNER/NAME`)."""
+    if path.exists() or path.is_absolute() or is_on_hub(path):
+        return path.is_dir()
+    # Names of data sets may have dots in them.
+    return path.suffix not in SUFFIXES if len(path.parts) == 2 else len(path.parts) == 1 and not path.suffix
+
+
+def read_rows(path: Path, part: Part = WHOLE) -> Iterator[Row]:
+    """The rows of a data set, in its order.
 
     Args:
-        path: the file; or one on the hub, as `tutelage.data.hub.local_file`.
+        path: a file, or one on the hub, as `tutelage.data.hub.local_file`; or a folder or a name on the hub, as
+            `datasets.load_dataset` and `datasets.load_from_disk` take them.
+        part: of a folder or a name on the hub.
 
     Raises:
-        DataError: the file is missing, of another kind or not readable; or a row is no JSON object, or holds what is
-            no text; named by file, line and field.
+        DataError: it is missing, of another kind or not readable; or a row is no JSON object, or holds what is no text;
+            named by file, line and field.
 
     """
+    if is_dataset(path):
+        for number, values in enumerate(_loaded(path, part), start=1):
+            yield Row(dict(values), f"{path} ({part.split}), row {number}")
+        return
+    if part != WHOLE:
+        raise DataError(f"{path} is one file, which has no configuration, split or revision, and is not streamed")
     if path.suffix not in SUFFIXES:
-        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}; convert it to one of them")
+        raise DataError(
+            f"{path} is none of {', '.join(SUFFIXES)}, no folder and no name on the hub (OWNER/NAME); convert it"
+        )
     file = local_file(path)
     if not file.is_file():
         raise DataError(f"{path} is not a file; give the path of a data set")
@@ -52,6 +87,27 @@ def read_rows(path: Path) -> Iterator[Row]:
         if not isinstance(values, dict):
             raise DataError(f"{where}: holds {type(values).__name__}, expected an object with named fields")
         yield Row(values, where)
+
+
+def _loaded(path: Path, part: Part) -> Iterable[dict[str, Any]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"{path} is read by `datasets`, which is not installed; pip install datasets") from error
+    datasets.disable_progress_bars()
+    try:
+        if path.is_dir() and any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+            saved = datasets.load_from_disk(str(path))
+            loaded: Iterable[dict[str, Any]] = saved[part.split] if isinstance(saved, dict) else saved
+            return loaded
+        loaded = datasets.load_dataset(
+            str(path), part.configuration, split=part.split, revision=part.revision, streaming=part.streaming
+        )
+        return loaded
+    # What a hub, a builder or Arrow does not like comes as any of these.
+    except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        here = f", split {part.split}" + f", configuration {part.configuration}" * (part.configuration is not None)
+        raise DataError(f"`datasets` does not read {path}{here}: {error}") from error
 
 
 def _table_rows(file: Path, path: Path) -> Iterator[tuple[str, Any]]:
