@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from trainer_cases import student_config
+from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.sequences import Completion
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.rollout.hf_sampler import TransformersSampler
@@ -26,6 +27,9 @@ from tutelage.trainer.rollout.vllm_sampler import VllmSampler
 VOCABULARY_SIZE = 500  # Of 512 rows.
 PROMPTS = [np.arange(start, start + 5 + start % 7, dtype=np.int32) for start in (30, 64, 101, 250)]
 BATCH_INDICES = range(len(PROMPTS))
+
+
+_WARM = 1.7
 
 
 class EndingStudent(Student):
@@ -57,6 +61,23 @@ def largest_gap(student: Student, completions: list[Completion]) -> float:
     return max(gaps)
 
 
+@torch.no_grad()
+def largest_logp_gap(student: Student, sampler: VllmSampler, config: StudentConfig, step: int) -> float:
+    """Nats between what vLLM says that it drew tokens with, at a temperature of 1.7, and what the student does."""
+    warm = config.sampling.model_copy(update={"temperature": _WARM})
+    weighed = config.objective.model_copy(update={"importance_weights": True})
+    sampler._config = config.model_copy(update={"sampling": warm, "objective": weighed})
+    completions = sampler.generate(step, BATCH_INDICES, PROMPTS)
+    sampler._config = config
+    gaps = []
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        ids = torch.from_numpy(np.concatenate([prompt, completion.ids]).astype(np.int64))
+        logits_TV = student.model(ids[None]).logits[0, len(prompt) - 1 : -1, :VOCABULARY_SIZE] / _WARM
+        logp_T = logits_TV.log_softmax(-1).gather(1, ids[len(prompt) :, None])[:, 0]
+        gaps.append(float((logp_T - torch.from_numpy(completion.logp)).abs().max()))
+    return max(gaps)
+
+
 def main(model: Path, output: Path) -> None:
     config = student_config(
         model,
@@ -77,7 +98,9 @@ def main(model: Path, output: Path) -> None:
         student.ends = frozenset({int(written["vllm"][0].ids[2])})
         written["ended"] = samplers["vllm"].generate(step, BATCH_INDICES, PROMPTS)
         lists = {name: [completion.ids.tolist() for completion in completions] for name, completions in written.items()}
-        found.append(lists | {"end": sorted(student.ends), "gaps": gaps, "stale_gap": stale_gap})
+        ends, student.ends = sorted(student.ends), frozenset()
+        logp_gap = largest_logp_gap(student, samplers["vllm"], config, step)
+        found.append(lists | {"end": ends, "gaps": gaps, "stale_gap": stale_gap, "logp_gap": logp_gap})
         take_a_large_step(student)
     output.write_text(json.dumps(found), encoding="utf-8")
 

@@ -46,3 +46,9 @@ def test_a_sequence_ends_with_its_end_token_or_where_its_room_ends(written):
 @pytest.mark.long
 def test_padded_rows_of_the_head_are_never_written(written):
     assert max(token for state in written for ids in state["vllm"] for token in ids) < vllm_written.VOCABULARY_SIZE
+
+
+@pytest.mark.long
+def test_what_vllm_drew_comes_with_the_probability_that_it_drew_it_with(written):
+    """After its temperature; padded rows of the head have none."""
+    assert max(state["logp_gap"] for state in written) < 0.02

@@ -147,6 +147,7 @@ WRONG = {
         "sampling.top_p",
         "allowed is 1",
     ),
+    "a penalty": ({"sampling": {"repetition_penalty": 1.2}}, "sampling.repetition_penalty", "allowed is 1"),
     "older weights": ({"sampling": {"max_staleness": 1}}, "sampling.max_staleness", "importance_weights"),
     "a clip that is not said": (
         {"objective": {"importance_weights": True, "importance_clip": 5.0}},

@@ -159,3 +159,31 @@ def test_what_was_drawn_comes_with_the_probability_that_it_was_drawn_with(temper
         expected_T = p_TV.gather(-1, ids[len(prompt) :, None])[:, 0].log().numpy()
         assert completion.logp.dtype == np.float32
         np.testing.assert_allclose(completion.logp, expected_T, atol=1e-4)
+
+
+def test_a_repetition_penalty_is_transformers_own(tiny_model):
+    """Greedily, against `generate`, which reads the same penalty from its own configuration."""
+    config = config_of(tiny_model, dtype="float32", sampling={"temperature": 1e-3, "repetition_penalty": 1.4})
+    exact = Student(tiny_model, dtype="float32", optimizer=config.optimizer, vocabulary_size=512)
+    written = TransformersSampler(config, exact).generate(0, range(3), PROMPTS)
+    for prompt, completion in zip(PROMPTS, written, strict=True):
+        ids = torch.from_numpy(prompt).long()[None]
+        theirs = exact.model.generate(
+            ids, do_sample=False, repetition_penalty=1.4, max_new_tokens=12, eos_token_id=sorted(exact.end_ids)
+        )[0, len(prompt) :]
+        assert completion.ids.tolist() == theirs.tolist()
+
+
+def test_what_a_checkpoint_says_about_sampling_is_not_followed_and_that_is_said(student, tiny_model, caplog):
+    student.model.generation_config.repetition_penalty = 1.3
+    student.model.generation_config.temperature = 0.6
+    try:
+        sampler = open_sampler(config_of(tiny_model), student)
+    finally:
+        student.model.generation_config.repetition_penalty = student.model.generation_config.temperature = None
+    assert "temperature 0.6, repetition_penalty 1.3, which no sample follows" in caplog.text
+    caplog.clear()
+    open_sampler(config_of(tiny_model), student)
+    open_sampler(config_of(tiny_model, objective={"name": "sft"}), student)
+    assert "no sample follows" not in caplog.text
+    assert sampler.generate(0, [0], PROMPTS[:1])

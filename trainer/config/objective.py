@@ -175,7 +175,7 @@ class ObjectiveConfig(ObjectiveParameters):
         self._check_fraction()
         if self.min_mass > 0 and self.signal != "topk":
             raise ConfigurationError(f"only topk keeps ids by mass, not {self.signal}", "objective.min_mass")
-        if (self.importance_weights or self.importance_clip) and not self.samples_tokens:
+        if self.importance_weights and not self.samples_tokens:
             raise ConfigurationError(
                 f"weighs an estimate from sampled tokens, which {self.label} is not; leave it out",
                 "objective.importance_weights",
@@ -189,7 +189,7 @@ class ObjectiveConfig(ObjectiveParameters):
         return self
 
     def _check_terms(self) -> None:
-        given = [key for key in ("cross_entropy_weight", *PARAMETERS) if getattr(self, key)]
+        given = [*(["cross_entropy_weight"] if self.cross_entropy_weight else []), *self.parameters]
         if self.name != "+".join(term.name for term in self.terms):
             given.insert(0, "name")
         if given:

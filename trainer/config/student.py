@@ -122,6 +122,9 @@ class SamplingConfig(Config):
     temperature: Temperature = 1.0
     """Sampling temperature. It has nothing to do with the objective's, but for an estimate from the sampled tokens
     (`policy_gradient_kl`), which takes the same one."""
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Divides positive logits, and multiplies negative ones, of tokens that prompt or continuation have already (Keskar
+    et al. 2019); if not 1, the samples are not the student's own distribution."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus mass; below 1 the samples are not the student's own distribution."""
     completions: Positive = 1
@@ -383,6 +386,12 @@ class StudentConfig(StudentSettings):
                 f"that are drawn at it have that gradient in expectation; allowed is {T}, or any other with "
                 "objective.importance_weights: true",
                 "sampling.temperature",
+            )
+        if self.sampling.repetition_penalty != 1.0 and not self.objective.importance_weights:
+            raise ConfigurationError(
+                f"{self.sampling.repetition_penalty}, but {name} is an expectation over the student's own "
+                "distribution; allowed is 1, or any other with objective.importance_weights: true",
+                "sampling.repetition_penalty",
             )
         if self.sampling.top_p < 1.0:
             raise ConfigurationError(

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.sequences import Completion, TokenIds
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.rollout.hf_sampler import TransformersSampler
+
+_log = logging.getLogger(__name__)
+# Of transformers' GenerationConfig: what changes the distribution that is drawn from.
+_SAMPLING_SETTINGS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "sequence_bias",
+    "min_length",
+    "min_new_tokens",
+)
 
 
 class Sampler(Protocol):
@@ -30,6 +51,12 @@ class Sampler(Protocol):
         ...
 
 
+def ignored_settings(generation_config: Any) -> list[str]:
+    """What a checkpoint's own generation configuration says about sampling beyond its end tokens, and is not used."""
+    said = generation_config.to_diff_dict()
+    return [f"{name} {said[name]}" for name in _SAMPLING_SETTINGS if name in said]
+
+
 def open_sampler(config: StudentConfig, student: Student) -> Sampler:
     """What writes the student's sequences; no vLLM is started for one that never writes any.
 
@@ -37,6 +64,13 @@ def open_sampler(config: StudentConfig, student: Student) -> Sampler:
         ConfigurationError: as `VllmSampler`.
 
     """
+    if config.objective.on_policy_fraction > 0:
+        ignored = ignored_settings(student.model.generation_config)
+        if ignored:
+            _log.warning(
+                "%s: its generation_config.json says %s, which no sample follows; `sampling` alone says how to write",
+                *(config.init, ", ".join(ignored)),
+            )
     if config.sampling.engine == "vllm" and config.objective.on_policy_fraction > 0:
         from tutelage.trainer.rollout.vllm_sampler import VllmSampler
 

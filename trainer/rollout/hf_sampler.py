@@ -59,6 +59,7 @@ class TransformersSampler:
             max_tokens=config.batch.max_tokens,
             temperature=config.sampling.temperature,
             top_p=config.sampling.top_p,
+            repetition_penalty=config.sampling.repetition_penalty,
             end_ids=self._student.end_ids,
             vocabulary_size=self._student.vocabulary_size,
         )
@@ -127,6 +128,7 @@ def sample(
     top_p: float,
     end_ids: frozenset[int],
     vocabulary_size: int,
+    repetition_penalty: float = 1.0,
 ) -> list[Completion]:
     """One continuation a prompt; it ends with an end token unless it was cut off.
 
@@ -140,13 +142,22 @@ def sample(
         top_p: nucleus mass, in (0, 1].
         end_ids: tokens that end a continuation.
         vocabulary_size: ids from here on (padded rows of the head) are never written.
+        repetition_penalty: as in `SamplingConfig`.
 
     """
+    seen_BV = torch.zeros(len(prompts), vocabulary_size, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        seen_BV[row, torch.from_numpy(prompt).long()] = True
     logps: list[list[float]] = [[] for _ in prompts]
 
     def next_ids(logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
-        own = [generators[row] for row in rows]
-        chosen_B, logp_B = choose(logits_BV[:, :vocabulary_size], own, temperature=temperature, top_p=top_p)
+        own, logits_BV = [generators[row] for row in rows], logits_BV[:, :vocabulary_size].float()
+        if repetition_penalty != 1.0:
+            weighed_BV = torch.where(logits_BV > 0, logits_BV / repetition_penalty, logits_BV * repetition_penalty)
+            logits_BV = torch.where(seen_BV[list(rows)].to(logits_BV.device), weighed_BV, logits_BV)
+        chosen_B, logp_B = choose(logits_BV, own, temperature=temperature, top_p=top_p)
+        if repetition_penalty != 1.0:
+            seen_BV[list(rows), chosen_B.cpu()] = True
         for row, logp in zip(rows, logp_B.tolist(), strict=True):
             logps[row].append(logp)
         return chosen_B

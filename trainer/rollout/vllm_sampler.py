@@ -129,6 +129,7 @@ def request_settings(config: StudentConfig, student: Student, *, seed: int, prom
         "max_tokens": min(config.sampling.max_new_tokens, config.batch.max_tokens - prompt_tokens),
         "temperature": config.sampling.temperature,
         "top_p": config.sampling.top_p,
+        "repetition_penalty": config.sampling.repetition_penalty,
         "seed": seed,
         # Of the drawn token alone; each is a Python object, so they are asked for where they are needed.
         "logprobs": 0 if config.objective.importance_weights else None,
