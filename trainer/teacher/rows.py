@@ -101,19 +101,14 @@ class Unembedding:
 def _product_on_cpu(hidden_ND: Tensor, matrix_VD: Tensor) -> Tensor:
     """Float32 · bfloat16ᵀ, [N, V] in float32, for a device whose own product of bfloat16 factors is rounded to them.
 
-    The matrix is widened a tile at a time, and processors that have bfloat16 products are told to use them on the wide
-    numbers: exact here, since both factors are bfloat16 numbers. (`torch.mm` knows `out_dtype` on CUDA only.)
+    The matrix is widened a tile at a time. (`torch.mm` knows `out_dtype` on CUDA only. That float32 products may take
+    bfloat16 factors, as the server has it, is a setting of the process, and would reach what other threads compute.)
     """
     product_NV = hidden_ND.new_empty(len(hidden_ND), len(matrix_VD))
     rows = max(1, _TILE_BYTES // (4 * matrix_VD.shape[1]))
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before, settings.fp32_precision = settings.fp32_precision, "bf16"
-    try:
-        for start in range(0, len(matrix_VD), rows):
-            tile = slice(start, start + rows)
-            torch.mm(hidden_ND, matrix_VD[tile].float().T, out=product_NV[:, tile])
-    finally:
-        settings.fp32_precision = before
+    for start in range(0, len(matrix_VD), rows):
+        tile = slice(start, start + rows)
+        torch.mm(hidden_ND, matrix_VD[tile].float().T, out=product_NV[:, tile])
     return product_NV
 
 
