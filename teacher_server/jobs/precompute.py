@@ -61,7 +61,8 @@ def read_sequences(config: PrecomputeConfig, checkpoint: Path) -> list[list[int]
                 f"a row of {config.data} has no completion to score; have one generated (`tutelage teacher write`)",
                 "data",
             )
-        ids = np.concatenate([example.prompt_ids, example.completion_ids])
+        told = example.prompt_ids if example.teacher_prompt_ids is None else example.teacher_prompt_ids
+        ids = np.concatenate([told, example.completion_ids])
         different[sequence_key(ids)] = ids.tolist()
     return list(different.values())
 

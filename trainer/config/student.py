@@ -57,10 +57,15 @@ class SourceConfig(Config):
     """Which answers of `messages` are learned from: all, the last, or those that say `train: true` (`marked`)."""
     teacher: str | None = None
     """Name of the teacher that is asked about its rows; a row's own `teacher` comes first. None means the run's one."""
+    teacher_system: str | None = None
+    """With `template: chat`: a system message that the teacher reads before each conversation, but not the student. A
+    row's own `teacher_prompt` or `teacher_messages` come first."""
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
-        if self.template != "chat" and (self.chat_template_kwargs or isinstance(self.chat_template, Path)):
+        if self.template != "chat" and (
+            self.chat_template_kwargs or self.teacher_system is not None or isinstance(self.chat_template, Path)
+        ):
             raise ConfigurationError(f"{self.template} is no chat template, so none can be set up", "data.template")
         return self
 
@@ -83,7 +88,7 @@ class SourceConfig(Config):
                 text = self.chat_template.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigurationError(f"cannot read {self.chat_template}: {error}", "data.chat_template") from error
-        return Chat(text, self.chat_template_kwargs)
+        return Chat(text, self.chat_template_kwargs, self.teacher_system)
 
 
 class DataConfig(SourceConfig):

@@ -153,6 +153,8 @@ def fingerprint(examples: Iterable[TokenizedExample]) -> str:
             total.update(len(ids).to_bytes(4, "little") + ids.tobytes())
         if example.mask is not None:
             total.update(example.mask.tobytes())
+        if example.teacher_prompt_ids is not None:
+            total.update(example.teacher_prompt_ids.tobytes())
         if example.teacher is not None:
             total.update(example.teacher.encode())
     return total.hexdigest()

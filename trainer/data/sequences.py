@@ -8,11 +8,12 @@ says which of the rows between the first and the last one are learned from; the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from tutelage.errors import DataError
 from tutelage.rpc import codec
 
 TokenIds = npt.NDArray[np.int32]
@@ -53,8 +54,26 @@ class TokenSequence:
     """bool [end - start]: which positions from `start` to `end` are learned from; None means all."""
     teacher: str | None = None
     """Name of the teacher that is asked about it; None means the run's one."""
+    teacher_prompt_ids: TokenIds | None = None
+    """What the teacher reads in place of the prompt, before the same completion; None means the prompt."""
     sampler_logp: npt.NDArray[np.float32] | None = None
     """float32 [completion]: as `Completion.logp`."""
+
+    @property
+    def for_teacher(self) -> TokenSequence:
+        """The sequence as the teacher reads it: the same completion, whose rows are in order those of the student."""
+        told = self.teacher_prompt_ids
+        if told is None:
+            return self
+        shift = len(told) - self.prompt_tokens
+        return replace(
+            self,
+            ids=np.concatenate([told, self.ids[self.prompt_tokens :]]),
+            start=self.start + shift,
+            end=self.end + shift,
+            prompt_tokens=len(told),
+            teacher_prompt_ids=None,
+        )
 
     @property
     def is_own(self) -> bool:
@@ -98,6 +117,7 @@ def token_sequence(
     mask: Mask | None = None,
     weights_version: int | None = None,
     teacher: str | None = None,
+    teacher_prompt_ids: TokenIds | None = None,
 ) -> TokenSequence:
     """The sequence of a prompt and its completion, neither empty, scored where the loss sees it.
 
@@ -109,6 +129,10 @@ def token_sequence(
         mask: bool [prompt + completion], which tokens are learned from, at least one; None means the completion's.
         weights_version: as in `TokenSequence`.
         teacher: as in `TokenSequence`.
+        teacher_prompt_ids: as in `TokenSequence`.
+
+    Raises:
+        DataError: tokens of the prompt are learned from, but the teacher reads another prompt.
 
     """
     ids = np.concatenate([prompt_ids, completion_ids])
@@ -118,6 +142,16 @@ def token_sequence(
     # The row of a token is that of the position before it, which the first token has not.
     rows = np.append(tokens[1:], loss_on_last_token)
     start, last = np.flatnonzero(rows)[[0, -1]].tolist()
+    shared = prompt_ids[start + 1 :]  # Answers before the last one, if they are learned from.
+    if teacher_prompt_ids is not None and not (
+        len(shared) < len(teacher_prompt_ids)
+        and np.array_equal(teacher_prompt_ids[len(teacher_prompt_ids) - len(shared) :], shared)
+    ):
+        raise DataError(
+            "tokens of the prompt are learned from, but the teacher has a prompt of its own and says nothing about "
+            "them; set loss_on_prompt: false",
+            "loss_on_prompt",
+        )
     between = rows[start : last + 1]
     return TokenSequence(
         ids,
@@ -127,4 +161,5 @@ def token_sequence(
         prompt_tokens=len(prompt_ids),
         weights_version=weights_version,
         teacher=teacher,
+        teacher_prompt_ids=teacher_prompt_ids,
     )

@@ -286,7 +286,8 @@ class BatchBuilder:
         spec = signal_spec(self._config.objective)
 
         def answers() -> dict[int, SignalArrays]:
-            return dict(zip(sequences, teacher.score(list(sequences.values()), spec), strict=True))
+            asked = [sequence.for_teacher for sequence in sequences.values()]
+            return dict(zip(sequences, teacher.score(asked, spec), strict=True))
 
         return [self._background.submit(answers)]
 
@@ -317,6 +318,7 @@ class BatchBuilder:
             loss_on_last_token=self._config.loss_on_last_token,
             mask=mask,
             teacher=example.teacher,
+            teacher_prompt_ids=example.teacher_prompt_ids,
         )
         if self._teacher is None or self._config.objective.signal != "candidates":
             return sequence

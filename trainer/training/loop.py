@@ -177,6 +177,7 @@ class _Training:
                 loss_on_prompt=config.loss_on_prompt,
                 mask=example.mask,
                 teacher=example.teacher,
+                teacher_prompt_ids=example.teacher_prompt_ids,
             )
             for example in data.held_out
         ]

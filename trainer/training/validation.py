@@ -108,7 +108,7 @@ def _stored_or_fetched(
     by_teacher: Mapping[Name, Sequence[TokenSequence]], path: Path, teacher: Teacher
 ) -> dict[Name, Tensor]:
     """The hidden states [N, D] of all rows of each teacher."""
-    sequences = [item for items in by_teacher.values() for item in items]
+    sequences = [item.for_teacher for items in by_teacher.values() for item in items]
     tensors = {name: "hidden_ND" if name is None else f"hidden_ND/{name}" for name in by_teacher}
     key = _key(sequences, teacher)
     if path.exists():

@@ -34,6 +34,8 @@ class Chat:
     """Jinja text of a chat template; None means the tokenizer's own."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """What the template is given besides the conversation, such as `enable_thinking`; a row's own lie over it."""
+    teacher_system: str | None = None
+    """What the teacher is told before a conversation, and the student is not."""
 
 
 OWN = Chat()

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tutelage.data.chat import OWN, Chat, render
-from tutelage.data.conversations import BadRow, Conversation, Message, Turns, conversation_of, format_of
+from tutelage.data.conversations import BadRow, Conversation, Turns, conversation_of, format_of, user_message
 from tutelage.data.prompts import Template, completion_end_id, prompt_ids, prompt_text
 from tutelage.data.rows import WHOLE, Part, read_rows
 from tutelage.errors import DataError
@@ -35,12 +35,12 @@ class TokenizedExample:
     """bool [prompt + completion]: which tokens are learned from; None means the completion's."""
     teacher: str | None = None
     """Name of the teacher that is asked about it; None means the run's one."""
-    teacher_prompt: str | None = None
-    """What the teacher reads in place of the prompt, as the row says it; None means the prompt."""
-    teacher_messages: tuple[Message, ...] | None = None
-    """The same as messages."""
+    teacher_prompt_ids: TokenIds | None = None
+    """What the teacher reads in place of the prompt; None means the prompt."""
     left_out: tuple[str, ...] = ()
     """Fields that the chat template leaves out by its design: reasoning of turns that are over."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """The row as it stands in the data, for who writes with the student."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def stream_examples(
 
     """
     tokenized = tokenizer_of(tokenizer, template, chat)
-    for _, conversation in conversations(path, turns, part):
-        yield tokenized(conversation)
+    for values, conversation in conversations(path, turns, part):
+        yield replace(tokenized(conversation), values=values)
 
 
 def tokenizer_of(tokenizer: Any, template: Template, chat: Chat = OWN) -> Callable[[Conversation], TokenizedExample]:
@@ -109,12 +109,64 @@ def tokenizer_of(tokenizer: Any, template: Template, chat: Chat = OWN) -> Callab
             completion_ids,
             mask,
             conversation.teacher,
-            conversation.teacher_prompt,
-            conversation.teacher_messages,
+            told_to_teacher(conversation, prompt_ids, completion_ids, mask),
             left_out,
         )
 
+    def told_to_teacher(
+        conversation: Conversation, prompt_ids: TokenIds, completion_ids: TokenIds, mask: Mask | None
+    ) -> TokenIds | None:
+        told = _as_told_to_the_teacher(conversation, template, chat)
+        if told is None:
+            return None
+        ids = encode_prompt(told)
+        # Earlier answers that are learned from are part of the prompt, and of both.
+        learned = np.flatnonzero(np.ones(0) if mask is None else mask[: len(prompt_ids)])
+        shared = prompt_ids[learned[0] :] if len(learned) else prompt_ids[:0]
+        if len(shared) >= len(ids) or not np.array_equal(ids[len(ids) - len(shared) :], shared):
+            raise DataError(
+                f"{conversation.where}: several of its answers are learned from, and what the teacher reads has other "
+                "tokens from the first of them on; learn from the last one (data.turns: last)",
+                "teacher_prompt" if conversation.teacher_prompt else "teacher_messages",
+            )
+        _require_same_border(tokenizer, ids, completion_ids, conversation.where)
+        return ids
+
     return tokenized
+
+
+def _as_told_to_the_teacher(conversation: Conversation, template: Template, chat: Chat) -> Conversation | None:
+    """What the teacher reads in place of the conversation so far; None if it reads the same."""
+    if conversation.teacher_prompt is not None and conversation.teacher_messages is not None:
+        raise DataError(f"{conversation.where}: has teacher_prompt and teacher_messages; give one", "teacher_prompt")
+    if conversation.teacher_prompt is not None:
+        messages = [user_message(conversation.teacher_prompt)]
+    elif conversation.teacher_messages is not None:
+        messages = list(conversation.teacher_messages)
+    elif chat.teacher_system is not None and template == "chat":
+        messages = list(conversation.messages)
+        own = messages.pop(0)["content"] if messages[0]["role"] == "system" else None
+        system = chat.teacher_system if own is None else f"{chat.teacher_system}\n\n{own}"
+        return replace(conversation, messages=[{"role": "system", "content": system}, *messages], completion=None)
+    else:
+        return None
+    return replace(conversation, messages=messages, completion=None, instruction_input="")
+
+
+def _require_same_border(tokenizer: Any, teacher_prompt_ids: TokenIds, completion_ids: TokenIds, where: str) -> None:
+    """Refuses a completion whose first tokens would be others right after the teacher's prompt."""
+    text = tokenizer.decode(completion_ids)
+    alone = tokenizer.encode(text, add_special_tokens=False)
+    if alone != completion_ids.tolist():  # No text that is tokenized in one way, such as one that was cut.
+        return
+    prompt = tokenizer.decode(teacher_prompt_ids)
+    joint = tokenizer.encode(prompt + text, add_special_tokens=False)
+    if joint[len(joint) - len(alone) :] != alone:
+        raise DataError(
+            f"{where}: after the teacher's prompt the completion's tokens would be others than after the student's "
+            f"({prompt[-20:]!r} before {text[:20]!r}); let the teacher's prompt end as the student's does",
+            "teacher_prompt",
+        )
 
 
 def read_conversations(path: Path) -> list[tuple[dict[str, Any], Conversation]]:
