@@ -29,6 +29,7 @@ class Wrong:
 
 
 TRAIN = "train --config cohort.yaml"
+EVALUATE = "evaluate --checkpoint no-config"
 WRONG = [
     # The command line itself.
     Wrong("trian", EXIT_USAGE, "did you mean train?"),
@@ -90,6 +91,31 @@ WRONG = [
     Wrong("teacher precompute --model no-config --data rows.jsonl --store.path s", EXIT_DATA, "has no config.json"),
     Wrong("teacher write --data latin1.jsonl --tokenizer cut --out o.jsonl", EXIT_DATA, "line 1: is not UTF-8"),
     Wrong("teacher write --data rows.jsonl --tokenizer nowhere --out o.jsonl", EXIT_DATA, "tokenizer: nowhere is no"),
+    # Evaluating.
+    Wrong(f"{EVALUATE} --tasks gsm9k", EXIT_USAGE, "'gsm9k' is not a task"),
+    Wrong(f"{EVALUATE} --tasks gsm8k:loglik", EXIT_USAGE, "gsm8k has no protocol 'loglik'"),
+    Wrong(f"{EVALUATE} --tasks nowhere.yaml", EXIT_USAGE, "cannot read nowhere.yaml"),
+    Wrong(f"{EVALUATE} --tasks latin1.yaml", EXIT_USAGE, "cannot read latin1.yaml: it is not UTF-8"),
+    Wrong(f"{EVALUATE} --tasks list-by-name.yaml", EXIT_DATA, "does not fill '{options[place]}'"),
+    Wrong(f"{EVALUATE} --tasks gsm8k --data-dir nowhere", EXIT_DATA, "looked in nowhere"),
+    Wrong(f"{EVALUATE} --tasks arithmetic --limit 2.5", EXIT_USAGE, "a share below 1"),
+    Wrong(f"{EVALUATE} --tasks arithmetic --out rows.jsonl", EXIT_USAGE, "rows.jsonl is a file"),
+    Wrong(f"{EVALUATE} --tasks arithmetic --output_path rows.jsonl/x", EXIT_USAGE, "rows.jsonl is a file"),
+    Wrong(f"{EVALUATE} --tasks arithmetic --num_fewshot 5", EXIT_USAGE, "zero-shot"),
+    Wrong("evaluate --model_args pretrained=tiny --tasks arithmetic", EXIT_USAGE, "name the model by --checkpoint"),
+    Wrong("evaluate --checkpoint nowhere --tasks arithmetic", EXIT_DATA, "nowhere is no folder here, and the hub"),
+    Wrong("evaluate --checkpoint no-tokenizer --tasks arithmetic", EXIT_DATA, "no-tokenizer"),
+    Wrong("evaluate --checkpoint pickled --tasks arithmetic", EXIT_DATA, "pickle"),
+    Wrong("evaluate --checkpoint cut --tasks arithmetic", EXIT_DATA, "cut off"),
+    Wrong("evaluate --checkpoint damaged --tasks arithmetic", EXIT_DATA, "damaged"),
+    Wrong("evaluate --checkpoint own-code --tasks arithmetic", EXIT_DATA, "own"),
+    Wrong("evaluate watch --run-dir nowhere --tasks arithmetic", EXIT_USAGE, "name the folder of a run"),
+    Wrong("evaluate export --frames nowhere", EXIT_DATA, "nowhere has no rows"),
+    Wrong("evaluate wait some --address 127.0.0.1:1", EXIT_UNREACHABLE, "127.0.0.1:1"),
+    Wrong("evaluate cancel some --address 127.0.0.1:1", EXIT_UNREACHABLE, "127.0.0.1:1"),
+    Wrong("evaluate submit --checkpoint cut --tasks arithmetic --address 127.0.0.1:1", EXIT_UNREACHABLE, "127.0.0.1:1"),
+    Wrong("report --frames nowhere", EXIT_DATA, "nowhere has no rows"),
+    Wrong("report --study nowhere", EXIT_DATA, "nowhere is not the folder of a study"),
     # Studies.
     Wrong("study plan nowhere.yaml", EXIT_USAGE, "there is no file nowhere.yaml, and the ready studies are"),
     Wrong("study plan latin1.yaml", EXIT_USAGE, "latin1.yaml"),
@@ -111,6 +137,8 @@ def prepare(here: Path, tiny_model: Path) -> None:
         "damaged.parquet": "PAR1",
         "twice.yaml": "run: a\nrun: b\n",
         "list.yaml": "- run\n",
+        "options.jsonl": '{"q": "Which?", "options": ["a", "b"]}\n',
+        "list-by-name.yaml": 'name: own\ndata: options.jsonl\nquestion: "{q}"\nanswer: "{options[place]}"\n',
         "broken.yaml": "run: [\n",
     }
     for name, text in texts.items():

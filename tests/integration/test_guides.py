@@ -16,11 +16,27 @@ from trainer_doubles import FaultyServicer, InProcessTeacher, serving
 from tutelage.trainer.model.layer_pruning import prune_layers
 
 GUIDES = Path(__file__).resolve().parents[2] / "docs" / "guides"
+MODELS = {"python deploy/studies/prepare_models.py build/models": "mkdir -p build && ln -s {models} build/models"}
+TEACHER = {
+    "tutelage teacher serve build/models/teacher --port 50051 &": "tutelage teacher info --address {teacher}",
+    "127.0.0.1:50051": "{teacher}",
+}
 SHORT: dict[str, dict[str, str]] = {
+    "own-data": {
+        **MODELS,
+        **TEACHER,
+        "127.0.0.1:50052": "{evaluator}",
+        "lengths[:360]": "lengths[:24]",
+        "number < 60": "number < 3",
+        "max_new_tokens: 64": "max_new_tokens: 8",
+        "sequences: 8, max_tokens: 128": "sequences: 2, max_tokens: 128",
+        "sequences: 16": "sequences: 2",
+        "steps: 60": "steps: 2",
+    },
+    "own-task": {**MODELS, "--limit 20": "--limit 2 --max-new-tokens 8"},
     "researcher": {
-        "python deploy/studies/prepare_models.py build/models": "mkdir -p build && ln -s {models} build/models",
-        "tutelage teacher serve build/models/teacher --port 50051 &": "tutelage teacher info --address {teacher}",
-        "127.0.0.1:50051": "{teacher}",
+        **MODELS,
+        **TEACHER,
         "--count 400": "--count 24",
         "steps: 60": "steps: 2",
         "--steps 60": "--steps 1 --dry-run",
@@ -51,7 +67,7 @@ def models(tiny_model, tmp_path_factory) -> Path:
 def test_a_guide_runs_as_it_says(guide, tiny_model, models, tmp_path):
     page = (GUIDES / f"{guide}.md").read_text()
     with serving(FaultyServicer(InProcessTeacher(tiny_model), tiny_model)) as address:
-        places = {"models": str(models), "teacher": address}
+        places = {"models": str(models), "teacher": address, "evaluator": f"127.0.0.1:{free_port()}"}
         instead = {old: new.format(**places) for old, new in SHORT[guide].items()}
         run(script_of(page, instead), tmp_path, 240, RAY_AUTH_MODE="disabled")
 
