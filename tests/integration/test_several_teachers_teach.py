@@ -11,10 +11,11 @@ import yaml
 
 from teacher_process import end, start
 from tiny import write_tiny_model
-from trainer_cases import metric_rows, student_config
+from trainer_cases import metric_rows
 from trainer_cohorts import running
 from trainer_halves import answers_right, write_halves
 from tutelage.evaluator.statistics.paired import mcnemar_exact
+from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.training.loop import train
 
 HALVES = ("sums", "differences")
@@ -42,10 +43,9 @@ def test_a_student_of_both_knows_what_each_knows(tmp_path):
     try:
         for seed, name in enumerate(HALVES, 1):
             write_tiny_model(tmp_path / "init" / name, seed=seed)
-            config = settings(tmp_path / "init" / name, files[name], TEACHER_STEPS, objective={"name": "sft"})
-            trained = train(
-                student_config(tmp_path, tmp_path, **config), folder=tmp_path / "trained" / name, teacher=None
-            )
+            config = settings(tmp_path / "init" / name, files[name], TEACHER_STEPS, objective={"name": "sft"}, id=name)
+            trained = train(StudentConfig.model_validate(config), folder=tmp_path / "trained" / name, teacher=None)
+            assert trained.checkpoint is not None
             right[name] = np.array(answers_right(trained.checkpoint, files["both"]))
             servers.append(start(tmp_path / "teacher" / name, trained.checkpoint, "--max-model-len", "512"))
         write_tiny_model(tmp_path / "init" / "both", seed=3)
