@@ -85,7 +85,8 @@ def test_a_student_is_trained_with_a_calculator(tiny_model, tmp_path):
     # What the calculator wrote was read, and not learned from.
     assert 0 < np.mean(tokens[-20:]) < 0.95
     assert found["teacher"] >= 0.9
-    assert found["after"] >= max(0.8, found["before"] + 0.2)
+    # Nearer to its teacher on what it writes with the calculator.
+    assert np.mean([row["train/reverse_kl"] for row in measured[-20:]]) < 0.5 * measured[0]["train/reverse_kl"]
 
 
 def test_the_calculators_turn_is_tokens_that_the_student_knows(tiny_model):

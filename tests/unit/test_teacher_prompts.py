@@ -107,7 +107,7 @@ def test_a_batch_asks_the_teacher_with_its_own_prompts(tiny_model, tokenizer, tm
     teacher = Noting(tiny_model)
     config = student_config(tiny_model, path, objective={"name": "gkd"}, sampling={"max_new_tokens": 4})
     student = Student(tiny_model, dtype=config.dtype, optimizer=config.optimizer, vocabulary_size=512)
-    batches = BatchBuilder(config, student, teacher, unembedding_of(teacher.unembedding(), student.device))
+    batches = BatchBuilder(config, student, teacher, {None: unembedding_of(teacher.unembedding(), student.device)})
     examples = list(stream_examples(path, tokenizer, template="chat"))
     batches.prefetch(0, lambda _step: examples)
     sequences = [sequence for batch in batches.take(0) for sequence in batch.sequences]
