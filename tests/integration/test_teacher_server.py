@@ -61,17 +61,23 @@ def references(packaged_models: tuple[Path, Path], sequences: list[np.ndarray]) 
 
 def ask(stub, sequences, spec: pb.SignalSpec, **fields) -> list[pb.SignalFrame]:
     """One frame a sequence, in their order, all asked at once."""
+    answers = ask_all(stub, sequences, spec, **fields)
+    assert [len(frames) for frames in answers] == [1] * len(sequences)
+    return [frames[0] for frames in answers]
+
+
+def ask_all(stub, sequences, spec: pb.SignalSpec, **fields) -> list[list[pb.SignalFrame]]:
+    """The frames of each sequence, of which a long one has several."""
     requests = (
         pb.ScoreSequencesRequest(request_id=str(index), token_ids=encode(ids), signal=spec, **fields)
         for index, ids in enumerate(sequences)
     )
-    frames = {}
+    frames: dict[str, list[pb.SignalFrame]] = {str(index): [] for index in range(len(sequences))}
     for response in stub.ScoreSequences(requests, timeout=120):
         assert response.WhichOneof("outcome") == "frame", response
         assert response.frame.checksum == frame_checksum(response.frame)
-        assert response.request_id not in frames
-        frames[response.request_id] = response.frame
-    return [frames[str(index)] for index in range(len(sequences))]
+        frames[response.request_id].append(response.frame)
+    return list(frames.values())
 
 
 def topk_spec(k: int = K) -> pb.SignalSpec:
@@ -190,12 +196,12 @@ def test_edges(stub):
     info = stub.GetTeacherInfo(pb.GetTeacherInfoRequest())
     longest, last = info.limits.max_sequence_tokens, info.vocabulary_size - 1
     edges = [[0], [last], [0, last] * 3, [5] * 200, list(range(100, 100 + longest))]
-    frames = ask(stub, [np.array(ids, dtype=np.int32) for ids in edges], topk_spec(k=2))
-    for ids, frame in zip(edges, frames, strict=True):
-        assert frame.position_count == len(ids)
-        assert np.isfinite(decode(frame.logits)).all()
-        assert np.isfinite(decode(frame.logsumexp)).all()
-        assert len(decode(frame.target_logits)) == len(ids) - 1
+    answers = ask_all(stub, [np.array(ids, dtype=np.int32) for ids in edges], topk_spec(k=2))
+    for ids, frames in zip(edges, answers, strict=True):
+        assert sum(frame.position_count for frame in frames) == len(ids)
+        assert all(np.isfinite(decode(frame.logits)).all() for frame in frames)
+        assert all(np.isfinite(decode(frame.logsumexp)).all() for frame in frames)
+        assert sum(len(decode(frame.target_logits)) for frame in frames) == len(ids) - 1
 
 
 def write(stub, prompt: np.ndarray, **fields) -> tuple[list[int], str, str, list[pb.SignalFrame]]:
