@@ -24,6 +24,9 @@ class WordTokenizer:
                 self.words.append(word)
         return [self.words.index(word) for word in text.split()]
 
+    def get_chat_template(self, *_: object) -> str:
+        return self.chat_template
+
     def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
         return f"<user> {messages[0]['content']} <assistant>"
 

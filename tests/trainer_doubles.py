@@ -106,6 +106,9 @@ class FaultyServicer(rpc.TeacherServiceServicer):
     def GetTeacherInfo(self, request, context):  # noqa: N802
         return self.info
 
+    def GetTeacherUsage(self, request, context):  # noqa: N802
+        return pb.GetTeacherUsageResponse()
+
     def GetUnembedding(self, request, context):  # noqa: N802
         rows = self._teacher.unembedding().rows_VD
         for start in range(request.row_start, len(rows), 200):

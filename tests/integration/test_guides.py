@@ -34,6 +34,15 @@ SHORT: dict[str, dict[str, str]] = {
         "steps: 60": "steps: 2",
     },
     "own-task": {**MODELS, "--limit 20": "--limit 2 --max-new-tokens 8"},
+    "operator": {
+        **MODELS,
+        "tutelage teacher serve build/models/teacher --port 50051 --token-file build/operator/tokens --store.path "
+        "build/operator/store \\\n    --metrics-port 50053 --address-file build/operator/address &\n"
+        "until test -s build/operator/address; do sleep 1; done": "sleep 60 &",
+        "127.0.0.1:50051 && exit 1 || true": "127.0.0.1:1 && exit 1 || true",
+        "127.0.0.1:50051": "{teacher}",
+        "print(u.urlopen('http://127.0.0.1:50053/metrics').read().decode()[:400])": "",
+    },
     "researcher": {
         **MODELS,
         **TEACHER,
@@ -80,7 +89,7 @@ def test_a_guide_runs_word_for_word(guide, packaged_models, data_dir, tmp_path):
         (tmp_path / name).symlink_to(GUIDES.parents[1] / name)
     (tmp_path / "build").mkdir()
     (tmp_path / "build/models").symlink_to(packaged_models[0].parent)
-    instead = {port: str(free_port()) for port in ("50051", "50052") if port in page}
+    instead = {port: str(free_port()) for port in ("50051", "50052", "50053") if port in page}
     run(script_of(page, instead), tmp_path, 1800, RAY_AUTH_MODE="disabled", TUTELAGE_DATA_DIR=str(data_dir))
 
 

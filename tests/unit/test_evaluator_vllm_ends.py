@@ -33,6 +33,8 @@ def failing(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         exceptions.EngineDeadError = EngineDeadError  # type: ignore[attr-defined]
         platforms = types.ModuleType("vllm.platforms")
         platforms.current_platform = types.SimpleNamespace(is_cpu=lambda: True)  # type: ignore[attr-defined]
+        # It stands for an engine that ends, not for one that is another version's.
+        monkeypatch.setattr("tutelage.runtime.vllm_api.require_conforming", lambda: None)
         monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
         monkeypatch.setitem(sys.modules, "vllm", vllm)
         monkeypatch.setitem(sys.modules, "vllm.v1.engine.exceptions", exceptions)

@@ -126,7 +126,7 @@ def test_exports_are_what_the_rows_say(tmp_path: Path) -> None:
     means = {protocol: rows.filter(protocol=protocol)["score"].mean() for protocol in ("loglik", "paper")}
     paths = export(ExportConfig(frames=tmp_path / "frames", format="lm-eval", out=tmp_path / "out"))
     results = json.loads(paths[0].read_text())["results"]
-    assert results["arithmetic"]["acc,none"] == pytest.approx(means["loglik"])
+    assert results["arithmetic_loglik"]["acc,none"] == pytest.approx(means["loglik"])
     assert results["arithmetic_paper"]["exact_match,paper"] == pytest.approx(means["paper"])
     samples = [json.loads(line) for line in paths[1].read_text().splitlines()]
     assert {"doc_id", "target", "resps", "filtered_resps", "filter", "acc"} <= set(samples[0])

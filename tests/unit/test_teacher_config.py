@@ -74,10 +74,10 @@ def test_numbers_are_read_as_vllm_reads_them(given, tokens):
     assert told("--max-model-len", given).max_model_len == tokens
 
 
-def test_the_model_comes_first_as_in_vllm_serve(capsys):
+def test_the_model_comes_first_as_in_vllm_serve(capsys, tiny_model):
     with pytest.raises(SystemExit):
-        main(["serve", "some/model", "--port", "8000", "--dry-run"])
-    assert "model: some/model" in (printed := capsys.readouterr().out)
+        main(["serve", str(tiny_model), "--port", "8000", "--dry-run"])
+    assert f"model: {tiny_model}" in (printed := capsys.readouterr().out)
     assert "port: 8000" in printed
 
 

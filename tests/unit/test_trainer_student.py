@@ -41,7 +41,7 @@ def write(model, prompts=PROMPTS, **changes):
         "end_ids": frozenset({2}),
         "vocabulary_size": 512,
     }
-    return sample(model, prompts, **(values | changes))
+    return [written.ids for written in sample(model, prompts, **(values | changes))]
 
 
 def test_nearly_greedy_samples_are_what_the_model_finds_likeliest(model):
@@ -118,7 +118,7 @@ def test_a_saved_student_does_not_name_its_attention(tiny_model, tmp_path):
 def test_choices_follow_the_distribution():
     logits = torch.tensor([0.3, -1.0, 2.0, 0.0, -torch.inf])
     draws = 40_000
-    ids = choose(logits.expand(draws, -1), generators(0) * draws, temperature=2.0, top_p=1.0)
+    ids, _ = choose(logits.expand(draws, -1), generators(0) * draws, temperature=2.0, top_p=1.0)
     expected = (logits / 2.0).softmax(-1)
     frequency = torch.bincount(ids, minlength=5) / draws
     # Five standard errors of a frequency.
@@ -128,7 +128,7 @@ def test_choices_follow_the_distribution():
 
 def test_the_nucleus_keeps_the_fewest_that_have_the_mass():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, -1)
-    ids = choose(logits, generators(0) * len(logits), temperature=1.0, top_p=0.7)
+    ids, _ = choose(logits, generators(0) * len(logits), temperature=1.0, top_p=0.7)
     assert set(ids.tolist()) == {0, 1}
 
 

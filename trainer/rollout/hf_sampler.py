@@ -145,9 +145,9 @@ def sample(
         repetition_penalty: as in `SamplingConfig`.
 
     """
-    seen_BV = torch.zeros(len(prompts), vocabulary_size, dtype=torch.bool)
+    seen_BV = torch.zeros(len(prompts), vocabulary_size if repetition_penalty != 1.0 else 0, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
-        seen_BV[row, torch.from_numpy(prompt).long()] = True
+        seen_BV[row, torch.from_numpy(prompt[prompt < seen_BV.shape[1]]).long()] = True
     logps: list[list[float]] = [[] for _ in prompts]
 
     def next_ids(logits_BV: Tensor, rows: Sequence[int]) -> Tensor:

@@ -15,13 +15,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from tutelage.data.conversations import REASONING, Conversation, Message, user_message
 from tutelage.errors import DataError
+
+if TYPE_CHECKING:  # numpy is imported where it is used: `Chat` is part of configurations, and `--help` reads those
+    import numpy as np
+    import numpy.typing as npt
 
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -94,6 +95,8 @@ def render(conversation: Conversation, tokenizer: Any, chat: Chat = OWN) -> Rend
             otherwise once others follow.
 
     """
+    import numpy as np
+
     assert isinstance(conversation.completion, dict)
     _refuse_unused(conversation, tokenizer, chat)
     messages = [*conversation.messages, conversation.completion]
@@ -139,6 +142,8 @@ class _Turns:
 
     def between_prefixes(self, learned: Sequence[int]) -> npt.NDArray[np.bool_]:
         """The tokens of these turns up to what ends each, from rendering the conversation up to there."""
+        import numpy as np
+
         mask = np.zeros(len(self._ids), bool)
         for index in learned:
             start = self.start(index)
@@ -148,6 +153,8 @@ class _Turns:
 
     def marked(self, learned: Sequence[int]) -> npt.NDArray[np.bool_]:
         """The tokens that the template marks in these turns."""
+        import numpy as np
+
         conversation = self._conversation
         encoded = self._tokenizer.apply_chat_template(
             list(self._messages),
