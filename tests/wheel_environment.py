@@ -57,7 +57,10 @@ def requirements(wheel: Path, extra: str) -> list[Requirement]:
 @cache
 def _installed() -> dict[str, Distribution]:
     """Distributions of this environment by name, ours left out."""
-    found = {canonicalize_name(one.metadata["Name"]): one for one in distributions()}
+    found: dict[str, Distribution] = {}
+    for one in distributions():
+        # The first of a name is what is imported: setuptools puts its own copies of others at the end of the path.
+        found.setdefault(canonicalize_name(one.metadata["Name"]), one)
     found.pop("tutelage", None)
     return found
 

@@ -72,7 +72,7 @@ def padded(init: Path, teacher: InProcessTeacher, examples: list[TokenizedExampl
         ids[row, : len(sequence)], mask[row, : len(sequence)] = torch.from_numpy(sequence), 1.0
         signals = teacher.signals(TokenSequence(sequence, 0, len(sequence)), SignalSpec("hidden"))
         hidden = torch.from_numpy(signals["hidden_RD"]).view(torch.bfloat16)
-        teacher_logits[row, : len(sequence)] = (hidden @ matrix.T).float()
+        teacher_logits[row, : len(sequence)] = hidden.float() @ matrix.float().T
     model = AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32)
     return model, model(ids, attention_mask=mask.long()).logits, teacher_logits, mask
 

@@ -44,9 +44,9 @@ def test_a_student_does_what_only_the_teachers_prompt_asks_for(tiny_model, tmp_p
             plain,
             tmp_path / name.replace(":", ""),
             teacher=teacher,
-            objective={"name": "gkd", "beta": 0.5},
-            steps=80,
-            optimizer={"learning_rate": 1e-3, "warmup_steps": 5},
+            objective={"name": "forward_kl", "on_policy_fraction": 1.0},
+            steps=300,
+            optimizer={"learning_rate": 2e-3, "warmup_steps": 5},
             sampling={"max_new_tokens": 24},
             source={"teacher_system": system},
         )

@@ -175,7 +175,7 @@ def test_a_ready_study_is_found_by_its_name(environment, tmp_path):
 
 def test_an_evaluation_without_vllm_says_what_to_install(environment, tiny_model, tmp_path):
     command = ["tutelage", "evaluate", "--checkpoint", str(tiny_model), "--tasks", "arithmetic:paper", "--limit", "2"]
-    ran = environment("evaluator").run(*command, cwd=tmp_path)
+    ran = environment("evaluator").run(*command, "--engine", "vllm", cwd=tmp_path)
     assert ran.returncode == 2, ran.stdout
     assert "pip install vllm" in ran.stderr
     assert "--engine transformers" in ran.stderr
