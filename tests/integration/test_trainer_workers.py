@@ -192,7 +192,9 @@ def test_each_worker_asks_the_teacher_for_its_own_share_only(folders):
     whole = ["forward_kl", "sequence_mean", "bfloat16", "own", "parts", "stale", "stale parts"]
     whole += [*(set(SHARDED_SETTINGS) - {"micro_batches"}), "sharded parts"]
     steps = STEPS * len(whole) + 2 * (2 + 1)  # Of the stopped trainings two, of the resumed ones the last.
-    unused = 2 * 5  # Each training that is stopped may have begun a batch more, and a stale one two.
+    # Five trainings are stopped and may have begun batches more. One batch each was exceeded once, by one sequence,
+    # beside other work; why is not known. Whoever asked for all shares would be far above this.
+    unused = 2 * 5
     held_out = 4 * (len(whole) + 2 * len(["micro_batches", "two, then one"]))  # A resumed training finds them on disk.
     assert 2 * steps <= sequences_scored(scratch, 1) <= 2 * (steps + unused)
     assert 3 * steps <= sequences_scored(scratch, 0) - held_out <= 3 * (steps + unused)
