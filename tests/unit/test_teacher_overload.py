@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import grpc
@@ -56,3 +57,20 @@ def test_a_teacher_that_stays_full_is_given_up(servicer, tiny_model):
     servicer.refusals = [pb.Refusal(code=FULL, message="full", retry_after_milliseconds=100)] * 1000
     with pytest.raises(Unreachable, match="full"):
         score(servicer, tiny_model, wait_seconds=0.5)
+
+
+def test_a_teacher_that_was_full_and_then_says_nothing_was_full(servicer, tiny_model):
+    servicer.refusals = [pb.Refusal(code=FULL, message="full", retry_after_milliseconds=1)] * 4
+    given_up = threading.Event()
+
+    def silent_when_asked_again(responses):
+        if servicer.asked > 4:
+            given_up.wait()
+        return responses
+
+    servicer.mischief = silent_when_asked_again
+    try:
+        with pytest.raises(Unreachable, match="full"):
+            score(servicer, tiny_model, wait_seconds=1.0)
+    finally:
+        given_up.set()

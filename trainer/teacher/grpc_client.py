@@ -138,7 +138,7 @@ class TeacherClient:
                 scoring.ask()
                 if scoring.is_owed:
                     scoring.take(min(patience.left, self._servers.seconds_until_room() or patience.left))
-                    patience.require(f"no answer came from {', '.join(self.servers)}")
+                    patience.require(self._servers.why_silent())
                 else:
                     self._wait(patience, self._servers.require_hope().message, scoring.take)
                 if scoring.missing < missing:

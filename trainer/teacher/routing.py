@@ -184,7 +184,7 @@ class Servers:
             asked.server.outstanding_tokens -= asked.tokens
             asked.server.outstanding -= Counter([asked.prompt])
             if answered:
-                asked.server.failures = 0
+                asked.server.failures, asked.server.problem = 0, None
 
     def is_full(self, server: Server, error: Overloaded) -> None:
         """A server has no room now; it is asked again after what it says and the jitter."""
@@ -219,6 +219,11 @@ class Servers:
                 return server.problem
             problems.append(server.problem)
         raise problems[0]
+
+    def why_silent(self) -> str:
+        """Why nothing came of those that take part: what one said when it refused, if that was the last of it."""
+        said = [server.problem.message for server in self.taking_part if server.problem is not None]
+        return said[0] if said else f"no answer came from {', '.join(server.address for server in self.taking_part)}"
 
     def seconds_until_room(self) -> float:
         """Until a full server is asked again; 0 if there is none."""
