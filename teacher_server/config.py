@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from tutelage.config import Config
-from tutelage.data.prompts import Template
+from tutelage.data.conversation_settings import ConversationSettings
 from tutelage.rpc.tls import ClientAccess, ServerTls
 from tutelage.runtime import vllm_api
 
@@ -343,7 +343,7 @@ def _on_a_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-class PrecomputeConfig(TeacherConfig):
+class PrecomputeConfig(TeacherConfig, ConversationSettings):
     """Fills the signal store of a teacher for a data set, without a server.
 
     Takes all settings of `serve`, so that one file describes both; it uses those of the model, the engine and the
@@ -352,9 +352,6 @@ class PrecomputeConfig(TeacherConfig):
 
     data: Path
     """A .jsonl, .json or .parquet file, in the forms that `tutelage train` takes."""
-
-    template: Template = "chat"
-    """As `data.template` of the students that will read the store."""
 
     max_tokens: Annotated[int, Field(ge=2)] = 512
     """As their `batch.max_tokens`: prompt and completion together."""
@@ -366,7 +363,7 @@ class PrecomputeConfig(TeacherConfig):
         return self
 
 
-class GenerateConfig(ClientAccess):
+class GenerateConfig(ClientAccess, ConversationSettings):
     """Has a served teacher generate for a file of prompts, and makes a data set of it; goes on where it was stopped."""
 
     data: Path
@@ -387,9 +384,6 @@ class GenerateConfig(ClientAccess):
 
     student_id: str = "write"
     """Name under which the teacher counts the work."""
-
-    template: Template = "chat"
-    """How a row becomes a prompt: the tokenizer's chat template, or one of those in docs/training.md."""
 
     samples: Annotated[int, Field(ge=1)] = 1
     """Continuations of each prompt."""

@@ -146,6 +146,7 @@ def _show_data(arguments: list[str]) -> int:
 
 
 def _print_data(student: StudentConfig, rows: int) -> None:
+    from rich.text import Text
     from transformers import AutoTokenizer
 
     from tutelage.data.hub import local_model
@@ -163,11 +164,14 @@ def _print_data(student: StudentConfig, rows: int) -> None:
             text = shown(sequence, tokenizer, colour=console.is_terminal)
             counts = f"{len(sequence.ids)} tokens, {sequence.rows} scored"
         else:
-            text = tokenizer.decode(example.prompt_ids)
+            text = Text(tokenizer.decode(example.prompt_ids))
             counts = f"{len(example.prompt_ids)} tokens of a prompt, which {student.id} answers itself"
         teacher = f", asked of {example.teacher}" if example.teacher else ""
         console.rule(f"row {number}: {counts}{teacher}")
         console.print(text, soft_wrap=True)
+        if example.teacher_prompt_ids is not None:
+            console.print("in place of the prompt, the teacher reads:", highlight=False)
+            console.print(Text(tokenizer.decode(example.teacher_prompt_ids)), soft_wrap=True)
     console.rule("what was read")
     for source, dataset in read.read:
         if dataset is None:

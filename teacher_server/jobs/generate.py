@@ -21,7 +21,7 @@ import grpc
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from tutelage.data.conversations import Conversation, format_of, with_completion
-from tutelage.data.dataset_files import TokenIds, prompt_encoder, read_conversations
+from tutelage.data.dataset_files import TokenIds, as_told_to_the_teacher, prompt_encoder, read_conversations
 from tutelage.data.hub import local_file
 from tutelage.data.rows import encode_rows
 from tutelage.errors import ConfigurationError, DataError, Overloaded
@@ -101,6 +101,9 @@ def generate_rationales(config: GenerateConfig, progressed: Progressed) -> Count
         room = client.longest - config.max_new_tokens
         answerable = {row: prompt_ids for row, prompt_ids in enumerate(prompts) if len(prompt_ids) <= room}
         settings = config.model_dump(mode="json", include=set(_SAMPLING_SETTINGS)) | {
+            "chat_template": config.chat.template,
+            "chat_template_kwargs": config.chat_template_kwargs or None,
+            "teacher_system": config.teacher_system,
             "prompts": hashlib.sha256(local_file(config.data).read_bytes()).hexdigest(),
             "teacher": client.weights_digest,
         }
@@ -132,13 +135,18 @@ def generate_rationales(config: GenerateConfig, progressed: Progressed) -> Count
 
 
 def encode_prompts(conversations: Sequence[Conversation], config: GenerateConfig) -> list[TokenIds]:
-    """Token ids of the prompts, as a trainer makes them with the same tokenizer and template."""
+    """Token ids of what the teacher reads, as a trainer makes them with the same tokenizer and settings.
+
+    Where a row or `teacher_system` tells the teacher more than the student, the teacher is asked with that; what it
+    generates stands after the student's prompt.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
     require_tokenizer_as_its_file(tokenizer, config.tokenizer)
-    encode_prompt = prompt_encoder(tokenizer, config.template)
-    return [encode_prompt(conversation) for conversation in conversations]
+    template, chat = config.template, config.chat
+    encode_prompt = prompt_encoder(tokenizer, template, chat)
+    return [encode_prompt(as_told_to_the_teacher(each, template, chat) or each) for each in conversations]
 
 
 class _GenerationClient:

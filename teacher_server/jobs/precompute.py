@@ -49,11 +49,11 @@ def read_sequences(config: PrecomputeConfig, checkpoint: Path) -> list[list[int]
     """
     from transformers import AutoTokenizer
 
-    from tutelage.data.dataset_files import read_examples, truncate
+    from tutelage.data.dataset_files import stream_examples, truncate
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     require_tokenizer_as_its_file(tokenizer, checkpoint)
-    examples = read_examples(config.data, tokenizer, template=config.template)
+    examples = stream_examples(config.data, tokenizer, template=config.template, chat=config.chat)
     different = {}
     for example in truncate(examples, config.max_tokens, config.data).examples:
         if not len(example.completion_ids):

@@ -106,6 +106,29 @@ def test_prompts_become_a_data_set_in_their_order(tokenizer, tmp_path):
     assert [example.prompt_ids.tolist() for example in examples[:3]] == [[3, 5, 0], [3, 5, 0], [3, 5, 1]]
 
 
+def test_a_teacher_that_is_told_more_is_asked_with_that_and_the_student_reads_its_own_prompt(tokenizer, tmp_path):
+    given = [{"prompt": "3 5 7", "teacher_prompt": "3 5 7 11"}, {"prompt": "3 5 8"}]
+    settings, author = config(tmp_path, tokenizer, given, samples=1), Author()
+    run(settings, author)
+    assert sorted(author.asked) == [(3, 5, 7, 11), (3, 5, 8)]
+    assert [(row["prompt"], row["completion"]) for row in written(settings)] == [
+        ("3 5 7", " so it is 11"),
+        ("3 5 8", " so it is 8"),
+    ]
+
+
+def test_a_chat_template_of_ones_own_and_what_it_is_given(tokenizer, tmp_path):
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ first }}{% for message in messages %} {{ message.content }}{% endfor %} 12")
+    chat = {"template": "chat", "chat_template": template, "chat_template_kwargs": {"first": "2"}}
+    settings, author = config(tmp_path, tokenizer, [{"prompt": "3"}], teacher_system="4", **chat), Author()
+    run(settings, author)
+    assert author.asked == [(2, 4, 3, 12)]
+    template.write_text("{{ first }}{% for message in messages %} {{ message.content }}{% endfor %} 13")
+    with pytest.raises(ConfigurationError, match="chat_template"):
+        run(settings, Author())
+
+
 def test_only_right_answers_are_kept_if_that_is_asked(tokenizer, tmp_path):
     settings = config(tmp_path, tokenizer, answer_pattern=r"[0-9.]+")
     counts, _ = run(settings, Author())

@@ -36,3 +36,14 @@ def test_what_is_refused_when_training_is_refused_here(tiny_model, tmp_path):
     flags = ["--defaults.init", str(tiny_model), "--defaults.data.path", str(tmp_path / "rows.jsonl")]
     with pytest.raises(DataError, match="line 1: holds ''"):
         data(["show", *flags, "--students", '[{"id": "ann"}]'])
+
+
+def test_what_only_the_teacher_reads_and_prompts_in_brackets_are_shown(tiny_model, tmp_path, capsys):
+    rows = [{"prompt": "a [b] c", "teacher_prompt": "a [b] c, shortly"}, {"prompt": "a", "completion": "b"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    students = [{"id": "ann", "objective": {"name": "gkd", "on_policy_fraction": 1}, "held_out": {"sequences": 0}}]
+    flags = ["--defaults.init", str(tiny_model), "--defaults.data.path", str(tmp_path / "rows.jsonl")]
+    assert data(["show", *flags, "--students", json.dumps(students), "--rows", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "user\na [b] c<|im_end|>" in out
+    assert out.count("the teacher reads:\n<|im_start|>user\na [b] c, shortly<|im_end|>") == 1

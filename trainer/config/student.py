@@ -10,9 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tutelage.config import Config, overlay
-from tutelage.data.chat import Chat
+from tutelage.data.conversation_settings import ConversationSettings
 from tutelage.data.conversations import Turns
-from tutelage.data.prompts import Template
 from tutelage.data.rows import Part
 from tutelage.errors import ConfigurationError
 from tutelage.names import check_name
@@ -28,7 +27,7 @@ HeldOutMetric = Literal[
 ]
 
 
-class SourceConfig(Config):
+class SourceConfig(ConversationSettings):
     """One data set, and how its rows become token ids."""
 
     path: Path
@@ -46,49 +45,18 @@ class SourceConfig(Config):
     window of 1,024."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Of several data sets: how often an example is of this one, relative to the others."""
-    template: Template = "chat"
-    """How a row becomes a prompt: the tokenizer's chat template, or one of those in docs/training.md."""
-    chat_template: Literal["same", "student"] | Path = "same"
+    chat_template: Literal["same", "student"] | Path = "same"  # type: ignore[assignment]
     """With `template: chat`: whether the teacher must have the student's chat template (`same`), or the student's is
     used although the teacher has another (`student`); or the path of a Jinja file that is used in its place."""
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """What the chat template is given besides the conversation, such as `enable_thinking: false`."""
     turns: Turns = "all"
     """Which answers of `messages` are learned from: all, the last, or those that say `train: true` (`marked`)."""
     teacher: str | None = None
     """Name of the teacher that is asked about its rows; a row's own `teacher` comes first. None means the run's one."""
-    teacher_system: str | None = None
-    """With `template: chat`: a system message that the teacher reads before each conversation, but not the student. A
-    row's own `teacher_prompt` or `teacher_messages` come first."""
-
-    @model_validator(mode="after")
-    def _check_chat(self) -> Self:
-        if self.template != "chat" and (
-            self.chat_template_kwargs or self.teacher_system is not None or isinstance(self.chat_template, Path)
-        ):
-            raise ConfigurationError(f"{self.template} is no chat template, so none can be set up", "data.template")
-        return self
 
     @property
     def part(self) -> Part:
         """Which part of the data set."""
         return Part(self.configuration, self.split, self.revision, self.streaming)
-
-    @property
-    def chat(self) -> Chat:
-        """How its conversations are rendered.
-
-        Raises:
-            ConfigurationError: the file of the chat template cannot be read.
-
-        """
-        text = None
-        if isinstance(self.chat_template, Path):
-            try:
-                text = self.chat_template.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigurationError(f"cannot read {self.chat_template}: {error}", "data.chat_template") from error
-        return Chat(text, self.chat_template_kwargs, self.teacher_system)
 
 
 class DataConfig(SourceConfig):

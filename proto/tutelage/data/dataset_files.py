@@ -116,7 +116,7 @@ def tokenizer_of(tokenizer: Any, template: Template, chat: Chat = OWN) -> Callab
     def told_to_teacher(
         conversation: Conversation, prompt_ids: TokenIds, completion_ids: TokenIds, mask: Mask | None
     ) -> TokenIds | None:
-        told = _as_told_to_the_teacher(conversation, template, chat)
+        told = as_told_to_the_teacher(conversation, template, chat)
         if told is None:
             return None
         ids = encode_prompt(told)
@@ -135,8 +135,13 @@ def tokenizer_of(tokenizer: Any, template: Template, chat: Chat = OWN) -> Callab
     return tokenized
 
 
-def _as_told_to_the_teacher(conversation: Conversation, template: Template, chat: Chat) -> Conversation | None:
-    """What the teacher reads in place of the conversation so far; None if it reads the same."""
+def as_told_to_the_teacher(conversation: Conversation, template: Template, chat: Chat) -> Conversation | None:
+    """What the teacher reads in place of the conversation so far; None if it reads the same.
+
+    Raises:
+        DataError: the row says it twice.
+
+    """
     if conversation.teacher_prompt is not None and conversation.teacher_messages is not None:
         raise DataError(f"{conversation.where}: has teacher_prompt and teacher_messages; give one", "teacher_prompt")
     if conversation.teacher_prompt is not None:
