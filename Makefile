@@ -31,7 +31,7 @@ study: $(STAMP) ## the micro study: a teacher trained here, four sizes of studen
 	@$(BIN)/tutelage study report deploy/studies/micro.yaml
 
 test: $(STAMP) check ## style, types, boundaries, and the whole test suite
-	@$(BIN)/python -m pytest -m "not long" $(PYTEST_FLAGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 test-long: $(STAMP) ## the long forms of the tests
 	@$(BIN)/python -m pytest -m long --timeout 3600 $(PYTEST_FLAGS)

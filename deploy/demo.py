@@ -119,7 +119,7 @@ def serve_evaluator(run: Path, data_dir: Path | None) -> contextlib.AbstractCont
 
 
 def _environment(run: Path) -> dict[str, str]:
-    return {MARK: run.name, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {MARK: str(run), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def tasks_at_hand(stub: erpc.EvaluatorServiceStub) -> list[epb.TaskRequest]:
@@ -270,7 +270,7 @@ def main() -> int:
     else:
         say(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
         print(f"report  {report}\nframes  {run / 'frames'}\nrun     {run}")
-    for process in left_behind(MARK, run.name):
+    for process in left_behind(MARK, str(run)):
         say(f"[red]process {process.pid} was left behind and is ended: {' '.join(process.cmdline()[:4])}[/red]")
         process.kill()
         code = code or 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,33 @@ sys.path.insert(0, str(ROOT / "deploy"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# The folders in the order in which their files take longest, so that no long one is begun last.
+LONGEST_FIRST = ("shared_teacher", "integration", "fault", "contract", "unit", "numerics", "security")
+
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with what takes longest, and puts last what ends something that other tests share."""
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("last") is not None,
+            LONGEST_FIRST.index(item.path.parent.name),
+        )
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of the processes of `make test`, one has a file whole, and one has all that ask the shared teacher."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = Path(super()._split_scope(nodeid))
+            return str(path.parent if path.parent.name == "shared_teacher" else path)
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def test_it_says_where_the_results_are_and_leaves_no_process(finished):
     run, output = finished
     assert str(run / "report.html") in output.replace("\n", "")
     assert (run / "report.html").stat().st_size > 10_000
-    assert left_behind("TUTELAGE_DEMO", run.name) == []
+    assert left_behind("TUTELAGE_DEMO", str(run)) == []
 
 
 def test_both_students_were_attached_to_one_teacher_that_was_started_once(finished):
@@ -87,15 +87,15 @@ def rows(run: Path, student: str) -> list[dict[str, float]]:
 def test_an_interrupt_stops_everything(tiny_model, tmp_path):
     demo = start_demo(tiny_model, tmp_path)
     deadline = time.monotonic() + 60
-    while len(left_behind("TUTELAGE_DEMO", run_name(tmp_path))) < 2:
+    while len(left_behind("TUTELAGE_DEMO", mark(tmp_path))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     os.kill(demo.pid, signal.SIGINT)
     output, _ = demo.communicate(timeout=60)
     assert demo.returncode == 130, output
     assert "everything is stopped" in output
-    assert left_behind("TUTELAGE_DEMO", run_name(tmp_path)) == []
+    assert left_behind("TUTELAGE_DEMO", mark(tmp_path)) == []
 
 
-def run_name(runs: Path) -> str:
-    return next((folder.name for folder in runs.iterdir()), "not made yet")
+def mark(runs: Path) -> str:
+    return next((str(folder) for folder in runs.iterdir()), "not made yet")

@@ -113,7 +113,7 @@ def test_any_requests_at_once_are_answered(examples, stub):
     score(stub, [1, 2, 3])
 
 
-@pytest.mark.last
+# The last of this file: it ends the engine that the others ask.
 def test_a_dead_generating_engine_leaves_the_scoring_one_serving(server, stub):
     _, generating = server.engines  # in the order of the roles
     generating.kill()

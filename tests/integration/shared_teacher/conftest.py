@@ -1,4 +1,4 @@
-"""One real teacher for all integration tests: starting vLLM costs more than asking it."""
+"""One real teacher for all tests of this folder: starting vLLM costs more than asking it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ from pathlib import Path
 import pytest
 
 from teacher_process import TeacherProcess, end, start
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts last what ends something that other tests share."""
-    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
 @pytest.fixture(scope="session")
