@@ -110,7 +110,7 @@ def serve_teacher(model: Path, run: Path) -> contextlib.AbstractContextManager[s
 
 def serve_evaluator(run: Path, data_dir: Path | None) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     """An evaluator that writes `frames/`, on a free port."""
-    options = ["--address", "127.0.0.1:0", "--address-file", str(run / "evaluator.address")]
+    options = ["--port", "0", "--address-file", str(run / "evaluator.address")]
     options += ["--frames", str(run / "frames"), "--queue", str(run / "queue"), "--prompt", "chat"]
     options += ["--engine", "transformers"]  # a start of vLLM for each checkpoint would take longer than its items
     command = [TUTELAGE, "evaluate", "serve", *options]

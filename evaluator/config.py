@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 
 from tutelage.config import Config
 from tutelage.data.prompts import Template
+from tutelage.names import check_host
 from tutelage.rpc.tls import ClientAccess, ServerTls
 
 EngineName = Literal["transformers", "vllm"]
@@ -135,6 +136,8 @@ class EvaluateConfig(Asked, EvaluationSettings):
 class WatchConfig(EvaluationSettings):
     """Scores every checkpoint of a run, also those that its students have yet to write."""
 
+    COMMON: ClassVar[tuple[str, ...]] = ("run_dir", "tasks", "limit", "out", "engine", "prompt", "once")
+
     run_dir: Path
     """Folder of the run, with `students/<id>/checkpoints/step-<step>/`."""
     tasks: str
@@ -156,8 +159,20 @@ class WatchConfig(EvaluationSettings):
 class ServeConfig(EvaluationSettings):
     """Serves evaluations over gRPC from a queue on disk."""
 
-    address: str = "127.0.0.1:50052"
-    """host:port; port 0 takes a free one."""
+    ELSEWHERE: ClassVar[dict[str, str]] = {
+        **EvaluationSettings.ELSEWHERE,
+        "address": "give --host and --port, as to tutelage teacher serve",
+        "out": "frames",
+    }
+    COMMON: ClassVar[tuple[str, ...]] = (
+        *("host", "port", "frames", "queue", "engine", "prompt", "workers"),
+        *("address_file", "tls.certificate", "tls.key", "token_file"),
+    )
+
+    host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
+    """Address to listen on, without the port."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 50052
+    """Port to listen on; 0 chooses a free one."""
     frames: Path = Path("frames")
     """Folder of the frames."""
     queue: Path = Path("evaluations")

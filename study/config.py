@@ -118,7 +118,7 @@ class EvaluationConfig(Config):
     tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
     """Tasks."""
     serve: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Flags of `tutelage evaluate serve` besides addresses and folders."""
+    """Flags of `tutelage evaluate serve` besides its port and folders."""
 
 
 class ComparisonConfig(Config):

@@ -111,7 +111,7 @@ class Evaluator:
 
     def __init__(self, config: EvaluationConfig, folder: Folder, run: str) -> None:
         self._config, self._run = config, run
-        options = {"address": "127.0.0.1:0", "frames": folder.path("frames"), "queue": folder.path("queue")}
+        options = {"port": 0, "frames": folder.path("frames"), "queue": folder.path("queue")}
         command = [*tutelage("evaluate", "serve"), *flags(options), *flags(config.serve)]
         self._service = Service("evaluator", folder, command)
         self._channel: grpc.Channel | None = None

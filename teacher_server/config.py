@@ -11,10 +11,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from tutelage.config import Config
 from tutelage.data.conversation_settings import ConversationSettings
+from tutelage.names import check_host
 from tutelage.rpc.tls import ClientAccess, ServerTls
 from tutelage.runtime import vllm_api
 
@@ -164,7 +165,7 @@ class TeacherConfig(_EngineArguments):
     roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("score",)
     """What this process does; each role is one engine."""
 
-    host: Annotated[str, Field(pattern=r"^([^:]+|.*:.*:.*)$")] = "127.0.0.1"
+    host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
     """Address to listen on, without the port."""
 
     port: Annotated[int, Field(ge=0, le=65535)] = 50051
@@ -315,11 +316,6 @@ class TeacherConfig(_EngineArguments):
         """How many processes compute for one engine."""
         sizes = (self.engine_arguments.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data"))
         return math.prod(map(int, sizes))
-
-    @property
-    def address(self) -> str:
-        """host:port to listen on."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def batched_tokens(self) -> int:

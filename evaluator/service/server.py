@@ -25,6 +25,7 @@ from tutelage.evaluator.service.worker import Workers
 from tutelage.evaluator.tasks import TASKS
 from tutelage.evaluator.tasks.base import default_data_dir
 from tutelage.files import write_atomically
+from tutelage.names import address_of
 from tutelage.rpc.auth import TokenInterceptor
 from tutelage.rpc.transport import SERVER_OPTIONS, bind, status_code
 from tutelage.rpc.v1 import evaluator_pb2 as pb
@@ -187,12 +188,12 @@ class Service:
             ConfigurationError: the address cannot be listened on, or a file of TLS or tokens cannot be read.
 
         """
-        token_file = self._config.token_file
-        interceptors = [TokenInterceptor(token_file, SCOPE_OF_METHOD)] if token_file else []
+        config = self._config
+        interceptors = [TokenInterceptor(config.token_file, SCOPE_OF_METHOD)] if config.token_file else []
         self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
         pb_grpc.add_EvaluatorServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self.port = bind(self._server, self._config.address, insecure=self._config.insecure, tls=self._config.tls)
+        self.port = bind(self._server, config.host, config.port, insecure=config.insecure, tls=config.tls)
         await self._server.start()
         await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
         self._workers.start()
@@ -221,7 +222,7 @@ async def serve(config: ServeConfig) -> None:
         loop.add_signal_handler(number, leaving.set)
     service = Service(config)
     await service.start()
-    address = f"{config.address.rpartition(':')[0]}:{service.port}"
+    address = address_of(config.host, service.port)
     _logger.info("serving evaluations at %s", address)
     if config.address_file is not None:
         config.address_file.parent.mkdir(parents=True, exist_ok=True)

@@ -52,3 +52,20 @@ def check_address(address: str, field: str = "") -> str:
             f"{address!r} is no address; give HOST:PORT, with a port of 1 to {_LARGEST_PORT}", field
         )
     return address
+
+
+def check_host(host: str) -> str:
+    """The host itself if it is one to listen on: a name or an IP address of either version, without a port.
+
+    Raises:
+        ConfigurationError: it is empty, or a port stands behind it.
+
+    """
+    if not host or host.count(":") == 1:
+        raise ConfigurationError(f"{host!r} is no host to listen on; give 127.0.0.1, say, and the port by itself")
+    return host
+
+
+def address_of(host: str, port: int) -> str:
+    """HOST:PORT, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

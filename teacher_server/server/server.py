@@ -20,6 +20,7 @@ from grpc_health.v1._async import HealthServicer
 
 from tutelage.errors import TutelageError
 from tutelage.files import write_atomically
+from tutelage.names import address_of
 from tutelage.rpc.auth import TokenInterceptor
 from tutelage.rpc.transport import SERVER_OPTIONS, bind
 from tutelage.rpc.v1 import teacher_pb2 as pb
@@ -71,8 +72,8 @@ class TeacherServer:
 
             names = (SERVICE_NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
-        port = bind(self._server, config.address, insecure=config.insecure, tls=config.tls)
-        self.address = f"{config.address.rpartition(':')[0]}:{port}"
+        port = bind(self._server, config.host, config.port, insecure=config.insecure, tls=config.tls)
+        self.address = address_of(config.host, port)
 
     async def start(self) -> None:
         """Listens; all but health answers UNAVAILABLE."""

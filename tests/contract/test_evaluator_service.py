@@ -35,7 +35,7 @@ async def serving(
     folder: Path, *, delay: float = 0.0, workers: int = 1, max_tokens: int = 4096
 ) -> AsyncIterator[tuple[grpc.aio.Channel, Service]]:
     config = ServeConfig(
-        address="127.0.0.1:0",
+        port=0,
         frames=folder / "frames",
         queue=folder / "queue",
         prompt="chat",
@@ -239,7 +239,7 @@ async def test_it_says_who_it_is_and_that_it_serves(tmp_path: Path) -> None:
 
 
 async def test_it_listens_on_loopback_only_unless_told(tmp_path: Path) -> None:
-    config = ServeConfig(address="0.0.0.0:0", frames=tmp_path / "frames", queue=tmp_path / "queue")
+    config = ServeConfig(host="0.0.0.0", port=0, frames=tmp_path / "frames", queue=tmp_path / "queue")
     with pytest.raises(ConfigurationError, match="--insecure"):
         await Service(config).start()
 

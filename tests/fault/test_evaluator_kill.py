@@ -25,7 +25,7 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     """The service as people start it, and its address."""
     address_file = folder / "address"
     address_file.unlink(missing_ok=True)
-    flags = ["--address", "127.0.0.1:0", "--address-file", str(address_file)]
+    flags = ["--port", "0", "--address-file", str(address_file)]
     flags += ["--frames", str(folder / "frames"), "--queue", str(folder / "queue")]
     flags += ["--prompt", "chat", "--max-new-tokens", "40", "--batch-size", "2", "--dtype", "float32"]
     flags += ["--engine", "transformers"]

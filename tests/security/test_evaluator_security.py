@@ -28,9 +28,7 @@ SPEC.loader.exec_module(certificates)
 
 
 def service(folder: Path, **settings: Any) -> Service:
-    config = ServeConfig(
-        **{"address": "127.0.0.1:0", "frames": folder / "frames", "queue": folder / "queue", **settings}
-    )
+    config = ServeConfig(**{"port": 0, "frames": folder / "frames", "queue": folder / "queue", **settings})
     return Service(config, engines=lambda _checkpoint: EchoEngine())
 
 
@@ -74,7 +72,7 @@ def test_every_method_of_the_contract_has_a_scope() -> None:
 
 async def test_certificates(tmp_path: Path) -> None:
     ours, theirs = certificates.Authority(tmp_path, "ours"), certificates.Authority(tmp_path, "theirs")
-    served = service(tmp_path, address="0.0.0.0:0", tls=ours.issue("127.0.0.1") | {"client_ca": ours.ca})
+    served = service(tmp_path, host="0.0.0.0", tls=ours.issue("127.0.0.1") | {"client_ca": ours.ca})
     await served.start()
     answers = [
         await asyncio.to_thread(call, f"127.0.0.1:{served.port}", "GetEvaluatorInfo", None, tls)
@@ -92,7 +90,7 @@ async def test_certificates(tmp_path: Path) -> None:
 
 async def test_beyond_loopback_only_with_a_certificate(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="certificate"):
-        await service(tmp_path, address="0.0.0.0:0").start()
+        await service(tmp_path, host="0.0.0.0").start()
 
 
 async def test_a_student_submits_with_certificate_and_token(tmp_path: Path) -> None:

@@ -95,14 +95,11 @@ def test_identity_of_a_checkpoint(tiny_model, tmp_path):
 
 async def test_servers_listen_on_loopback_unless_told():
     server = grpc.aio.server()
-    assert bind(server, "127.0.0.1:0", insecure=False) > 0
-    assert bind(server, "localhost:0", insecure=False) > 0
-    for address in ("0.0.0.0:0", "[::]:0", "example.org:0"):
+    for host in ("127.0.0.1", "localhost", "::1"):
+        assert bind(server, host, 0, insecure=False) > 0
+    for host in ("0.0.0.0", "::", "example.org"):
         with pytest.raises(errors.ConfigurationError, match="--insecure"):
-            bind(server, address, insecure=False)
-    for address in ("127.0.0.1", "50051", "127.0.0.1:http"):
-        with pytest.raises(errors.ConfigurationError, match="host:port"):
-            bind(server, address, insecure=False)
+            bind(server, host, 0, insecure=False)
     await server.stop(None)
 
 

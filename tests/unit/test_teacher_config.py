@@ -81,13 +81,6 @@ def test_the_model_comes_first_as_in_vllm_serve(capsys, tiny_model):
     assert "port: 8000" in printed
 
 
-@pytest.mark.parametrize(
-    ("host", "address"), [("0.0.0.0", "0.0.0.0:50051"), ("::1", "[::1]:50051"), ("here", "here:50051")]
-)
-def test_the_address_to_listen_on(host, address):
-    assert told("--host", host).address == address
-
-
 def test_a_port_in_the_host_is_refused():
     with pytest.raises(ConfigurationError, match="host"):
         told("--host", "0.0.0.0:8000")

@@ -12,7 +12,7 @@ from trainer_cases import write_rows
 from tutelage.config import validate
 from tutelage.data.models import check_model, pinned
 from tutelage.errors import CheckpointError, ConfigurationError
-from tutelage.names import check_address, check_name, name_in_run
+from tutelage.names import address_of, check_address, check_host, check_name, name_in_run
 from tutelage.trainer.cli import main as train
 from tutelage.trainer.config.inputs import checked
 from tutelage.trainer.config.run import CohortConfig
@@ -85,3 +85,10 @@ def test_a_port_that_does_not_exist_is_refused(address):
     with pytest.raises(ConfigurationError, match="is no address; give HOST:PORT"):
         check_address(address)
     assert check_address("[::1]:50051") == "[::1]:50051"
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0:8000", "here:1"])
+def test_a_port_in_a_host_to_listen_on_is_refused(host):
+    with pytest.raises(ConfigurationError, match="is no host to listen on"):
+        check_host(host)
+    assert address_of(check_host("::1"), 1) == "[::1]:1"

@@ -24,7 +24,7 @@ from tutelage.errors import (
     Unreachable,
     error_of_status,
 )
-from tutelage.names import check_address
+from tutelage.names import address_of, check_address
 from tutelage.rpc.tls import ClientAccess, ClientTls, ServerTls
 from tutelage.rpc.v1 import teacher_pb2 as pb
 
@@ -253,34 +253,32 @@ def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-def bind(server: grpc.aio.Server, address: str, *, insecure: bool, tls: ServerTls | None = None) -> int:
-    """Adds `host:port` to a server and returns the port (the one chosen, for port 0).
+def bind(server: grpc.aio.Server, host: str, port: int, *, insecure: bool, tls: ServerTls | None = None) -> int:
+    """Lets a server listen and returns the port (the one chosen, for port 0).
 
     Raises:
-        ConfigurationError: the address is not `host:port`; or the host is not loopback, there is no
-            `tls` and `insecure` was not said; or a file cannot be read; or the port is taken.
+        ConfigurationError: the host is not loopback, there is no `tls` and `insecure` was not said; or a file cannot
+            be read; or the port is taken.
 
     """
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit():
-        raise ConfigurationError(f"{address!r} is not host:port, for example 127.0.0.1:50051", "address")
+    address = address_of(host, port)
     if tls is None and not insecure and not _is_loopback(host):
         raise ConfigurationError(
             f"{address} can be reached from other machines without encryption or authentication; give it a "
             "certificate (tls), listen on 127.0.0.1 and tunnel, or pass --insecure on a network that you trust",
-            "address",
+            "host",
         )
     try:
         if tls is not None:
             return int(server.add_secure_port(address, _server_credentials(tls)))
         return int(server.add_insecure_port(address))
     except RuntimeError as error:
-        raise ConfigurationError(f"cannot listen on {address}: {error}", "address") from error
+        raise ConfigurationError(f"cannot listen on {address}: {error}", "port") from error
 
 
 # In the text of UNAVAILABLE, which is all that gRPC says; waiting for such a peer does not help.
