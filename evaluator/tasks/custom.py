@@ -18,12 +18,12 @@ import string
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, field_validator
 
 from tutelage.config import Config, read_mapping, validate
-from tutelage.data.rows import read_rows
+from tutelage.data.rows import Row, read_rows
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.evaluator.scoring.extraction import LETTER, NUMBER, TRUTH, Extraction, labelled
 from tutelage.evaluator.tasks.base import Choices, Item, Task
@@ -44,6 +44,12 @@ class _Fields(string.Formatter):
             return super().get_field(placed, args, kwargs)
 
 
+def _check_name(name: str) -> str:
+    if not _NAME.match(name):
+        raise ValueError(f"{name!r} is not a name; use A-Z, a-z, 0-9, '.', '_', '-'")
+    return name
+
+
 class Label(Config):
     """Answers `<label>1` … `<label>9`."""
 
@@ -54,7 +60,22 @@ class Label(Config):
 class TaskFile(Config):
     """What the file may say."""
 
-    name: str
+    ELSEWHERE: ClassVar[dict[str, str]] = {
+        "task": "name",
+        "dataset_path": "data",
+        "prompt": "question",
+        "doc_to_text": "question",
+        "doc_to_target": "answer",
+        "target": "answer",
+        "doc_to_choice": "choices",
+        "options": "choices",
+        "output_type": "it follows from choices and extraction",
+        "metric_list": "it follows from choices and extraction",
+        "filter_list": "extraction",
+        "generation_kwargs": "max_new_tokens",
+    }
+
+    name: Annotated[str, AfterValidator(_check_name)]
     """Of the task, for the rows."""
     data: Path
     """File of records, relative to this one."""
@@ -71,6 +92,14 @@ class TaskFile(Config):
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
     """Length limit of an answer."""
 
+    @field_validator("question", "answer")
+    @classmethod
+    def _differs_by_record(cls, template: str) -> str:
+        """Jinja's `{{field}}` is text in braces here, the same in each record."""
+        if all(field is None for _, field, _, _ in _Fields().parse(template)):
+            raise ValueError(f"{template!r} names no field of a record; write {{field}}, in single braces")
+        return template
+
 
 def read_task(path: Path) -> Task:
     """The task that a file describes.
@@ -79,20 +108,23 @@ def read_task(path: Path) -> Task:
         ConfigurationError: the file is missing, or does not describe a task.
 
     """
-    described = validate(TaskFile, read_mapping(path, "tasks"))
-    if not _NAME.match(described.name):
-        raise ConfigurationError(f"{described.name!r} is not a name; use A-Z, a-z, 0-9, '.', '_', '-'", "name")
+    content = read_mapping(path, "tasks")
+    try:
+        described = validate(TaskFile, content)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}", "tasks") from error
     data = path.parent / described.data
+    rows = tuple(read_rows(data))
     return Task(
         name=described.name,
         version=int(hashlib.sha256(described.model_dump_json().encode()).hexdigest()[:7], 16),
         source=str(data),
-        count=len(_records(data)),
+        count=len(rows),
         chance_level=described.chance_level,
         max_new_tokens=described.max_new_tokens,
         extraction=_extraction_of(described),
-        choices=partial(_choices, described, _records(data)) if described.choices else None,
-        load=partial(_load, described, data),
+        choices=partial(_choices, described, rows) if described.choices else None,
+        load=partial(_load, described, rows),
     )
 
 
@@ -102,34 +134,31 @@ def _extraction_of(described: TaskFile) -> Extraction | None:
     return None if described.extraction is None else _EXTRACTIONS[described.extraction]
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    return [row.values for row in read_rows(path)]
-
-
-def _filled(template: str, record: dict[str, Any], path: Path) -> str:
+def _filled(template: str, row: Row) -> str:
     try:
-        return _Fields().vformat(template, (), record)
+        return _Fields().vformat(template, (), row.values)
     # A template can ask for a key that is not there, for a word of a list, for an attribute, or be no template at all.
     except (LookupError, ValueError, TypeError, AttributeError) as error:
+        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
-            f"a record of {path} does not fill {template!r} ({error!r}); `{{field}}` is a field of the record, "
+            f"{row.where} does not fill {template!r}: {reason}; `{{field}}` is a field of the record, "
             "`{field[0]}` the first of its list, `{field[other]}` the one at the place that another field says. "
-            f"Its fields: {', '.join(record)}",
+            f"Its fields: {', '.join(row.values)}",
             "data",
         ) from error
 
 
-def _load(described: TaskFile, path: Path, task: Task, data_dir: Path | None) -> list[Item]:
+def _load(described: TaskFile, rows: Sequence[Row], task: Task, data_dir: Path | None) -> list[Item]:
     items = []
-    for index, record in enumerate(_records(path)):
-        question, answer = _filled(described.question, record, path), _filled(described.answer, record, path)
+    for index, row in enumerate(rows):
+        question, answer = _filled(described.question, row), _filled(described.answer, row)
         items.append(Item(str(index), question, "", answer, (answer,)))
     return items
 
 
-def _choices(described: TaskFile, records: list[dict[str, Any]], item: Item) -> Choices:
-    record = records[int(item.item_id)]
-    options = [_filled(choice, record, described.data) for choice in described.choices]
+def _choices(described: TaskFile, rows: Sequence[Row], item: Item) -> Choices:
+    row = rows[int(item.item_id)]
+    options = [_filled(choice, row) for choice in described.choices]
     if item.target not in options:
-        raise DataError(f"item {item.item_id}: the answer {item.target!r} is none of {options}", "choices")
+        raise DataError(f"{row.where}: the answer {item.target!r} is none of {options}", "choices")
     return shared_context(item.instruction, options, options, options.index(item.target))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pytest
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tutelage.config import Config, load, overlay, to_yaml, validate
 from tutelage.errors import ConfigurationError
+from tutelage.names import check_name
 
 
 class Optimizer(Config):
@@ -40,6 +42,10 @@ class Example(Config):
     """One that may be missing."""
     folder: Path | None = None
     """A folder."""
+    limit: int | float = 0
+    """A number."""
+    places: Annotated[str, AfterValidator(partial(check_name, field="places"))] = "here"
+    """A name."""
     RENAMED: ClassVar[dict[str, str]] = {"sinks": "tasks", "optim": "optimizer"}
     ELSEWHERE: ClassVar[dict[str, str]] = {"lr": "optimizer.learning_rate", "clipping": "there is none of it"}
     COMMON: ClassVar[tuple[str, ...]] = ("name", "optimizer.steps")
@@ -66,7 +72,11 @@ def test_flags_win_over_environment_over_file(tmp_path, monkeypatch):
         (["--name", "a", "--optimizer.learning-rate", "abc"], r"optimizer\.learning_rate: .*'abc'"),
         (["--name", "a", "--optimizer.learning-rate", "0"], r"optimizer\.learning_rate: .*greater than 0"),
         (["--config", "/nowhere.yaml"], "cannot read"),
-        ([], "name: Field required"),
+        ([], "^name: has to be given$"),
+        (["--name", "a", "--limit", "x"], r"^limit: Input should be a valid integer, .*, or a valid number, .*'x'\)$"),
+        (["--name", "a", "--optimizer", "3"], r"^optimizer: .* keys and values \(learning_rate, .* \(given: 3\)$"),
+        (["--name", "a", "--named", "x"], r"^named: takes NAME=VALUE,\.\.\.$"),
+        (["--name", "a", "--places", "../x"], "^places: '../x' is not a name"),
         (["--config", "a.yaml", "--config", "b.yaml"], r"there are 2, a\.yaml and b\.yaml; give one"),
         (["--config"], "expected one argument"),
         (["--name", "a", "--lr", "1"], r"; here that is optimizer\.learning_rate$"),
@@ -86,6 +96,9 @@ def test_unknown_keys_of_a_file_are_errors_with_a_suggestion(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("name: a\noptimizer: {lerning_rate: 1}\n")
     with pytest.raises(ConfigurationError, match=r"lerning_rate is not a key; did you mean optimizer\.learning_rate"):
+        fill("--config", str(file))
+    file.write_text("name: a\ntasks: b\noptimizer: {steps: x}\nspare: {steps: x}\n")
+    with pytest.raises(ConfigurationError, match=r"^optimizer\.steps, spare\.steps: .*; tasks: .* a list"):
         fill("--config", str(file))
     file.write_text("- a\n")
     with pytest.raises(ConfigurationError, match="expected keys and values"):
@@ -118,7 +131,7 @@ def test_help_shows_the_common_settings_and_help_all_every_one(capsys):
         assert "      Name of the run. Required.\n" in text
         assert "      Steps. Default: 10.\n" in text
         assert "learning-rate" not in text
-        assert "common settings (9 more: tutelage example --help-all):" in text
+        assert "common settings (11 more: tutelage example --help-all):" in text
         assert "TUTELAGE_EXAMPLE_OPTIMIZER__STEPS" in text
     every = shown(capsys, "--help-all")
     assert "  --optimizer.learning-rate NUMBER\n      Peak learning rate. Default: 0.001.\n" in every

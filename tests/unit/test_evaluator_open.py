@@ -191,8 +191,11 @@ def test_an_empty_choice_costs_its_item_and_no_other(tokenizer: type[WordTokeniz
     ("change", "error", "reason"),
     [
         (("name: capitals", "name: ../up"), ConfigurationError, "is not a name"),
-        (("question:", "qestion:"), ConfigurationError, "question"),
-        (("{country}", "{contry}"), DataError, "does not fill"),
+        (("question:", "qestion:"), ConfigurationError, r"mine\.yaml: question: has to be given; qestion is not a key"),
+        (("question:", "doc_to_text:"), ConfigurationError, "here that is question"),
+        (("{country}", "{{country}}"), ConfigurationError, "names no field of a record"),
+        (("{country}", "{country"), ConfigurationError, r"mine\.yaml: question: expected '}'"),
+        (("{country}", "{contry}"), DataError, r"capitals\.jsonl, line 1 does not fill .* there is no 'contry'"),
         (('["{capital}", "{other}"]', '["{other}"]'), DataError, "is none of"),
         (("capitals.jsonl", "elsewhere.jsonl"), DataError, "is not a file"),
     ],

@@ -227,7 +227,7 @@ def test_an_answer_may_be_the_place_of_a_choice(tmp_path: Path) -> None:
     task = task_of_name(str(own))
     (item,) = task.items(None)
     assert (item.target, task.choices(item).gold, task.default_protocol) == ("b", 1, "loglik")
-    for wrong in ("{options[place]}", "{options[q]}", "{options[7]}", "{q.x}", "{", "{other}", "{}"):
+    for wrong in ("{options[place]}", "{options[q]}", "{options[7]}", "{q.x}", "{other}", "{}"):
         own.write_text(f'name: own\ndata: rows.jsonl\nquestion: "{{q}}"\nanswer: "{wrong}"\n')
         with pytest.raises(DataError, match=r"does not fill .*Its fields: q, options, answer"):
             task_of_name(str(own)).items(None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -27,7 +29,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from tutelage.errors import EXIT_DONE, ConfigurationError
+from tutelage.errors import EXIT_DONE, ConfigurationError, TutelageError
 
 
 class Config(BaseModel):
@@ -182,6 +184,11 @@ def _filled(model: type[ConfigT], file: Path | None, flags: list[str], environme
         raise _configuration_error(model, error) from error
     except SettingsError as error:
         _, found, arguments = str(error).partition("unrecognized arguments: ")
+        unread = re.match(r"Parsing error encountered for (\S+): ", str(error))
+        if unread:  # what follows is Python's
+            from tutelage.config.help import form
+
+            raise ConfigurationError(f"takes {form(model, unread[1])}", unread[1]) from error
         if not found:
             raise ConfigurationError(str(error).removeprefix("error parsing CLI: ")) from error
         words = [word[2:].split("=")[0] for word in flags if word.startswith("--") and word in arguments]
@@ -345,17 +352,39 @@ def _suggestion(model: type[BaseModel], key: str) -> str:
 
 
 def _configuration_error(model: type[BaseModel], error: ValidationError) -> ConfigurationError:
-    lines = []
+    said: dict[str, list[str]] = {}  # the keys that a text is said of
+    kinds: dict[tuple[str, str], list[str]] = {}  # what might stand at a key in the place of what does
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+        key, own = _key(model, problem["loc"]), problem.get("ctx", {}).get("error")
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{key} is not a key{_suggestion(model, key)}")
-            continue
-        own = problem.get("ctx", {}).get("error")
-        text = f"{problem['msg']} (given: {problem['input']!r})"
-        if problem["type"] == "missing":
-            text = problem["msg"]
+            said.setdefault(f" is not a key{_suggestion(model, key)}", []).append(key)
+        elif problem["type"] == "missing":
+            said.setdefault(": has to be given", []).append(key)
         elif isinstance(own, ValueError):  # which says itself what was given; pydantic would begin with "Value error"
-            text = str(own)
-        lines.append(f"{key}: {text}" if key else text)
-    return ConfigurationError("; ".join(lines))
+            of_key = isinstance(own, TutelageError) and key.endswith(own.field)
+            said.setdefault(f": {own.message if of_key else own}", []).append(key)
+        else:
+            kinds.setdefault((key, repr(problem["input"])), []).append(_expected(model, problem))
+    for (key, given), expected in kinds.items():
+        said.setdefault(f": {_INPUT}{', or '.join(expected)} (given: {given})", []).append(key)
+    return ConfigurationError("; ".join(f"{', '.join(keys)}{text}".removeprefix(": ") for text, keys in said.items()))
+
+
+_INPUT, _FEW = "Input should be ", 8
+
+
+def _key(model: type[BaseModel], path: Sequence[str | int]) -> str:
+    """The dotted key of a place, without what pydantic calls the kinds of value of a key that takes several."""
+    kinds = {"bool", "int", "float", "path", "str", *(each.__name__ for _, each in _models(model))}
+    return ".".join(str(part) for part in path if part not in kinds and "[" not in str(part))
+
+
+def _expected(model: type[BaseModel], problem: ErrorDetails) -> str:
+    """What a value should be, in the words of YAML where pydantic has Python's."""
+    if problem["type"] in ("list_type", "tuple_type"):
+        return "a list"
+    if problem["type"] in ("dict_type", "model_type"):
+        name = problem.get("ctx", {}).get("class_name")
+        keys = next((list(each.model_fields) for _, each in _models(model) if each.__name__ == name), [])
+        return f"keys and values ({', '.join(keys)})" if 0 < len(keys) <= _FEW else "keys and values"
+    return problem["msg"].removeprefix(_INPUT)

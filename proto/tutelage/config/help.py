@@ -88,8 +88,17 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return () if annotation is type(None) else (annotation,)
 
 
+def form(model: type[BaseModel], name: str) -> str:
+    """What the value of a setting looks like on a command line: `INTEGER`, `NAME=VALUE,...`."""
+    return next(_form(field) for each, field, _ in _settings(model) if each == name)
+
+
+def _form(field: FieldInfo) -> str:
+    return "|".join(dict.fromkeys(map(_kind, _alternatives(field.annotation))))
+
+
 def _setting(name: str, field: FieldInfo, required: bool) -> str:
-    kinds = "|".join(dict.fromkeys(map(_kind, _alternatives(field.annotation))))
+    kinds = _form(field)
     flag, text = (
         f"--{name.replace('_', '-')}",
         f"{' '.join((field.description or '').split())} {_default(field, required)}",

@@ -150,7 +150,7 @@ def _parsed(content: bytes, where: str) -> Any:
     except UnicodeDecodeError as error:
         raise DataError(
             f"{where}: is not UTF-8 (byte 0x{content[error.start]:02x}, number {error.start + 1}); "
-            "convert the file, for example with iconv -f latin1 -t utf-8"
+            "convert the file with iconv -f ENCODING -t utf-8, of which ENCODING is latin1 or utf-16, say"
         ) from error
     try:
         values = json.loads(text)
