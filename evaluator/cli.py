@@ -105,7 +105,8 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 def _check_evaluation(config: EvaluateConfig) -> None:
-    from tutelage.evaluator.runner.preflight import require_checkpoint, require_writable
+    from tutelage.evaluator.runner.preflight import require_checkpoint
+    from tutelage.files import require_writable
 
     _check_tasks(_evaluation_of(config).tasks, config)
     require_writable(config.out, "out")
@@ -230,11 +231,19 @@ def _serve(arguments: list[str]) -> int:
 
 
 def _check_serve(config: ServeConfig) -> None:
-    from tutelage.evaluator.runner.preflight import require_writable
+    from tutelage.files import require_writable
+    from tutelage.rpc.transport import check_server
 
     _check_tasks((), config)
     require_writable(config.frames, "frames")
     require_writable(config.queue, "queue")
+    check_server(
+        config.host,
+        insecure=config.insecure,
+        tls=config.tls,
+        token_file=config.token_file,
+        address_file=config.address_file,
+    )
 
 
 def _submit(arguments: list[str]) -> int:
@@ -311,10 +320,10 @@ def _watch(arguments: list[str]) -> int:
 
 
 def _check_watch(config: WatchConfig) -> None:
-    from tutelage.evaluator.runner.preflight import require_writable
     from tutelage.evaluator.runner.requests import parse_tasks
     from tutelage.evaluator.runner.watch import committed
     from tutelage.evaluator.tasks.base import default_data_dir
+    from tutelage.files import require_writable
 
     committed(config.run_dir)
     _check_tasks(parse_tasks(config.tasks, config.limit, config.data_dir or default_data_dir()), config)

@@ -43,7 +43,7 @@ def serve(arguments: list[str]) -> int:
 
     program, prefix = "tutelage teacher serve", "TUTELAGE_TEACHER_"
     flags = with_model_flag(arguments)
-    config = load(TeacherConfig, flags, program=program, environment_prefix=prefix, check=_check_model)
+    config = load(TeacherConfig, flags, program=program, environment_prefix=prefix, check=_check_serve)
     logs.to_stderr(config.log_format)
     import asyncio
     import uuid
@@ -58,11 +58,27 @@ def serve(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
+def _check_serve(config: TeacherConfig) -> None:
+    from tutelage.rpc.transport import check_server
+
+    check_server(
+        config.host,
+        insecure=config.insecure,
+        tls=config.tls,
+        token_file=config.token_file,
+        address_file=config.address_file,
+    )
+    _check_model(config)
+
+
 def _check_model(config: TeacherConfig) -> None:
-    """Looks whether the model can be loaded; before vLLM is, and in a dry run."""
+    """Looks whether the model can be loaded and its signals stored; before vLLM is, and in a dry run."""
     from tutelage.data.hub import local_model
     from tutelage.data.models import check_model
+    from tutelage.files import require_writable
 
+    if config.store is not None:
+        require_writable(config.store.path, "store.path")
     folder = Path(config.model)
     named = folder if config.revision is None or folder.is_dir() else Path(f"{config.model}@{config.revision}")
     check_model(local_model(named, "model"), "model")

@@ -71,8 +71,8 @@ WRONG = [
     Wrong(f"{TRAIN} --defaults.data.path broken.jsonl", EXIT_DATA, "broken.jsonl, line 2: is not JSON"),
     Wrong(f"{TRAIN} --defaults.data.path damaged.parquet", EXIT_DATA, "is not readable as Parquet"),
     # Where it is written, whom it asks.
-    Wrong(f"{TRAIN} --output rows.jsonl", EXIT_USAGE, "rows.jsonl is a file; give a folder"),
-    Wrong(f"{TRAIN} --output rows.jsonl/run", EXIT_USAGE, "rows.jsonl is a file; give a folder"),
+    Wrong(f"{TRAIN} --output rows.jsonl", EXIT_USAGE, "rows.jsonl is a file; name another one"),
+    Wrong(f"{TRAIN} --output rows.jsonl/run", EXIT_USAGE, "rows.jsonl is a file; name another one"),
     Wrong(f"{TRAIN} --teacher.address 127.0.0.1:99999", EXIT_USAGE, "teacher.address: '127.0.0.1:99999' is no address"),
     Wrong(f"{TRAIN} --teacher.address somewhere", EXIT_USAGE, "'somewhere' is no address"),
     Wrong(f"{TRAIN} --teacher.token-file nowhere", EXIT_USAGE, "teacher.token_file: cannot read nowhere"),
@@ -88,6 +88,14 @@ WRONG = [
     Wrong("teacher serve --model pickled", EXIT_DATA, "model: pickled has no model.safetensors; only safetensors"),
     Wrong("teacher serve --model cut", EXIT_DATA, "it was cut off; fetch it again"),
     Wrong("teacher serve --model own-code", EXIT_USAGE, "model: own-code needs code of its own"),
+    Wrong("teacher serve no-config --dry-run --host 0.0.0.0", EXIT_USAGE, "or pass --insecure"),
+    Wrong("teacher serve no-config --dry-run --token-file nowhere", EXIT_USAGE, "token_file: cannot read nowhere"),
+    Wrong(
+        "teacher serve no-config --dry-run --tls.certificate nowhere --tls.key x", EXIT_USAGE, "tls.key: cannot read"
+    ),
+    Wrong("teacher serve no-config --dry-run --address-file rows.jsonl/a", EXIT_USAGE, "address_file: rows.jsonl"),
+    Wrong("teacher serve no-config --dry-run --store.path rows.jsonl", EXIT_USAGE, "store.path: rows.jsonl"),
+    Wrong("teacher serve no-config --lora-modules a", EXIT_USAGE, "lora_modules: takes NAME=VALUE"),
     Wrong("teacher precompute --model no-config --data rows.jsonl --store.path s", EXIT_DATA, "has no config.json"),
     Wrong("teacher write --data latin1.jsonl --tokenizer cut --out o.jsonl", EXIT_DATA, "line 1: is not UTF-8"),
     Wrong("teacher write --data rows.jsonl --tokenizer nowhere --out o.jsonl", EXIT_DATA, "tokenizer: nowhere is no"),
@@ -96,6 +104,10 @@ WRONG = [
     Wrong(f"{EVALUATE} --tasks gsm8k:loglik", EXIT_USAGE, "gsm8k has no protocol 'loglik'"),
     Wrong(f"{EVALUATE} --tasks nowhere.yaml", EXIT_USAGE, "cannot read nowhere.yaml"),
     Wrong(f"{EVALUATE} --tasks latin1.yaml", EXIT_USAGE, "cannot read latin1.yaml: it is not UTF-8"),
+    Wrong(
+        f"{EVALUATE} --tasks harness.yaml", EXIT_USAGE, "harness.yaml: name, question, answer: has to be given; task"
+    ),
+    Wrong(f"{EVALUATE} --tasks jinja.yaml", EXIT_USAGE, "'{{q}}' names no field of a record"),
     Wrong(f"{EVALUATE} --tasks list-by-name.yaml", EXIT_DATA, "does not fill '{options[place]}'"),
     Wrong(f"{EVALUATE} --tasks gsm8k --data-dir nowhere", EXIT_DATA, "looked in nowhere"),
     Wrong(f"{EVALUATE} --tasks arithmetic --limit 2.5", EXIT_USAGE, "a share below 1"),
@@ -108,7 +120,13 @@ WRONG = [
     Wrong("evaluate --checkpoint pickled --tasks arithmetic", EXIT_DATA, "pickle"),
     Wrong("evaluate --checkpoint cut --tasks arithmetic", EXIT_DATA, "cut off"),
     Wrong("evaluate --checkpoint damaged --tasks arithmetic", EXIT_DATA, "damaged"),
-    Wrong("evaluate --checkpoint own-code --tasks arithmetic", EXIT_DATA, "own"),
+    Wrong("evaluate --checkpoint own-code --tasks arithmetic", EXIT_USAGE, "own"),
+    Wrong("evaluate serve --engine transformers --address 127.0.0.1:5", EXIT_USAGE, "give --host and --port"),
+    Wrong("evaluate serve --engine transformers --host 127.0.0.1:5", EXIT_USAGE, "is no host to listen on"),
+    Wrong("evaluate serve --engine transformers --dry-run --host ::", EXIT_USAGE, "or pass --insecure"),
+    Wrong("evaluate serve --engine transformers --token-file nowhere", EXIT_USAGE, "token_file: cannot read nowhere"),
+    Wrong("evaluate serve --engine transformers --queue rows.jsonl", EXIT_USAGE, "queue: rows.jsonl"),
+    Wrong("evaluate serve --engine transformers --address-file rows.jsonl/a", EXIT_USAGE, "address_file: rows.jsonl"),
     Wrong("evaluate watch --run-dir nowhere --tasks arithmetic", EXIT_USAGE, "name the folder of a run"),
     Wrong("evaluate export --frames nowhere", EXIT_DATA, "nowhere has no rows"),
     Wrong("evaluate wait some --address 127.0.0.1:1", EXIT_UNREACHABLE, "127.0.0.1:1"),
@@ -139,6 +157,8 @@ def prepare(here: Path, tiny_model: Path) -> None:
         "list.yaml": "- run\n",
         "options.jsonl": '{"q": "Which?", "options": ["a", "b"]}\n',
         "list-by-name.yaml": 'name: own\ndata: options.jsonl\nquestion: "{q}"\nanswer: "{options[place]}"\n',
+        "harness.yaml": "task: own\ndata: options.jsonl\ndoc_to_text: '{{q}}'\n",
+        "jinja.yaml": "name: own\ndata: options.jsonl\nquestion: '{{q}}'\nanswer: '{q}'\n",
         "broken.yaml": "run: [\n",
     }
     for name, text in texts.items():

@@ -1,13 +1,13 @@
-"""What is looked at before an engine starts, and by a dry run: the checkpoint's files, the tasks' items, folders."""
+"""What is looked at before an engine starts, and by a dry run: the checkpoint's files, the tasks' items."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from tutelage.data.hub import local_model
-from tutelage.errors import CheckpointError, ConfigurationError, DataError, TutelageError
+from tutelage.data.models import check_weights
+from tutelage.errors import DataError, TutelageError
 from tutelage.evaluator.models.registry import not_loading
 from tutelage.evaluator.runner.requests import TaskRequest
 from tutelage.evaluator.tasks import task_of_name
@@ -17,27 +17,13 @@ def require_checkpoint(checkpoint: Path) -> None:
     """Refuses what no engine would load, having read configuration, tokenizer and the heads of the weights.
 
     Raises:
-        CheckpointError: it is no folder and no model of the hub, has no safetensors, a file that is cut off or damaged,
-            a tokenizer or a configuration that transformers does not read, or code of its own.
+        CheckpointError: it is no folder and no model of the hub, or transformers does not read its tokenizer or
+            configuration.
+        TutelageError: as `check_weights`.
 
     """
-    from safetensors import safe_open
-
     folder = local_model(checkpoint, "checkpoint")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        others = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
-        has = f"only {others}, and pickled weights are not loaded" if others else "no weights"
-        raise CheckpointError(
-            f"{checkpoint} has {has}; give a folder with *.safetensors, as transformers' save_pretrained writes it",
-            "checkpoint",
-        )
-    for path in weights:
-        try:
-            with safe_open(path, framework="np"):
-                pass
-        except Exception as error:
-            raise CheckpointError(f"{path} is damaged or cut off ({error}); fetch it again", "checkpoint") from error
+    check_weights(folder, "checkpoint")
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -73,19 +59,3 @@ def require_items(tasks: Sequence[TaskRequest], data_dir: Path | None) -> None:
                 problems.append(error)
         else:
             raise problems[0]
-
-
-def require_writable(folder: Path, field: str) -> None:
-    """Refuses a folder that cannot be made or written to.
-
-    Raises:
-        ConfigurationError: says why.
-
-    """
-    there = folder.resolve()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise ConfigurationError(f"{folder} cannot be a folder: {there} is a file; name another one", field)
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"{folder} cannot be written to ({there} may not be changed); name another one", field)

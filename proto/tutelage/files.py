@@ -17,6 +17,8 @@ from pathlib import Path
 
 from tutelage.errors import CheckpointError, ConfigurationError
 
+# None is of a library that says in words what the file system said.
+_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
 PARTIAL_SUFFIX = ".partial"
 """Of what a kill may leave beside a file; no reader's pattern (`*.json`, `*.parquet`, `*.safetensors`) ends so."""
 
@@ -39,9 +41,34 @@ def reporting_disk_errors(path: Path, *kinds: type[Exception]) -> Iterator[None]
     except CheckpointError:
         raise
     except refusals as error:
+        # Not the name of what was being written beside its place, which is gone.
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        remedy = "make room" if getattr(error, "errno", None) in _ROOM else "mend that"
         raise CheckpointError(
-            f"cannot write {path}: {error}; earlier checkpoints and files are untouched, make room and start again"
+            f"cannot write {path}: {reason}; earlier checkpoints and files are untouched, {remedy} and start again"
         ) from error
+
+
+def require_writable(folder: Path, field: str) -> None:
+    """Looks whether a folder can be made or written to.
+
+    Args:
+        folder: it may be there already.
+        field: the setting that names it.
+
+    Raises:
+        ConfigurationError: a file stands in its place or above it, or this user may not write there.
+
+    """
+    there = folder.absolute()
+    while not os.path.exists(there):  # which is also false below a folder that this user may not enter
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigurationError(f"{folder} cannot be a folder: {there} is a file; name another one", field)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigurationError(
+            f"{folder} cannot be written to: this user may not change {there}; name another", field
+        )
 
 
 @contextmanager

@@ -97,6 +97,7 @@ class TeacherServer:
         self.servicer.open(teacher)
         await self._set_health(_SERVING)
         if self._config.address_file is not None:
+            self._config.address_file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._config.address_file, self.address)
 
     async def stop(self, grace_seconds: float) -> None:

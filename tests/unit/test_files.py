@@ -51,6 +51,11 @@ def test_a_full_disk_says_what_to_do_and_leaves_what_was_there(write, where, tmp
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_a_folder_that_is_not_there_needs_no_room(tmp_path):
+    with pytest.raises(CheckpointError, match=r"gone/a: No such file or directory; .* mend that and start again"):
+        write_durably(tmp_path / "gone" / "a", "new")
+
+
 def test_threads_that_write_one_file_leave_one_of_their_contents(tmp_path):
     path = tmp_path / "a"
     contents = [f"{number}" * 10_000 for number in range(8)]

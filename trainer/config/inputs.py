@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from itertools import islice
-from pathlib import Path
 
 from tutelage.data.conversations import BadRow, conversation_of, format_of
 from tutelage.data.hub import local_model
 from tutelage.data.models import check_model, pinned
 from tutelage.data.rows import read_rows
-from tutelage.errors import ConfigurationError, DataError
+from tutelage.errors import DataError
+from tutelage.files import require_writable
 from tutelage.rpc.transport import check_access
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.config.student import SourceConfig
@@ -27,7 +26,7 @@ def checked(config: CohortConfig) -> CohortConfig:
         TutelageError: as `check_model`, `pinned` and `read_rows`.
 
     """
-    _check_output(config.output)
+    require_writable(config.output, "output")
     teachers = {f"teachers.{name}": teacher for name, teacher in config.teachers.items()}
     for field, access in {"teacher": config.teacher, "evaluator": config.evaluator, **teachers}.items():
         if access is not None:
@@ -43,13 +42,6 @@ def checked(config: CohortConfig) -> CohortConfig:
         _check_rows(source)
     students = tuple(student.model_copy(update={"init": models[student.init]}) for student in config.students)
     return config.model_copy(update={"students": students})
-
-
-def _check_output(output: Path) -> None:
-    there = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        what = "may not be written by this user" if there.is_dir() else "is a file"
-        raise ConfigurationError(f"{there} {what}; give a folder for the run's results", "output")
 
 
 def _check_rows(source: SourceConfig) -> None:

@@ -361,8 +361,8 @@ def _configuration_error(model: type[BaseModel], error: ValidationError) -> Conf
         elif problem["type"] == "missing":
             said.setdefault(": has to be given", []).append(key)
         elif isinstance(own, ValueError):  # which says itself what was given; pydantic would begin with "Value error"
-            of_key = isinstance(own, TutelageError) and key.endswith(own.field)
-            said.setdefault(f": {own.message if of_key else own}", []).append(key)
+            named = isinstance(own, TutelageError) and key.endswith(own.field)
+            said.setdefault(f": {own.args[0] if named else own}", []).append(key)
         else:
             kinds.setdefault((key, repr(problem["input"])), []).append(_expected(model, problem))
     for (key, given), expected in kinds.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +42,39 @@ def check_model(folder: Path, field: str) -> None:
         field: what named it, for the error.
 
     Raises:
-        DataError: it has no configuration, no tokenizer.json or no safetensors, or a file is damaged.
+        DataError: as `check_weights`, or it has no tokenizer.json.
+        ConfigurationError: as `check_weights`.
+
+    """
+    check_weights(folder, field)
+    with _naming(field):
+        _json_object(folder / "tokenizer.json")
+
+
+def check_weights(folder: Path, field: str) -> None:
+    """As `check_model`, but whatever tokenizer it has.
+
+    Raises:
+        DataError: it has no configuration or no safetensors, or a file is damaged or may not be read.
         ConfigurationError: it needs code of its own.
 
     """
+    with _naming(field):
+        adapter = (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+        config = _json_object(folder / ("adapter_config.json" if adapter else "config.json"))
+        _refuse_own_code(config, folder)
+        for file in _weights(folder, "adapter_model" if adapter else "model"):
+            _check_safetensors(file)
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
     try:
-        _check_files(folder)
+        yield
     except TutelageError as error:
         raise type(error)(error.message, field) from error
-
-
-def _check_files(folder: Path) -> None:
-    adapter = (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
-    config = _json_object(folder / ("adapter_config.json" if adapter else "config.json"))
-    _refuse_own_code(config, folder)
-    for file in _weights(folder, "adapter_model" if adapter else "model"):
-        _check_safetensors(file)
-    _json_object(folder / "tokenizer.json")
+    except PermissionError as error:
+        raise DataError(f"this user may not read {error.filename}; have its owner allow it", field) from error
 
 
 def _json_object(file: Path) -> dict[str, Any]:
@@ -64,7 +82,7 @@ def _json_object(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{file.parent} has no {file.name}; give the folder of a model") from error
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"{file} cannot be read: {error}; fetch the model again") from error
     if not isinstance(content, dict):
         raise DataError(f"{file} holds {type(content).__name__}, expected an object; fetch the model again")

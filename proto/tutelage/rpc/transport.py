@@ -24,6 +24,7 @@ from tutelage.errors import (
     Unreachable,
     error_of_status,
 )
+from tutelage.files import require_writable
 from tutelage.names import address_of, check_address
 from tutelage.rpc.tls import ClientAccess, ClientTls, ServerTls
 from tutelage.rpc.v1 import teacher_pb2 as pb
@@ -258,6 +259,33 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def check_server(
+    host: str, *, insecure: bool, tls: ServerTls | None, token_file: Path | None, address_file: Path | None
+) -> None:
+    """Looks whether a server may listen, and whether its files can be read and written; before it starts anything.
+
+    Raises:
+        ConfigurationError: as `bind`; or the file of tokens cannot be read, or its address cannot be written.
+
+    """
+    _refuse_open(host, insecure=insecure, tls=tls)
+    if tls is not None:
+        _certificates(tls)
+    if token_file is not None:
+        _pem(token_file, "token_file")
+    if address_file is not None:
+        require_writable(address_file.parent, "address_file")
+
+
+def _refuse_open(host: str, *, insecure: bool, tls: ServerTls | None) -> None:
+    if tls is None and not insecure and not _is_loopback(host):
+        raise ConfigurationError(
+            f"{host} can be reached from other machines without encryption or authentication; give it a certificate "
+            "(tls), listen on 127.0.0.1 and tunnel, or pass --insecure on a network that you trust",
+            "host",
+        )
+
+
 def bind(server: grpc.aio.Server, host: str, port: int, *, insecure: bool, tls: ServerTls | None = None) -> int:
     """Lets a server listen and returns the port (the one chosen, for port 0).
 
@@ -266,13 +294,8 @@ def bind(server: grpc.aio.Server, host: str, port: int, *, insecure: bool, tls: 
             be read; or the port is taken.
 
     """
+    _refuse_open(host, insecure=insecure, tls=tls)
     address = address_of(host, port)
-    if tls is None and not insecure and not _is_loopback(host):
-        raise ConfigurationError(
-            f"{address} can be reached from other machines without encryption or authentication; give it a "
-            "certificate (tls), listen on 127.0.0.1 and tunnel, or pass --insecure on a network that you trust",
-            "host",
-        )
     try:
         if tls is not None:
             return int(server.add_secure_port(address, _server_credentials(tls)))
