@@ -175,18 +175,17 @@ def _evaluation_of(config: EvaluateConfig | SubmitConfig) -> Evaluation:
     from tutelage.evaluator.tasks.base import default_data_dir
 
     data_dir = (config.data_dir if isinstance(config, EvaluateConfig) else None) or default_data_dir()
-    labels = labels_of_checkpoint(
-        config.checkpoint, {name: getattr(config, name) for name in Labels.__dataclass_fields__}
-    )
+    given = {name: getattr(config, name) for name in Labels.__dataclass_fields__ if name != "temperature"}
+    labels = labels_of_checkpoint(config.checkpoint, given | {"temperature": config.training_temperature})
     # Not the tasks of a command: a further one joins the rows that are there. To a service they are another evaluation.
     of_command = {"out", "output_path", "data_dir", "tasks"}
     aside = of_command if isinstance(config, EvaluateConfig) else set(ServiceConfig.model_fields)
     digest = hashlib.sha256(config.model_dump_json(exclude=aside).encode()).hexdigest()[:8]
     slug = re.sub(r"[^a-z0-9._-]+", "-", labels.student.lower()).strip("-._")[:64]
-    given = None if isinstance(config, EvaluateConfig) else config.evaluation_id
+    name = None if isinstance(config, EvaluateConfig) else config.evaluation_id
     return check(
         Evaluation(
-            evaluation_id=given or f"{slug or 'model'}-step{labels.step}-{digest}",
+            evaluation_id=name or f"{slug or 'model'}-step{labels.step}-{digest}",
             checkpoint=config.checkpoint,
             labels=labels,
             tasks=parse_tasks(config.tasks, config.limit, data_dir),

@@ -48,7 +48,9 @@ class EvaluationSettings(Config):
         "num_fewshot": "every protocol here asks without examples (zero-shot)",
         "system_instruction": "the prompts are those of --prompt",
         "template": "prompt",
+        "tensor_parallel_size": "a checkpoint is evaluated on one GPU",
         "trust_remote_code": "a model's own code is not run; give one of an architecture that transformers has",
+        "write_out": "every item is a row of the frames, with what was written and what was read of it",
         "use_cache": "finished batches are kept without being asked for, and the same command goes on with them",
     }
 
@@ -82,6 +84,8 @@ class Asked(Config):
         "model": "checkpoint",
         "model_args": "name the model by --checkpoint, its arithmetic by --dtype",
         "pretrained": "checkpoint",
+        "temperature": "of sampling it is sampling_temperature; of the training, for the rows, training_temperature",
+        "tokenizer": "it is the checkpoint's own",
     }
 
     checkpoint: Path
@@ -102,8 +106,8 @@ class Asked(Config):
     """Name of its teacher, for the rows. Rows of a model without teacher and objective are a teacher's in reports."""
     objective: str | None = None
     """Objective that it was trained with, for the rows."""
-    temperature: Annotated[float, Field(ge=0)] | None = None
-    """Distillation temperature, for the rows; 0 if it does not apply."""
+    training_temperature: Annotated[float, Field(ge=0)] | None = None
+    """Temperature of the distillation, for the rows; 0 if it does not apply."""
     noise: Annotated[float, Field(ge=0)] | None = None
     """Noise on the teacher's logits, for the rows."""
     step: Annotated[int, Field(ge=0)] | None = None
@@ -115,7 +119,12 @@ class Asked(Config):
 class EvaluateConfig(Asked, EvaluationSettings):
     """Scores one checkpoint on tasks and writes a Parquet frame, one row an item."""
 
-    ELSEWHERE: ClassVar[dict[str, str]] = {**EvaluationSettings.ELSEWHERE, **Asked.ELSEWHERE}
+    ELSEWHERE: ClassVar[dict[str, str]] = {
+        **EvaluationSettings.ELSEWHERE,
+        **Asked.ELSEWHERE,
+        "frames": "out",
+        "output_dir": "out",
+    }
     COMMON: ClassVar[tuple[str, ...]] = (
         "checkpoint",
         "tasks",
