@@ -16,6 +16,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -122,6 +123,36 @@ def gradient_errors(model: Path) -> None:
             print(f"| {objective} | {place} | {errors[0]:.2%} | {errors[1]:.4%} |", flush=True)
 
 
+def product_times(rounds: int = 7) -> None:
+    """Prints the median time and the largest error of one product, of a head of this size and random states."""
+    rows, width, ids = 512, 576, 49_152
+    generator = torch.Generator().manual_seed(0)
+    hidden_ND = (3 * torch.randn(rows, width, generator=generator)).to(torch.bfloat16)
+    matrix_VD = (0.15 * torch.randn(ids, width, generator=generator)).to(torch.bfloat16)
+    widened_VD, exact_NV = matrix_VD.float(), hidden_ND.double() @ matrix_VD.double().T
+
+    def and_what_it_lacks() -> Tensor:
+        rounded_NV = hidden_ND @ matrix_VD.T
+        return rounded_NV.float() + torch.addmm(rounded_NV.neg(), hidden_ND, matrix_VD.T)
+
+    ways: dict[str, Callable[[], Tensor]] = {
+        "rounded": lambda: hidden_ND @ matrix_VD.T,
+        "a tile widened at a time (used)": lambda: Unembedding(matrix_VD).product(hidden_ND),
+        "factors widened before": lambda: hidden_ND.float() @ widened_VD.T,
+        "rounded, and a second product of what it lacks": and_what_it_lacks,
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, product in ways.items():
+            began = time.perf_counter()
+            product()
+            seconds[way].append(time.perf_counter() - began)
+    print(f"\n| {rows} rows x {width} x {ids:,} ids | seconds | largest error |\n|---|---|---|")
+    for way, product in ways.items():
+        error = float((product().double() - exact_NV).abs().max())
+        print(f"| {way} | {statistics.median(seconds[way]):.3f} | {error:.1e} |", flush=True)
+
+
 def step_times(model: Path, student: Path, options: argparse.Namespace, folder: Path) -> None:
     """Prints the median ratio of steps in turn, for each dtype of the student."""
     prompts = write_prompts(folder / "prompts.jsonl", BATCH * 64)
@@ -151,7 +182,7 @@ def _as_it_is() -> Iterator[None]:
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
@@ -160,6 +191,7 @@ def main() -> None:
     torch.set_num_threads(2)
     teacher, student = prepare(BUILD / "models")
     gradient_errors(teacher)
+    product_times()
     if not options.only_gradients:
         with tempfile.TemporaryDirectory() as folder:
             step_times(teacher, student, options, Path(folder))
