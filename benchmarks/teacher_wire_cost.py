@@ -186,7 +186,7 @@ def given_teacher(states_STD: torch.Tensor, signals: list[Any]) -> Any:
     info = fake_teacher(FakeScoringEngine()).info
     info.vocabulary_size, info.hidden_size = head.vocabulary_size, head.hidden_size
     info.limits.frame_bytes = config.frame_bytes
-    parts = scoring_parts(GivenStates(), head, config, info.limits.max_sequence_tokens, None)
+    parts = scoring_parts(GivenStates(), head, config, None)
     return Teacher(info, parts, None, generation_queue(config), [])
 
 

@@ -314,8 +314,15 @@ class TeacherConfig(_EngineArguments):
     @property
     def processes(self) -> int:
         """How many processes compute for one engine."""
-        sizes = (self.engine_arguments.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data"))
-        return math.prod(map(int, sizes))
+        return self._product_of_sizes("tensor", "pipeline", "data")
+
+    @property
+    def batches_at_once(self) -> int:
+        """How many batches all scoring engines compute at the same time: a stage of a pipeline has one of its own."""
+        return self.score_engines * self._product_of_sizes("pipeline", "data")
+
+    def _product_of_sizes(self, *kinds: str) -> int:
+        return math.prod(int(self.engine_arguments.get(f"{kind}_parallel_size", 1)) for kind in kinds)
 
     @property
     def batched_tokens(self) -> int:

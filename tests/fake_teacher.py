@@ -142,7 +142,7 @@ def fake_teacher(
     )
     settings = TeacherConfig.model_validate({"model": "fake", "head_threads": 2} | (config or {}))
     store = SignalStore(settings.store.path, "fake", settings.store.bytes) if settings.store else None
-    parts = scoring_parts(scoring, head, settings, info.limits.max_sequence_tokens, store) if scoring else None
+    parts = scoring_parts(scoring, head, settings, store) if scoring else None
     return Teacher(info, parts, generation, generation_queue(settings), check_sequences=[[1, 2, 3], [4, 5]])
 
 

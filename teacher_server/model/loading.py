@@ -180,7 +180,7 @@ def load_teacher(config: TeacherConfig, instance_id: str, started_at_seconds: fl
             )
             for each in infos.values():
                 each.prefix_cache.CopyFrom(cache)
-        scoring = scoring_parts(engine, head, config, longest, stores[""])
+        scoring = scoring_parts(engine, head, config, stores[""])
     generation = cast(GenerationEngine | None, engines.get("write"))
     base = Teacher(info, scoring, generation, generation_queue(config), texts, own_logits)
     with_adapters = {}

@@ -87,12 +87,11 @@ def scoring_parts(
     engine: ScoringEngine,
     head: SignalHead,
     config: TeacherConfig,
-    max_model_len: int,
     store: SignalStore | None,
 ) -> ScoringParts:
     """An engine and a head with their threads, queues and store."""
     # One batch that each engine computes and the next one: more would only take the choice from the queue.
-    tokens = config.score_engines * max(2 * engine.batch_tokens, max_model_len)
+    tokens = 2 * engine.batch_tokens * config.batches_at_once
     queue = FairQueue(capacity=tokens, max_waiting=config.max_waiting_requests, weights=config.weights)
     return ScoringParts(
         engine,

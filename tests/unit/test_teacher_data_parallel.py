@@ -15,7 +15,6 @@ from tutelage.teacher_server.engine import vllm as vllm_engine
 from tutelage.teacher_server.engine.base import ComputedStates
 from tutelage.teacher_server.engine.cpu_affinity import cores_of, shares_of
 from tutelage.teacher_server.engine.data_parallel import DataParallelScoringEngine
-from tutelage.teacher_server.model.teacher import scoring_parts
 
 
 class Engine:
@@ -133,8 +132,3 @@ def test_several_engines_are_for_a_cpu(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "vllm.platforms", gpu)
     with pytest.raises(ConfigurationError, match="score_engines: given 2, allowed: 1, except on a CPU"):
         vllm_engine.start_engines(tmp_path, TeacherConfig(model="tiny", score_engines=2), 512)
-
-
-def test_each_engine_has_a_batch_and_the_next_one():
-    parts = scoring_parts(Engine(), None, TeacherConfig(model="tiny", score_engines=3), 50, None)
-    assert parts.states.queue._capacity == 3 * 2 * Engine.batch_tokens

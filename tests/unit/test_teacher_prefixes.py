@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis.strategies import data, integers, lists, sampled_from
 
-from fake_teacher import VOCABULARY_SIZE, FakeScoringEngine
+from fake_teacher import VOCABULARY_SIZE, FakeScoringEngine, fake_teacher
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.teacher_server.admission.fair_queue import FairQueue
 from tutelage.teacher_server.engine.prefix_memory import PrefixMemory
@@ -117,6 +117,20 @@ async def test_a_long_sequence_goes_through_in_batches_between_which_others_go_f
     assert torch.equal(rows, right(engine, ids))
     assert counters.computed_tokens == 1000
     assert max(engine.computed) == 64
+
+
+@pytest.mark.parametrize(("config", "batches"), [({}, 2), ({"data_parallel_size": 4}, 8), ({"score_engines": 2}, 4)])
+async def test_what_an_engine_does_not_compute_waits_in_the_queue(config, batches):
+    """All but the batch that it computes and the next one, however long a sequence may be: there, who is next is open."""
+    engine = Cached()
+    engine.seconds = 60
+    states = fake_teacher(engine, config=config, max_sequence_tokens=100_000).scoring.states
+    asking = [asyncio.create_task(ask(states, tokens(512))) for _ in range(20)]
+    await asyncio.sleep(0.05)
+    assert engine.started == batches
+    for each in asking:
+        each.cancel()
+    await asyncio.wait(asking)
 
 
 async def test_a_long_prompt_that_nobody_scores_goes_through_in_batches_too():
