@@ -67,6 +67,7 @@ async def check(teacher: Teacher) -> None:
         floor = await check_scoring(teacher.scoring, teacher.check_sequences)
         teacher.info.noise_floor.CopyFrom(floor)
         logger.info("noise floor: KL %.2g nats a token, over %d tokens", floor.mean_kl, floor.positions)
+        await check_reuse(teacher.scoring, teacher.check_sequences[-1])
         # None if its layers could not be run beside the engine, and of an adapter, whose layers are others.
         if teacher.own_logits is not None:
             text = teacher.check_sequences[COMPARED_TEXT]
@@ -123,18 +124,38 @@ async def check_states(scoring: ScoringParts, sequence: Sequence[int], own_logit
 
     """
     served = (await scoring.engine.hidden_states(sequence)).states_RD[: len(own_logits_TV)]
-    logits_TV = scoring.head.logits(served).cpu()
-    kl = _kl(own_logits_TV, logits_TV).mean().item()
-    own, ours = (logits - logits.mean(dim=1, keepdim=True) for logits in (own_logits_TV, logits_TV))
-    apart = ((own - ours).norm() / own.norm()).item()
-    if not (kl < _LARGEST_KL and apart < _FURTHEST_APART):  # false for NaN, as it should be
+    kl, problem = _difference(own_logits_TV, scoring.head.logits(served).cpu())
+    if problem:
         raise NotServed(
-            f"the engine's hidden states give other distributions than the model's own (KL {kl:.3g} nats a token, at "
-            f"most {_LARGEST_KL} is rounding; logits apart by {apart:.2g} of their size, {_FURTHEST_APART} at most); "
-            "this version of vLLM treats the model differently",
+            f"the engine's hidden states give other distributions than the model's own ({problem}); this version of "
+            "vLLM treats the model differently",
             "model",
         )
     return kl
+
+
+async def check_reuse(scoring: ScoringParts, sequence: Sequence[int]) -> None:
+    """Computes the end of a text whose beginning the engine has cached, and compares it with that of the whole.
+
+    vLLM leaves the cache off for models whose state of a prefix is more than keys and values (hybrids); told to use it
+    all the same, it warns that results may be wrong.
+
+    Raises:
+        NotServed: they are not the same but for rounding.
+
+    """
+    whole = await scoring.engine.hidden_states(sequence)
+    end = await scoring.engine.hidden_states(sequence, first=len(sequence) - 1)
+    if end.start == 0:  # nothing is reused
+        return
+    wanted, given = (scoring.head.logits(states) for states in (whole.states_RD[end.start :], end.states_RD))
+    _, problem = _difference(wanted.cpu(), given.cpu())
+    if problem:
+        raise NotServed(
+            f"a text whose first {end.start} tokens are cached has other distributions than as a whole ({problem}); "
+            "this version of vLLM cannot reuse prefixes of the model, so say --no-enable-prefix-caching",
+            "enable_prefix_caching",
+        )
 
 
 async def check_generation(engine: GenerationEngine, prompt_token_ids: Sequence[int]) -> None:
@@ -142,6 +163,19 @@ async def check_generation(engine: GenerationEngine, prompt_token_ids: Sequence[
     one_token = Sampling(samples=1, max_new_tokens=1, temperature=0.0, top_p=1.0, seed=0, stop=())
     async for _ in engine.generate(prompt_token_ids, one_token):
         pass
+
+
+def _difference(wanted_TV: torch.Tensor, given_TV: torch.Tensor) -> tuple[float, str]:
+    """Mean KL, nats a token, and why two sets of logits differ by more than rounding; empty if they do not."""
+    kl = _kl(wanted_TV, given_TV).mean().item()
+    wanted, given = (logits - logits.mean(dim=1, keepdim=True) for logits in (wanted_TV, given_TV))
+    apart = ((wanted - given).norm() / wanted.norm()).item()
+    if kl < _LARGEST_KL and apart < _FURTHEST_APART:  # false for NaN, as it should be
+        return kl, ""
+    return kl, (
+        f"KL {kl:.3g} nats a token, at most {_LARGEST_KL} is rounding; logits apart by {apart:.2g} of their size, "
+        f"{_FURTHEST_APART} at most"
+    )
 
 
 def _kl(p_TV: torch.Tensor, q_TV: torch.Tensor) -> torch.Tensor:

@@ -209,6 +209,23 @@ def test_the_engines_states_are_compared_with_the_models_own_logits():
         asyncio.run(self_check.check_states(scoring, [1, 2, 3], own * torch.nan))
 
 
+def test_an_engine_that_cannot_go_on_from_what_it_cached_is_refused():
+    class Forgets(FakeScoringEngine):
+        """What it computes after a cached prefix knows nothing of it."""
+
+        async def hidden_states(self, token_ids, first=0, salt=""):
+            made = await super().hidden_states(token_ids, first, salt)
+            return replace(made, states_RD=self.embeddings[list(token_ids[made.start :])].cumsum(0))
+
+    def check(engine):
+        asyncio.run(self_check.check_reuse(SimpleNamespace(engine=engine, head=fake_head()), list(range(70))))
+
+    check(FakeScoringEngine(block_tokens=32))
+    check(Forgets())  # which reuses nothing
+    with pytest.raises(NotServed, match=r"enable_prefix_caching: a text whose first 64 tokens are cached"):
+        check(Forgets(block_tokens=32))
+
+
 def test_the_tolerance_is_below_any_transform():
     head = fake_head()
     head_check.require_same_logits(lambda states: head.logits(states * (1 + 2**-11)), head.logits, 16)

@@ -121,7 +121,7 @@ async def test_a_long_sequence_goes_through_in_batches_between_which_others_go_f
 
 @pytest.mark.parametrize(("config", "batches"), [({}, 2), ({"data_parallel_size": 4}, 8), ({"score_engines": 2}, 4)])
 async def test_what_an_engine_does_not_compute_waits_in_the_queue(config, batches):
-    """All but the batch that it computes and the next one, however long a sequence may be: there, who is next is open."""
+    """All but a batch and the next one, however long a sequence may be: in the queue, who is next is open."""
     engine = Cached()
     engine.seconds = 60
     states = fake_teacher(engine, config=config, max_sequence_tokens=100_000).scoring.states
