@@ -6,7 +6,8 @@ Through one server on the teacher of the demonstration, `topk` with k = 64, in t
 
 - completions: 8 of 40 tokens of one prompt of 600, against 8 sequences as long that share nothing; with a prompt that
   nobody has asked about yet, and with one that is known;
-- chat: six turns of 160 tokens, of which 100 are scored, turn by turn as they are written, against all at once;
+- chat: six turns of 40, 80 or 160 tokens, five of eight scored, turn by turn as they are written, against all at once,
+  and what engine and signal head take of either time;
 - pieces: 512 tokens in pieces of 32, each sent when the rows of the one before it are there, against the whole;
 
 and on a model of 4 layers with a context of 32,768 tokens:
@@ -35,11 +36,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "tests")]
 
+import grpc  # noqa: E402
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 
 from teacher_process import TeacherProcess, running  # noqa: E402
 from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
+from tutelage.rpc.v1 import teacher_pb2 as pb  # noqa: E402
+from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc  # noqa: E402
 from tutelage.trainer.data.sequences import TokenSequence  # noqa: E402
 from tutelage.trainer.teacher.base import SignalSpec  # noqa: E402
 from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
@@ -47,7 +51,7 @@ from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 SPEC = SignalSpec("topk", k=64, temperatures=(1.0,))
 PROMPT, COMPLETIONS, COMPLETION = 600, 8, 40
-TURNS, TURN, SCORED = 6, 160, 100
+TURNS, TURN_TOKENS = 6, (40, 80, 160)
 PIECE, WHOLE = 32, 512
 LONG, SHORT = 32_768, 64
 broken: list[str] = []
@@ -67,17 +71,31 @@ class Asker:
     def __init__(self, server: TeacherProcess, model: Path, student: str) -> None:
         digests = tokenizer_digests(model)
         self.client = TeacherClient(server.address, student_id=student, wait_seconds=600, tokenizer_digests=digests)
+        self._channel = grpc.insecure_channel(server.address)
+        self._stub = pb_grpc.TeacherServiceStub(self._channel)
         self._vocabulary, self._generator = vocabulary_size(model), np.random.default_rng()
 
     def __enter__(self) -> Asker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._channel.close()
         self.client.close()  # gRPC does not survive that the next server is started by a fork
 
     def tokens(self, count: int) -> list[int]:
         """Ids at random."""
         return self._generator.integers(3, self._vocabulary, count).tolist()
+
+    def times(self, *sequences: tuple[list[int], int, int]) -> tuple[float, float, float, float]:
+        """Seconds of these one after the other; for how many of them engine and head were busy; tokens computed."""
+        before = self._usage()
+        seconds = sum(map(self.seconds, sequences))
+        return seconds, *(after - earlier for after, earlier in zip(self._usage(), before, strict=True))
+
+    def _usage(self) -> tuple[float, float, float]:
+        usage = self._stub.GetTeacherUsage(pb.GetTeacherUsageRequest())
+        computed = sum(student.computed_tokens for student in usage.students)
+        return usage.engine_busy_seconds, usage.head_busy_seconds, computed
 
     def seconds(self, *sequences: tuple[list[int], int, int]) -> float:
         """How long it takes until the rows [start, end) of all of them are here."""
@@ -114,17 +132,21 @@ def completions(asker: Asker, rounds: int) -> None:
 
 
 def chat(asker: Asker, rounds: int) -> None:
-    """A conversation scored turn by turn against the same length scored once."""
-    ratios, once, by_turns = [], [], []
-    for _ in range(rounds):
-        ids, other = asker.tokens(TURNS * TURN), asker.tokens(TURNS * TURN)
-        ends = range(TURN, TURNS * TURN + 1, TURN)
-        by_turns.append(sum(asker.seconds((ids[:end], end - SCORED - 1, end - 1)) for end in ends))
-        once.append(asker.seconds((other, TURN - SCORED - 1, len(other) - 1)))
-        ratios.append(by_turns[-1] / once[-1])
-    report(f"a chat of {TURNS} turns of {TURN} tokens, turn by turn", statistics.median(by_turns), "s")
-    report("the same length at once", statistics.median(once), "s")
-    report("turn by turn / at once", statistics.median(ratios), "", statistics.median(ratios) <= 1.3, "<= 1.3")
+    """Conversations scored turn by turn against the same length scored once."""
+    for tokens in TURN_TOKENS:
+        by_turns, once, length, scored = [], [], TURNS * tokens, tokens * 5 // 8
+        for _ in range(rounds):
+            ids, other = asker.tokens(length), asker.tokens(length)
+            turns = [(ids[:end], end - scored - 1, end - 1) for end in range(tokens, length + 1, tokens)]
+            by_turns.append(asker.times(*turns))
+            once.append(asker.times((other, tokens - scored - 1, length - 1)))
+        for name, times in ((f"{TURNS} turns of {tokens} tokens, turn by turn", by_turns), ("at once", once)):
+            for part, values in zip(
+                ("", ", engine", ", head", ", computed tokens"), zip(*times, strict=True), strict=True
+            ):
+                report(f"a chat: {name}{part}", statistics.median(values), "" if "tokens" in part else "s")
+        ratio = statistics.median(np.divide([each[0] for each in by_turns], [each[0] for each in once]))
+        report(f"{TURNS} turns of {tokens} tokens: turn by turn / at once", ratio, "", ratio <= 1.3, "<= 1.3")
 
 
 def pieces(asker: Asker, rounds: int) -> None:

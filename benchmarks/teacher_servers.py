@@ -1,11 +1,14 @@
 """What does a second server of one teacher bring? Two on a core each against one of them on its core.
 
-    python benchmarks/teacher_servers.py [--rounds 5] [--sequences 16] [--tokens 256] [--model DIR]
+    python benchmarks/teacher_servers.py [--rounds 5] [--sequences 16] [--tokens 256] [--model DIR] [--plain]
 
 Each server (engine, front end, signal head) may use one core only. A round scores the same new random sequences,
 `topk` of k = 64, with the first server, with the second, and with both, in an order that changes. The trainer's client
 has to run somewhere: beside one server it has the other core to itself, beside two it shares both. The ratio is that of
 both to the mean of the two alone; its median over the rounds must be what is promised, or the command exits with 1.
+
+`--plain` measures the machine instead: the same with two of vLLM's own engines that prefill, each on a core, with half
+of the sequences for either. Two cores that share memory and matrix units are less than two machines.
 """
 
 from __future__ import annotations
@@ -16,21 +19,24 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
+from teacher_engine import engine_side, start_engine  # noqa: E402
+from teacher_speed import Side, our_side  # noqa: E402
 
 from teacher_process import TeacherProcess, running  # noqa: E402
 from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
-from tutelage.trainer.data.sequences import TokenSequence  # noqa: E402
-from tutelage.trainer.teacher.base import SignalSpec  # noqa: E402
+from tutelage.teacher_server.config import TeacherConfig  # noqa: E402
+from tutelage.teacher_server.engine.vllm import prepare_environment  # noqa: E402
 from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
 
-SPEC = SignalSpec("topk", k=64, temperatures=(1.0,))
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 PROMISED = 1.7
 SPIN_SECONDS = 1.5
@@ -47,12 +53,48 @@ def server_on(core: int, folder: Path, model: Path, stack: ExitStack) -> Teacher
         os.sched_setaffinity(0, cores)
 
 
-def seconds(client: TeacherClient, sequences: list[TokenSequence]) -> float:
-    """How long it takes to have them scored."""
+def seconds(side: Side, sequences: list[list[int]]) -> float:
+    """How long one side takes for them."""
     time.sleep(SPIN_SECONDS)
     started = time.perf_counter()
-    client.score(sequences, SPEC)
+    side(sequences)
     return time.perf_counter() - started
+
+
+@contextmanager
+def servers(model: Path, cores: list[int]) -> Iterator[dict[str, Side]]:
+    """Two servers, alone and as one teacher."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        first, second = (server_on(core, Path(folder), model, stack).address for core in cores)
+        sides: dict[str, Side] = {}
+        for name, address in {"first": first, "second": second, "both": [first, second]}.items():
+            digests = tokenizer_digests(model)
+            client = TeacherClient(address, student_id=name, wait_seconds=120, tokenizer_digests=digests)
+            sides[name] = our_side(stack.enter_context(client))
+        yield sides
+
+
+@contextmanager
+def plain_engines(model: Path, cores: list[int]) -> Iterator[dict[str, Side]]:
+    """Two engines that prefill, alone and with half of the sequences each."""
+    config = TeacherConfig(model=str(model), max_model_len=512)
+    prepare_environment(config)
+    may_use, engines = os.sched_getaffinity(0), []
+    for core in cores:
+        os.sched_setaffinity(0, {core})  # the engine's process inherits it
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(core)
+        engines.append(start_engine("generate", 2048, config))
+    os.sched_setaffinity(0, may_use)
+    first, second = (engine_side("generate", engine) for engine in engines)
+
+    def both(sequences: list[list[int]]) -> None:
+        half = len(sequences) // 2
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda side, share: side(share), (first, second), (sequences[:half], sequences[half:])))
+
+    yield {"first": first, "second": second, "both": both}
+    for engine in engines:
+        engine.llm_engine.engine_core.shutdown()
 
 
 def main() -> int:
@@ -62,29 +104,20 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--plain", action="store_true", help="vLLM's own engines instead of servers")
     options = parser.parse_args()
-    generator = np.random.default_rng(0)
-    tokens, vocabulary = options.sequences * options.tokens, vocabulary_size(options.model)
+    generator, vocabulary = np.random.default_rng(0), vocabulary_size(options.model)
     rates: dict[str, list[float]] = {"first": [], "second": [], "both": []}
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        cores = sorted(os.sched_getaffinity(0))[:2]
-        first, second = (server_on(core, Path(folder), options.model, stack).address for core in cores)
-        clients = {
-            name: stack.enter_context(
-                TeacherClient(
-                    address, student_id=name, wait_seconds=120, tokenizer_digests=tokenizer_digests(options.model)
-                )
-            )
-            for name, address in {"first": first, "second": second, "both": [first, second]}.items()
-        }
+    started = plain_engines if options.plain else servers
+    with started(options.model, sorted(os.sched_getaffinity(0))[:2]) as sides:
         for round_number in range(-1, options.rounds):  # the first warms up
-            ids = generator.integers(0, vocabulary, (options.sequences, options.tokens), dtype=np.int32)
-            sequences = [TokenSequence(each, 0, options.tokens) for each in ids]
+            shape = (options.sequences, options.tokens)
+            sequences = generator.integers(3, vocabulary, shape).tolist()
             names = list(rates)
             for name in names[round_number % 3 :] + names[: round_number % 3]:
-                used = seconds(clients[name], sequences)
+                used = seconds(sides[name], sequences)
                 if round_number >= 0:
-                    rates[name].append(tokens / used)
+                    rates[name].append(options.sequences * options.tokens / used)
     for name, values in rates.items():
         print(f"{name:<7} {statistics.median(values):7.0f} tokens/s ({min(values):.0f} to {max(values):.0f})")
     ratios = [2 * both / (one + other) for one, other, both in zip(*rates.values(), strict=True)]
