@@ -76,23 +76,12 @@ class StoreConfig(Config):
     """Delete at start, instead, what was used longest ago of a store that holds more than `bytes`."""
 
 
-_COMMON_ARGUMENTS = {
-    "tensor_parallel_size": "int",
-    "data_parallel_size": "int",
-    "pipeline_parallel_size": "int",
-    "quantization": "str | None",
-    "gpu_memory_utilization": "float",
-    "kv_cache_memory_bytes": "int | None",
-}
-"""Those that a study is planned with where vLLM, whose source has them all, is not installed."""
-
-
 def _engine_arguments() -> dict[str, Any]:
     """Fields for vLLM's arguments; None where one is not given, which leaves vLLM its own default."""
     plain = {"bool": bool, "int": Annotated[int, _Number] | None, "float": float | None, "str": str | None}
     other = str | int | float | list[Any] | dict[str, Any] | None
     fields: dict[str, Any] = {}
-    for name, annotation in (vllm_api.engine_arguments() or _COMMON_ARGUMENTS).items():
+    for name, annotation in vllm_api.engine_arguments().items():
         text = f"vLLM's engine argument, {annotation}."
         # `validate_default`: so that a flag takes no value and may still not be given. `exclude_if`: a resolved file
         # has those that were given.

@@ -59,3 +59,13 @@ def test_a_vllm_that_lacks_something_is_refused(monkeypatch):
 def test_a_name_that_is_not_used_is_not_given():
     with pytest.raises(AttributeError, match="uses no ModelConfig"):
         _ = vllm_api.ModelConfig
+
+
+def test_where_vllm_is_not_installed_its_arguments_are_those_of_the_tested_version(monkeypatch):
+    """So that a study for a cluster is planned on a machine without it."""
+    installed = vllm_api.engine_arguments()
+    monkeypatch.setattr(vllm_api, "find_spec", lambda _: None)
+    known = vllm_api.engine_arguments.__wrapped__()
+    plain = {"bool", "int", "float", "str"}
+    kinds = {name: kind for name, annotation in installed.items() if (kind := annotation.removesuffix(" | None"))}
+    assert known == {name: kind if kind in plain else "Any" for name, kind in kinds.items()}

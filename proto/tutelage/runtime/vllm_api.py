@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import ConfigurationError
+from tutelage.runtime.vllm_arguments import ARGUMENTS
 
 TESTED_VERSIONS = ("0.32",)
 """Those that all tests run with."""
@@ -166,10 +167,13 @@ def statement() -> str:
 
 @cache
 def engine_arguments() -> dict[str, str]:
-    """The engine arguments of vLLM: name to annotation, read from its source without importing it; empty without it."""
+    """The engine arguments of vLLM: name to annotation, read from its source without importing it.
+
+    Where it is not installed, those of the version that was tested: who plans for another machine may name them all.
+    """
     spec = find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
-        return {}
+        return ARGUMENTS
     source = Path(spec.submodule_search_locations[0]) / "engine" / "arg_utils.py"
     classes = {node.name: node for node in ast.parse(source.read_text("utf-8")).body if isinstance(node, ast.ClassDef)}
     fields = [*classes["EngineArgs"].body, *classes["AsyncEngineArgs"].body]
