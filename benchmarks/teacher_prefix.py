@@ -6,7 +6,7 @@ Through one server on the teacher of the demonstration, `topk` with k = 64, in t
 
 - completions: 8 of 40 tokens of one prompt of 600, against 8 sequences as long that share nothing; with a prompt that
   nobody has asked about yet, and with one that is known;
-- chat: six turns of 40, 80 or 160 tokens, five of eight scored, turn by turn as they are written, against all at once,
+- chat: six turns of 40, 80, 160 or 320 tokens, five of eight scored, turn by turn as they are written, against all at once,
   and what engine and signal head take of either time;
 - pieces: 512 tokens in pieces of 32, each sent when the rows of the one before it are there, against the whole;
 
@@ -51,7 +51,7 @@ from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 SPEC = SignalSpec("topk", k=64, temperatures=(1.0,))
 PROMPT, COMPLETIONS, COMPLETION = 600, 8, 40
-TURNS, TURN_TOKENS = 6, (40, 80, 160)
+TURNS, TURN_TOKENS = 6, (40, 80, 160, 320)
 PIECE, WHOLE = 32, 512
 LONG, SHORT = 32_768, 64
 broken: list[str] = []
@@ -237,7 +237,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         if set(wanted) - {"long"}:
             with (
-                running(Path(folder), model, "--max-model-len", "1024", *block) as server,
+                running(Path(folder), model, "--max-model-len", "2048", *block) as server,
                 Asker(server, model, "prefix") as asker,
             ):
                 asker.seconds(*(completion(asker.tokens(100), asker.tokens(50)) for _ in range(8)))
