@@ -6,8 +6,8 @@ Through one server on the teacher of the demonstration, `topk` with k = 64, in t
 
 - completions: 8 of 40 tokens of one prompt of 600, against 8 sequences as long that share nothing; with a prompt that
   nobody has asked about yet, and with one that is known;
-- chat: six turns of 40, 80, 160 or 320 tokens, five of eight scored, turn by turn as they are written, against all at once,
-  and what engine and signal head take of either time;
+- chat: six turns of 40, 80, 160 or 320 tokens, five of eight scored, turn by turn as they are written, against all at
+  once, and what engine and signal head take of either time;
 - pieces: 512 tokens in pieces of 32, each sent when the rows of the one before it are there, against the whole;
 
 and on a model of 4 layers with a context of 32,768 tokens:
