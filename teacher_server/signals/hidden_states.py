@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 # Passes that computed what they should have read, after which the rest of a sequence is computed at once.
 _PASSES_THAT_DO_NOT_PAY = 2
+# A student that asked so lately is held up by the pieces of others.
+_NEIGHBOUR_SECONDS = 1.0
+# A piece may take as many times as long as a batch takes by itself: another's may be computed before it. Beyond, it is
+# shortened, to a part of a batch at least, because each pass over a long sequence has costs of its own.
+_BATCHES_A_PIECE_MAY_TAKE, _SHORTEST_PIECE = 4, 1 / 4
 
 
 @dataclass(eq=False)
@@ -49,9 +55,10 @@ class _Request:
     sequence: Prefixes
     counters: pb.StudentUsage
     salt: str
-    piece_tokens: int
     begun: bool = False
     """Whether a piece of it was admitted already: the others are not refused."""
+    seconds_a_token: float = 0.0
+    """That its last pass took."""
     passes_that_did_not_pay: int = 0
 
 
@@ -71,6 +78,8 @@ class HiddenStates:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="signal-store")
         self._under_way: dict[tuple[str, str], _Computation] = {}
         self._memory = PrefixMemory(engine.block_tokens, engine.cache_tokens)
+        self._asked_at: dict[str, float] = {}  # monotonic seconds, by student
+        self._fewest_seconds_a_token = math.inf  # of a batch that was half full at least
         self.engine_passes = 0
 
     @property
@@ -117,10 +126,10 @@ class HiddenStates:
 
         """
         sequence = Prefixes(token_ids)
-        request = _Request(sequence, counters, salt, self._engine.batch_tokens if self._engine.block_tokens else end)
+        request = _Request(sequence, counters, salt)
         computed_for_it = False
         while start < end:
-            piece_end = min(end, (start // request.piece_tokens + 1) * request.piece_tokens)
+            piece_end = min(end, self._end_of_piece(request, start))
             states, computed = await self._piece(request, start, piece_end)
             computed_for_it |= computed
             yield states
@@ -184,7 +193,7 @@ class HiddenStates:
         # What is before them and not cached is computed in pieces too.
         known = min(first, self._memory.known(request.sequence.ids[:end], request.salt))
         while True:
-            reach = min(end, (known // request.piece_tokens + 1) * request.piece_tokens)
+            reach = min(end, self._end_of_piece(request, known))
             made = await self._pass(request, known, min(first, reach), reach)
             if self.store is not None:
                 await self._store(self.store, request.sequence, made)
@@ -192,9 +201,25 @@ class HiddenStates:
                 return made
             known = reach
 
+    def _end_of_piece(self, request: _Request, start: int) -> int:
+        """Where the piece that begins at `start` ends: with a batch, or before it has taken too long for others.
+
+        Attention makes a token the dearer the more there are before it. One batch at the end of a long context then
+        takes many times as long as a batch of short sequences, all of which wait for it.
+        """
+        batch, block = self._engine.batch_tokens, self._engine.block_tokens
+        if not block or request.passes_that_did_not_pay >= _PASSES_THAT_DO_NOT_PAY:
+            return len(request.sequence)
+        since, student = time.monotonic() - _NEIGHBOUR_SECONDS, request.counters.student_id
+        share = self._fewest_seconds_a_token * _BATCHES_A_PIECE_MAY_TAKE / (request.seconds_a_token or 1e-9)
+        if share < 1 and any(at > since for each, at in self._asked_at.items() if each != student):
+            batch = max(block, int(batch * max(share, _SHORTEST_PIECE)) // block * block)
+        return (start // batch + 1) * batch
+
     async def _pass(self, request: _Request, known: int, first: int, end: int) -> ComputedStates:
         """One pass of the engine over the first `end` tokens, `known` of which it should find in its cache."""
         token_ids, counters = request.sequence.ids[:end].tolist(), request.counters
+        self._asked_at[counters.student_id] = time.monotonic()
         self._memory.note(token_ids, request.salt)
         cost = end - known
         async with self.queue.admitted(
@@ -204,15 +229,17 @@ class HiddenStates:
             counters.queue_seconds += waited_seconds
             started = time.monotonic()
             made = await self._engine.hidden_states(token_ids, first, request.salt)
-            counters.service_seconds += time.monotonic() - started
+            seconds = time.monotonic() - started
+            counters.service_seconds += seconds
             self.queue.settle(counters.student_id, made.computed_tokens - cost)
         counters.computed_tokens += made.computed_tokens
         counters.cached_tokens += made.start
         counters.prefix_hits += made.start > 0
+        request.seconds_a_token = seconds / made.computed_tokens
+        if 2 * made.computed_tokens >= self._engine.batch_tokens:
+            self._fewest_seconds_a_token = min(self._fewest_seconds_a_token, request.seconds_a_token)
         # The cache was evicted, or reaches beyond what is wanted: then each piece would compute all pieces before it.
-        request.passes_that_did_not_pay += made.computed_tokens > 2 * request.piece_tokens
-        if request.passes_that_did_not_pay >= _PASSES_THAT_DO_NOT_PAY:
-            request.piece_tokens = len(request.sequence)
+        request.passes_that_did_not_pay += made.computed_tokens > 2 * self._engine.batch_tokens
         return made
 
     async def _stored(self, sequence: Prefixes, start: int, end: int) -> torch.Tensor | None:

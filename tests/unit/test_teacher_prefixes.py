@@ -119,6 +119,29 @@ async def test_a_long_sequence_goes_through_in_batches_between_which_others_go_f
     assert max(engine.computed) == 64
 
 
+@pytest.mark.parametrize("neighbours", [True, False])
+async def test_the_pieces_of_a_long_sequence_get_short_where_they_take_long_and_somebody_waits(neighbours):
+    class Slower(Cached):
+        """Takes longer for a token the more there are before it."""
+
+        async def hidden_states(self, token_ids, first=0, salt=""):
+            await asyncio.sleep(2e-7 * (len(token_ids) - first) * len(token_ids))
+            return await super().hidden_states(token_ids, first, salt)
+
+    engine, ids = Slower(batch_tokens=128), tokens(20 * 128)
+    states = source(engine)
+    long = asyncio.create_task(ask(states, ids, student="long"))
+    while not long.done():
+        await asyncio.sleep(0.01)
+        if neighbours:
+            await ask(states, tokens(20), student="short")
+    rows, _ = await long
+    assert torch.equal(rows, right(engine, ids))
+    pieces = [computed for computed in engine.computed if computed != 20]
+    assert pieces[:3] == [128] * 3
+    assert (min(pieces[-10:]) == 32) is neighbours
+
+
 @pytest.mark.parametrize(("config", "batches"), [({}, 2), ({"data_parallel_size": 4}, 8), ({"score_engines": 2}, 4)])
 async def test_what_an_engine_does_not_compute_waits_in_the_queue(config, batches):
     """All but a batch and the next one, however long a sequence may be: in the queue, who is next is open."""
