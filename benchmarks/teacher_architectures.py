@@ -87,6 +87,7 @@ VISION = {
     "patch_size": 14,
 }
 GPT2 = {"vocab_size": VOCABULARY, "n_embd": 128, "n_layer": 2, "n_head": 2, "n_positions": 512} | ENDS
+GPT2 |= {"initializer_range": 0.15}
 FULL = ["full_attention"] * 2
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -203,6 +204,14 @@ def kl(p_logp: torch.Tensor, q_logp: torch.Tensor) -> float:
     return float((p_logp.exp() * (p_logp - q_logp)).sum(1).mean())
 
 
+def reason(error: Exception) -> str:
+    """Why a model is not served, in one line: what vLLM's engine died of, or what the teacher says."""
+    lines = str(error).splitlines()
+    root = [found[1] for line in lines if (found := re.search(r"EngineCore.*\] (\w+(?:Error|Exception): .*)", line))]
+    said = [line for line in lines if line.startswith("tutelage teacher: ")]
+    return re.sub(r"\s+", " ", (root[:1] or said[-1:] or [repr(error)])[0])[:300]
+
+
 def measure(name: str, folder: Path) -> dict[str, Any]:
     """One row of the table."""
     started = time.monotonic()
@@ -214,8 +223,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         with running(folder / "server", folder, "--max-model-len", "512") as server:
             row |= ask(folder, server.address, exact)
     except Exception as error:  # whatever a model's code, vLLM or the teacher says belongs into the table
-        said = [line for line in str(error).splitlines() if line.startswith("tutelage teacher: ")] or [str(error)]
-        row["refused"] = re.sub(r"\s+", " ", said[-1])[:300] or repr(error)
+        row["refused"] = reason(error)
     return row | {"seconds": round(time.monotonic() - started)}
 
 
