@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from tutelage.evaluator.config import Dtype
 from tutelage.evaluator.models.base import Generation, Sampling, ScoringGroup
 from tutelage.evaluator.models.transformers_engine import TransformersEngine, context_length
 from tutelage.runtime import vllm_api
+from tutelage.runtime.processes import sparing_children_interrupts
 
 # Small enough for the prefix cache, which keeps whole blocks, to find a template's header; vLLM's CPU build has
 # blocks of 128 by default, and does not take 16.
@@ -39,8 +41,11 @@ class VllmEngine:
     @cached_property
     def _llm(self) -> Any:
         cores = sorted(os.sched_getaffinity(0))
-        # vLLM reads these when it is imported; what is set there already stays.
+        # vLLM and torch read these when they are imported; what is set there already stays.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of its processes; of this one:
+        warnings.filterwarnings("ignore", module="vllm")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         # Of its CPU build: by default it leaves a core to a front end, which here only waits.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
@@ -53,16 +58,20 @@ class VllmEngine:
             # batch has room for every prompt.
             batched_tokens = max(_BATCHED_TOKENS, self.max_tokens)
             arguments = {"enable_chunked_prefill": False, "max_num_batched_tokens": batched_tokens}
+            # One process fewer to start, which a SIGTERM to all of them would end with a traceback.
+            arguments["distributed_executor_backend"] = vllm_api.UniProcExecutor
         try:
-            # Compiling costs minutes at the first start and is paid back by no evaluation of this size.
-            return vllm_api.LLM(
-                str(self._checkpoint),
-                dtype=self.dtype,
-                enforce_eager=True,
-                max_num_seqs=self.batch_size,
-                block_size=_BLOCK_TOKENS,
-                **arguments,
-            )
+            with sparing_children_interrupts():
+                # Compiling costs minutes at the first start and is paid back by no evaluation of this size.
+                return vllm_api.LLM(
+                    str(self._checkpoint),
+                    dtype=self.dtype,
+                    enforce_eager=True,
+                    max_num_seqs=self.batch_size,
+                    block_size=_BLOCK_TOKENS,
+                    use_tqdm_on_load=False,
+                    **arguments,
+                )
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"vLLM does not start with {self._checkpoint}: {error}; use the engine transformers", "engine"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from tutelage.errors import ConfigurationError, TutelageError, Unreachable
 from tutelage.runtime import vllm_api
+from tutelage.runtime.processes import sparing_children_interrupts
 from tutelage.teacher_server.config import Role, TeacherConfig
 from tutelage.teacher_server.engine.base import CompletionDelta, ComputedStates, Engine, Sampling
 from tutelage.teacher_server.engine.cpu_affinity import cores_of, keep_off, shares_of
@@ -108,7 +109,8 @@ def _start(
     if role == "score":
         arguments["hf_overrides"] |= given.get("hf_overrides", {})
     try:
-        llm = without_destructor(vllm_api.AsyncLLM).from_engine_args(vllm_api.AsyncEngineArgs(**arguments))
+        with sparing_children_interrupts():
+            llm = without_destructor(vllm_api.AsyncLLM).from_engine_args(vllm_api.AsyncEngineArgs(**arguments))
     except (RuntimeError, ValueError) as error:
         raise ConfigurationError(f"vLLM does not start an engine to {role} with this configuration: {error}") from error
     return VllmScoringEngine(llm) if role == "score" else VllmGenerationEngine(llm)

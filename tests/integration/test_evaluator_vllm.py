@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +18,8 @@ from tutelage.evaluator.models.registry import open_engine
 from tutelage.evaluator.results.frames import read
 from tutelage.evaluator.runner.evaluation import evaluate
 from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest
+from tutelage.manifest import commit
+from tutelage.runtime.processes import left_behind
 
 DIFFERENT = ["engine", "seconds"]
 
@@ -65,3 +73,40 @@ def test_seeded_prompts_that_do_not_fit_one_batch_are_answered(
     finally:
         engine.close()
     assert len(generations) == 64
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("moment", ["starting", "generating"])
+def test_a_signal_to_all_its_processes_ends_it_in_one_line(
+    number: signal.Signals, code: int, moment: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    checkpoint, mark = tmp_path / "model", {"TUTELAGE_TEST": str(tmp_path)}
+    shutil.copytree(tiny_model, checkpoint)
+    commit(checkpoint)  # so that it is pinned while it is worked on
+    flags = ["--checkpoint", str(checkpoint), "--tasks", "arithmetic:paper", "--out", str(tmp_path / "frames")]
+    flags += ["--engine", "vllm", "--batch-size", "16", "--max-new-tokens", "200"]
+    program = "import sys; from tutelage.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "evaluate", *flags]
+    environment = os.environ | mark | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    # The reaper has no mark; the second process with it is vLLM's.
+    there = {
+        "starting": lambda: len(left_behind("TUTELAGE_TEST", str(tmp_path))) > 2,
+        "generating": lambda: any(tmp_path.glob("frames.unfinished/**/*.parquet")),
+    }
+    deadline = time.monotonic() + 120
+    while not there[moment]():
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(process.pid, number)
+    assert process.wait(60) == code
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said
+    assert said.strip().splitlines()[-1].endswith("the same command goes on with them")
+    assert not [path for path in tmp_path.rglob("model.safetensors") if path.parent != checkpoint]
+    time.sleep(1)
+    assert not left_behind("TUTELAGE_TEST", str(tmp_path))

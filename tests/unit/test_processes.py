@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tutelage.errors import Unreachable
-from tutelage.runtime.processes import left_behind, running, start, stop, wait_for_file
+from tutelage.runtime.processes import left_behind, running, sparing_children_interrupts, start, stop, wait_for_file
 
 PROTO = Path(__file__).resolve().parents[2] / "proto"
 # A program that ignores SIGTERM and has a child of its own that does, too.
@@ -87,3 +87,17 @@ def test_programs_start_while_grpc_is_at_work(tmp_path):
         assert [program.wait(20) for program in programs] == [0] * 8
     server.stop(None)
     assert (tmp_path / "log").read_text() == ""
+
+
+def test_a_child_does_not_see_ctrl_c_whatever_it_does_about_it():
+    program = "import signal, time\nsignal.signal(2, lambda *_: exit(3))\nprint('up', flush=True)\ntime.sleep(60)"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with sparing_children_interrupts():
+        child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    with child:
+        child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.5)
+        child.kill()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import psutil
@@ -38,6 +39,21 @@ def start(command: Sequence[str], *, log: Path | None, environment: dict[str, st
             env={**os.environ, **environment},
             start_new_session=True,
         )
+
+
+@contextlib.contextmanager
+def sparing_children_interrupts() -> Iterator[None]:
+    """Processes that are started in this block never see Ctrl-C, which a terminal sends to all of a command's.
+
+    For vLLM's, which die of it: their command ends them, after what is in flight or at once. What is blocked here stays
+    blocked in a child, whatever handlers it installs; in this thread it waits until the block has ended.
+    """
+    resource_tracker.ensure_running()  # multiprocessing would start it in between, and unblock the signal then
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def stop(process: subprocess.Popen[bytes], seconds: float = STOP_SECONDS) -> int:
