@@ -44,12 +44,12 @@ def print_plan(study: Study, cost: Cost) -> None:
         )
     if not cost.data_is_here:
         console.print(f"{study.config.data} is not here, so what of it is scored and written is not counted above")
-    hours = "unknown" if cost.hours is None else f"{cost.hours:.1f} hours"
+    hours = "for how long is not known" if cost.hours is None else f"about {cost.hours:.1f} hours"
     if cost.hours is not None and cost.hours < _SHORTEST_IN_HOURS:
-        hours = f"{60 * cost.hours:.0f} minutes"
+        hours = f"about {60 * cost.hours:.0f} minutes"
     console.print(
         f"{cost.done} cells are done, {cost.missing} are missing: up to {_count(cost.trained_tokens)} tokens to train "
-        f"on, about {hours} with {study.config.concurrency} at once ({cost.source})",
+        f"on, {hours} with {study.config.concurrency} at once ({cost.source})",
         soft_wrap=True,
     )
 

@@ -342,6 +342,11 @@ class PrecomputeConfig(TeacherConfig, ConversationSettings):
     store.
     """
 
+    COMMON: ClassVar[tuple[str, ...]] = (
+        *("model", "data", "store.path", "store.bytes", "max_tokens", "template", "chat_template", "teacher_system"),
+        *("max_model_len", "dtype", "lora_modules", "gpu_memory_utilization", "max_num_batched_tokens"),
+    )
+
     data: Path
     """A .jsonl, .json or .parquet file, in the forms that `tutelage train` takes."""
 
@@ -357,6 +362,11 @@ class PrecomputeConfig(TeacherConfig, ConversationSettings):
 
 class GenerateConfig(ClientAccess, ConversationSettings):
     """Has a served teacher generate for a file of prompts, and makes a data set of it; goes on where it was stopped."""
+
+    COMMON: ClassVar[tuple[str, ...]] = (
+        *("data", "out", "tokenizer", "address", "samples", "temperature", "top_p", "max_new_tokens", "seed"),
+        *("answer_pattern", "answer_column", "template", "token_file"),
+    )
 
     data: Path
     """A .jsonl, .json or .parquet file of prompts, in the forms that `tutelage train` takes."""

@@ -133,6 +133,7 @@ WRONG = [
     Wrong("evaluate export --frames nowhere", EXIT_DATA, "nowhere has no rows"),
     Wrong("evaluate wait some --address 127.0.0.1:1", EXIT_UNREACHABLE, "127.0.0.1:1"),
     Wrong("evaluate cancel some --address 127.0.0.1:1", EXIT_UNREACHABLE, "127.0.0.1:1"),
+    Wrong("evaluate submit --checkpoint a/b/c --tasks arithmetic", EXIT_DATA, "checkpoint: a/b/c is no folder"),
     Wrong("evaluate submit --checkpoint cut --tasks arithmetic --address 127.0.0.1:1", EXIT_UNREACHABLE, "127.0.0.1:1"),
     Wrong("report --frames nowhere", EXIT_DATA, "nowhere has no rows"),
     Wrong("report --study nowhere", EXIT_DATA, "nowhere is not the folder of a study"),

@@ -10,7 +10,7 @@ import polars as pl
 from google.protobuf import json_format
 
 from tutelage.errors import DataError
-from tutelage.evaluator.results.frames import naming_unreadable, read, summarize, without_scores
+from tutelage.evaluator.results.frames import chance_levels, naming_unreadable, read, summarize, without_scores
 from tutelage.evaluator.tasks import TASKS
 from tutelage.evaluator.tasks.base import default_data_dir
 from tutelage.rpc.v1 import teacher_pb2
@@ -28,6 +28,7 @@ class RunData:
         metrics: one row a student and training step; empty without a run folder.
         usage: the teacher's counters, if it left them.
         data: by student what its data's length cost, as its trainer counted it; empty without a run folder.
+        chance: what guessing scores, by task and protocol; of a task of one's own as its file says.
 
     """
 
@@ -37,6 +38,7 @@ class RunData:
     metrics: pl.DataFrame
     usage: teacher_pb2.GetTeacherUsageResponse | None
     data: dict[str, dict[str, int]]
+    chance: dict[tuple[str, str], float]
 
     @property
     def students(self) -> list[str]:
@@ -85,7 +87,12 @@ def read_run(frames: Path, run_dir: Path | None, run: str | None) -> RunData:
         metrics=read_metrics(run_dir) if run_dir else pl.DataFrame(),
         usage=usage,
         data=read_data_counts(run_dir) if run_dir else {},
+        chance=_known_chance() | chance_levels(frames, run or runs[0]),
     )
+
+
+def _known_chance() -> dict[tuple[str, str], float]:
+    return {(task.name, protocol): task.chance(protocol) for task in TASKS.values() for protocol in task.protocols}
 
 
 def with_roles(summary: pl.DataFrame) -> pl.DataFrame:

@@ -13,7 +13,6 @@ from tutelage.evaluator.report.page import Column, Table, column
 from tutelage.evaluator.report.run_data import CELL, RunData
 from tutelage.evaluator.results.frames import LEFT_OUT
 from tutelage.evaluator.scoring.math_errors import KINDS
-from tutelage.evaluator.tasks import TASKS
 
 _ROLES = ["teacher", "before", "between", "after"]
 HELD_OUT_KL, HELD_OUT_TOP1, LOSS = "heldout/forward_kl", "heldout/top1_agreement", "train/loss"
@@ -44,8 +43,8 @@ def scores(data: RunData) -> Table:
         columns.append(column(head, key, _score_with_count if len(counts) > 1 else _score))
         for row in own.to_dicts():
             rows[row["label"]][key] = row
-        if task in TASKS:
-            chance = TASKS[task].chance(protocol)
+        if (task, protocol) in data.chance:
+            chance = data.chance[task, protocol]
             rows["chance"][key] = {"score": chance, "standard_error": None, "n": None, "failed": 0}
     caption = (
         "Mean score in points ± standard error over items; n is the number of items; chance is uniform guessing; left "

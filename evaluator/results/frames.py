@@ -78,6 +78,8 @@ EVALUATION_KEYS = (
     "training_seed",
     "evaluation_id",
 )
+CHANCE_LEVEL = "tutelage.chance_level"
+"""Key of a file's metadata: what guessing scores in its task, which a task of one's own says and no row."""
 # Finish reasons of items that their protocol leaves out.
 LEFT_OUT = (JoinSpanned.finish_reason, TooLong.finish_reason)
 SUMMARY_KEYS = (*EVALUATION_KEYS, "task", "protocol", "template", "metric")
@@ -121,6 +123,16 @@ def read(frames: Path) -> pl.LazyFrame:
     return pl.scan_parquet(
         frames / "run=*" / "task=*" / "*.parquet", hive_partitioning=True, hive_schema=_HIVE, glob=True
     ).select(list(SCHEMA))
+
+
+def chance_levels(frames: Path, run: str) -> dict[tuple[str, str], float]:
+    """What guessing scores, by task and protocol, as `CHANCE_LEVEL` of the files' metadata says."""
+    levels = {}
+    for path in frames.glob(f"run={run}/task=*/*.parquet"):
+        said = pl.read_parquet_metadata(path).get(CHANCE_LEVEL)
+        if said is not None:
+            levels[path.parent.name.partition("=")[2], path.stem.rpartition("--")[2]] = float(said)
+    return levels
 
 
 @contextmanager

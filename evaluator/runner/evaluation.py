@@ -274,7 +274,8 @@ class _TaskWork:
             counter.add(rows[-1])
         # Ids are text in the rows; as text, 10 would stand before 2.
         frame = pl.concat(rows).sort(pl.col("item_id").cast(pl.UInt32), "seed")
-        fr.write_frame(frame, self.path, metadata={"tutelage.work": self.digest})
+        chance = str(self.task.chance(self.name))
+        fr.write_frame(frame, self.path, metadata={"tutelage.work": self.digest, fr.CHANCE_LEVEL: chance})
 
     def _questions(self, engine: Engine) -> tuple[list[Question], list[dict[str, Any]]]:
         """Questions, shortest first, and the rows of the items that cannot be asked."""

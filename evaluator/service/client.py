@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from tutelage.data.hub import require_model_name
 from tutelage.errors import NotFound
 from tutelage.evaluator.config import ServiceConfig, WaitConfig
 from tutelage.evaluator.runner.requests import Evaluation, Labels
@@ -20,21 +22,32 @@ def submit(evaluation: Evaluation, config: ServiceConfig) -> str:
     """Queues an evaluation and returns its state; the same one again is the same.
 
     Raises:
+        CheckpointError: the checkpoint is no folder, and no name of a model on the hub.
         TutelageError: no answer, or a refusal.
 
     """
-    # The full path: the service was started in another folder. A name on the hub is none.
-    checkpoint = evaluation.checkpoint.resolve() if evaluation.checkpoint.is_dir() else evaluation.checkpoint
+    require_model_name(evaluation.checkpoint, "checkpoint")
     request = pb.SubmitEvaluationRequest(
         evaluation_id=evaluation.evaluation_id,
-        checkpoint=str(checkpoint),
+        checkpoint=_full(evaluation.checkpoint),
         labels=pb.EvaluationLabels(**{name: getattr(evaluation.labels, name) for name in Labels.__dataclass_fields__}),
-        tasks=[pb.TaskRequest(task=one.task, protocol=one.protocol, limit=one.limit) for one in evaluation.tasks],
+        tasks=[
+            pb.TaskRequest(task=_task(one.task), protocol=one.protocol, limit=one.limit) for one in evaluation.tasks
+        ],
         seed=evaluation.seed,
     )
     # A token may be a student's own.
     student = ((STUDENT_METADATA_KEY, evaluation.labels.student),) if config.token_file else ()
     return state_of(_ask("SubmitEvaluation", request, config, student))
+
+
+def _full(checkpoint: Path) -> str:
+    """The whole path of a folder, since the service was started in another one; a name on the hub is none."""
+    return str(checkpoint.resolve() if checkpoint.is_dir() else checkpoint)
+
+
+def _task(name: str) -> str:
+    return str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
 
 
 def known(config: ServiceConfig, run: str = "") -> Sequence[pb.EvaluationStatus]:

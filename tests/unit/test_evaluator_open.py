@@ -12,7 +12,7 @@ from tutelage.data.prompts import prompt_text
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.protocols.open import SEEDS, rouge_l
-from tutelage.evaluator.results.frames import read, summarize
+from tutelage.evaluator.results.frames import chance_levels, read, summarize
 from tutelage.evaluator.runner.evaluation import Progress, evaluate
 from tutelage.evaluator.runner.requests import Evaluation, Labels, TaskRequest
 from tutelage.evaluator.scoring.agreement import pair
@@ -158,6 +158,7 @@ def test_a_task_of_ones_own_runs_and_is_labelled_by_its_name(tmp_path: Path) -> 
     rows = read(tmp_path / "frames").collect()
     assert set(rows["task"]) == {"capitals"}
     assert rows["score"].to_list() == [1.0] * 3
+    assert chance_levels(tmp_path / "frames", "r1") == {("capitals", "loglik"): 0.5}
 
 
 class CharacterTokenizer(WordTokenizer):

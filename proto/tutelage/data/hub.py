@@ -47,6 +47,17 @@ def local_file(path: Path) -> Path:
         raise DataError(f"the hub does not give {path}: {error}; give {_FORM}, or the path of a file") from error
 
 
+def require_model_name(model: Path, field: str) -> None:
+    """Looks whether a name is a folder's, or may be that of a model on the hub, which is not asked.
+
+    Raises:
+        CheckpointError: it is neither.
+
+    """
+    if not model.is_dir() and (model.exists() or not _MODEL.match(str(model).partition("@")[0])):
+        raise CheckpointError(f"{model} is no folder; give that of a model, or OWNER/NAME of one on the hub", field)
+
+
 def local_model(model: Path, field: str) -> Path:
     """The folder of a model on this machine: the path itself, or what the hub gave of a name, now or before.
 
@@ -58,13 +69,12 @@ def local_model(model: Path, field: str) -> Path:
         CheckpointError: it is no folder, and neither the hub nor its cache has a model of that name.
 
     """
+    require_model_name(model, field)
     if model.is_dir():
         return model
-    name, _, revision = str(model).partition("@")
-    if model.exists() or not _MODEL.match(name):
-        raise CheckpointError(f"{model} is no folder; give that of a model, or OWNER/NAME of one on the hub", field)
     from huggingface_hub import snapshot_download
 
+    name, _, revision = str(model).partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_MODEL_FILES)))
     except (OSError, ValueError) as error:
