@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
-from tutelage.errors import CheckpointError, Unreachable
+from tutelage.errors import CheckpointError, Terminated, Unreachable
 from tutelage.evaluator.config import Dtype
 from tutelage.evaluator.models.base import Generation, Sampling, ScoringGroup
 from tutelage.evaluator.models.transformers_engine import TransformersEngine, context_length
@@ -61,9 +64,9 @@ class VllmEngine:
             # One process fewer to start, which a SIGTERM to all of them would end with a traceback.
             arguments["distributed_executor_backend"] = vllm_api.UniProcExecutor
         try:
-            with sparing_children_interrupts():
-                # Compiling costs minutes at the first start and is paid back by no evaluation of this size.
-                return vllm_api.LLM(
+            # Compiling costs minutes at the first start and is paid back by no evaluation of this size.
+            return _started(
+                lambda: vllm_api.LLM(
                     str(self._checkpoint),
                     dtype=self.dtype,
                     enforce_eager=True,
@@ -72,6 +75,7 @@ class VllmEngine:
                     use_tqdm_on_load=False,
                     **arguments,
                 )
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"vLLM does not start with {self._checkpoint}: {error}; use the engine transformers", "engine"
@@ -115,3 +119,26 @@ class VllmEngine:
         if "_llm" in self.__dict__:
             self._llm.llm_engine.engine_core.shutdown()
         self.__dict__.pop("_scorer", None)
+
+
+def _started(make: Callable[[], Any]) -> Any:
+    """What `make` starts. An interruption in the meantime ends it at once.
+
+    A thread of its own waits for vLLM's processes: pyzmq's poll, by which it does, loses what signals' handlers raise.
+    """
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        with sparing_children_interrupts():
+            try:
+                future.set_result(make())
+            except BaseException as error:
+                future.set_exception(error)
+
+    Thread(target=run, name="start-vllm", daemon=True).start()
+    try:
+        return future.result()
+    except (KeyboardInterrupt, Terminated):
+        for child in multiprocessing.active_children():
+            child.kill()
+        raise
