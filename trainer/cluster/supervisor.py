@@ -214,22 +214,23 @@ def supervise(config: CohortConfig, watch: Watch) -> list[StudentRun]:
     import ray
 
     cohort = Cohort(config)
-    try:
-        with _sigterm_noted() as noted:
+    with _sigterm_noted() as noted:
+        try:
             while cohort.is_on:
                 if noted.is_set():
                     raise Terminated
                 watch(cohort.turn())
-    except (KeyboardInterrupt, Terminated):
-        cohort.interrupt(watch)
-        raise
-    finally:
-        for student in cohort.students:
-            if student.state == "running":
-                ray.kill(student.actor)
-        if cohort.is_on:
-            cohort.mark_interrupted()
-        ended = cohort.publish(ended=True)
+        except (KeyboardInterrupt, Terminated):
+            noted.clear()
+            cohort.interrupt(watch, noted)
+            raise
+        finally:
+            for student in cohort.students:
+                if student.state == "running":
+                    ray.kill(student.actor)
+            if cohort.is_on:
+                cohort.mark_interrupted()
+            ended = cohort.publish(ended=True)
     watch(ended)
     return cohort.students
 
@@ -297,8 +298,14 @@ class Cohort:
             student.steer()
         return status
 
-    def interrupt(self, watch: Watch) -> None:
-        """Lets everybody save and end; those that have nothing to save, or take too long, are left running."""
+    def interrupt(self, watch: Watch, enough: threading.Event) -> None:
+        """Lets everybody save and end; those that have nothing to save, or take too long, are left running.
+
+        Args:
+            watch: as `supervise` has it.
+            enough: set when nobody is to be waited for any more.
+
+        """
         running = [student for student in self.students if student.state == "running"]
         for student in running:
             student.wanted = "stop"
@@ -307,7 +314,7 @@ class Cohort:
                 student.state = "interrupted"
         end = time.monotonic() + _SAVE_SECONDS
         while any(student.state == "running" and student.has_begun for student in running):
-            if time.monotonic() > end:
+            if time.monotonic() > end or enough.is_set():
                 break
             watch(self.turn())
         for student in running:
