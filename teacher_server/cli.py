@@ -139,7 +139,11 @@ def write(arguments: list[str]) -> int:
 
     def check(config: GenerateConfig) -> GenerateConfig:
         from tutelage.data.hub import local_model
+        from tutelage.data.rows import require_form
+        from tutelage.files import require_writable
 
+        require_form(config.out, "out")
+        require_writable(config.out.parent, "out")
         _check_rows(config.data)
         return config.model_copy(update={"tokenizer": local_model(config.tokenizer, "tokenizer")})
 

@@ -99,6 +99,8 @@ WRONG = [
     Wrong("teacher serve no-config --lora-modules a", EXIT_USAGE, "lora_modules: takes NAME=VALUE"),
     Wrong("teacher precompute --model no-config --data rows.jsonl --store.path s", EXIT_DATA, "has no config.json"),
     Wrong("teacher write --data latin1.jsonl --tokenizer cut --out o.jsonl", EXIT_DATA, "line 1: is not UTF-8"),
+    Wrong("teacher write --data rows.jsonl --tokenizer cut --out o.csv", EXIT_DATA, "out: o.csv is none of .jsonl"),
+    Wrong("teacher write --data rows.jsonl --tokenizer cut --out rows.jsonl/o.json", EXIT_USAGE, "is a file"),
     Wrong("teacher write --data rows.jsonl --tokenizer nowhere --out o.jsonl", EXIT_DATA, "tokenizer: nowhere is no"),
     # Evaluating.
     Wrong(f"{EVALUATE} --tasks gsm9k", EXIT_USAGE, "'gsm9k' is not a task"),

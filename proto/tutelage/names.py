@@ -43,11 +43,12 @@ def check_address(address: str, field: str = "") -> str:
     """The address itself if it is HOST:PORT with a port that a client can connect to; `dns:` may stand before it.
 
     Raises:
-        ConfigurationError: there is no port, or none of that number.
+        ConfigurationError: there is no port, or none of that number, or a scheme such as http: stands before it.
 
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 1 <= int(port) <= _LARGEST_PORT:
+    named = host and ("/" not in host or host.startswith("dns:"))
+    if not named or not port.isdecimal() or not 1 <= int(port) <= _LARGEST_PORT:
         raise ConfigurationError(
             f"{address!r} is no address; give HOST:PORT, with a port of 1 to {_LARGEST_PORT}", field
         )

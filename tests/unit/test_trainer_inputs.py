@@ -80,11 +80,14 @@ def test_students_of_one_name_in_two_runs_have_two_names():
     assert all(check_name(name, "student") for name in long)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1", ":50051", "host:http", "host:-1"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1", ":50051", "host:http", "host:-1", "http://host:50051"]
+)
 def test_a_port_that_does_not_exist_is_refused(address):
     with pytest.raises(ConfigurationError, match="is no address; give HOST:PORT"):
         check_address(address)
-    assert check_address("[::1]:50051") == "[::1]:50051"
+    for allowed in ("[::1]:50051", "dns:///teachers:50051"):
+        assert check_address(allowed) == allowed
 
 
 @pytest.mark.parametrize("host", ["", "0.0.0.0:8000", "here:1"])

@@ -180,6 +180,17 @@ def _refuse_surrogates(value: Any, where: str, field: str) -> None:
             _refuse_surrogates(inner, where, f"{field}[{index}]")
 
 
+def require_form(path: Path, field: str = "") -> None:
+    """Looks whether a file to write is called by a form that `encode_rows` has.
+
+    Raises:
+        DataError: it is not.
+
+    """
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}; call it by the form that it is to have", field)
+
+
 def encode_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> bytes:
     """The content of a file of these rows, in the form that its name says and `read_rows` reads.
 
@@ -187,8 +198,7 @@ def encode_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> bytes:
         DataError: the name is of no such form, or that form has no place for a value.
 
     """
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}; call it by the form that it is to have")
+    require_form(path)
     if path.suffix == ".parquet":
         return _table_bytes(rows, path)
     try:
