@@ -64,6 +64,7 @@ ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 MOE = SIZES | {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
 WINDOWED = SIZES | {"sliding_window": 64}
 LATENT = {
+    "topk_method": "noaux_tc",  # as published; transformers knows no other, and vLLM has no default
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
     "n_group": 1,
@@ -110,16 +111,18 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4": ("Glm4Config", SIZES | {"partial_rotary_factor": 0.5}),
     "smollm3": ("SmolLM3Config", SIZES),
     "gpt2, n_embd": ("GPT2Config", GPT2),
-    "gpt_neox, embed_out": ("GPTNeoXConfig", SIZES),
+    "gpt_neox, embed_out": ("GPTNeoXConfig", SIZES | {"num_attention_heads": 2}),
     "opt": ("OPTConfig", SIZES | {"ffn_dim": 256, "word_embed_proj_dim": 128, "num_attention_heads": 2}),
     "phi, a bias": ("PhiConfig", SIZES | {"num_attention_heads": 2}),
     "nemotron": ("NemotronConfig", SIZES),
     "deepseek_v3, MLA": ("DeepseekV3Config", SIZES | LATENT),
     "gpt_oss": ("GptOssConfig", MOE | {"sliding_window": 64}),
-    "lfm2, a hybrid": ("Lfm2Config", SIZES | {"layer_types": ["conv", "full_attention"]}),
+    "lfm2, a hybrid": ("Lfm2Config", SIZES | {"num_attention_heads": 2, "layer_types": ["conv", "full_attention"]}),
     "granitemoehybrid": (
         "GraniteMoeHybridConfig",
-        MOE | MAMBA | {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 128},
+        MOE
+        | MAMBA
+        | {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 128, "num_attention_heads": 2},
     ),
     "gemma3, multimodal": (
         "Gemma3Config",
@@ -206,10 +209,11 @@ def kl(p_logp: torch.Tensor, q_logp: torch.Tensor) -> float:
 
 def reason(error: Exception) -> str:
     """Why a model is not served, in one line: what vLLM's engine died of, or what the teacher says."""
-    lines = str(error).splitlines()
-    root = [found[1] for line in lines if (found := re.search(r"EngineCore.*\] (\w+(?:Error|Exception): .*)", line))]
-    said = [line for line in lines if line.startswith("tutelage teacher: ")]
-    return re.sub(r"\s+", " ", (root[:1] or said[-1:] or [repr(error)])[0])[:300]
+    text = str(error)
+    root = re.findall(r"EngineCore.*?\] (\w+(?:Error|Exception): .*)", text)
+    _, name, said = text.partition("tutelage teacher: ")
+    said = said if name else repr(error)
+    return re.sub(r"\s+", " ", root[0] if root else said)[:400]
 
 
 def measure(name: str, folder: Path) -> dict[str, Any]:

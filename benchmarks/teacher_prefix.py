@@ -250,7 +250,7 @@ def main() -> int:
             settings = json.loads((wide / "config.json").read_text())
             (wide / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": LONG}))
             with (
-                running(Path(folder), wide, "--max-model-len", str(LONG), *block) as server,
+                running(Path(folder) / "long", wide, "--max-model-len", str(LONG), *block) as server,
                 Asker(server, wide, "long") as student,
                 Asker(server, wide, "short") as neighbour,
             ):

@@ -118,6 +118,8 @@ def main() -> int:
                 used = seconds(sides[name], sequences)
                 if round_number >= 0:
                     rates[name].append(options.sequences * options.tokens / used)
+            if round_number >= 0:
+                print(", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items()), flush=True)
     for name, values in rates.items():
         print(f"{name:<7} {statistics.median(values):7.0f} tokens/s ({min(values):.0f} to {max(values):.0f})")
     ratios = [2 * both / (one + other) for one, other, both in zip(*rates.values(), strict=True)]

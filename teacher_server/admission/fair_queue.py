@@ -11,6 +11,7 @@ Start-time fair queueing: P. Goyal, H. Vin, H. Cheng, SIGCOMM 1996.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -54,6 +55,8 @@ class FairQueue:
     ) -> None:
         self._capacity, self._max_waiting, self._weights = capacity, max_waiting, weights or {}
         self._students: dict[str, _Student] = {}  # those with waiting jobs, or ahead of the virtual time
+        # Who came last, and the last one before who was somebody else; with monotonic seconds.
+        self._latest = self._before = ("", -math.inf)
         self._virtual_time = 0.0
         self._last_wait_seconds = 0.0
         self._busy_since, self._busy_seconds = 0.0, 0.0
@@ -65,6 +68,11 @@ class FairQueue:
         """Time during which at least one job was admitted."""
         running = time.monotonic() - self._busy_since if self.admitted_size else 0.0
         return self._busy_seconds + running
+
+    def others_came_within(self, seconds: float, student_id: str) -> bool:
+        """Whether any other student has asked so lately."""
+        _, came = self._latest if self._latest[0] != student_id else self._before
+        return time.monotonic() - came < seconds
 
     @asynccontextmanager
     async def admitted(self, student_id: str, *, cost: float, size: int, begun: bool = False) -> AsyncIterator[float]:
@@ -88,6 +96,9 @@ class FairQueue:
         if not student.waiting:  # it was idle: what it did not use then is not owed to it
             student.start_tag = max(self._virtual_time, student.start_tag)
         job = _Job(cost, size, loop.time(), loop.create_future())
+        if student_id != self._latest[0]:
+            self._before = self._latest
+        self._latest = (student_id, time.monotonic())
         student.waiting.append(job)
         self.waiting += 1
         self._admit()

@@ -78,7 +78,6 @@ class HiddenStates:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="signal-store")
         self._under_way: dict[tuple[str, str], _Computation] = {}
         self._memory = PrefixMemory(engine.block_tokens, engine.cache_tokens)
-        self._asked_at: dict[str, float] = {}  # monotonic seconds, by student
         self._fewest_seconds_a_token = math.inf  # of a batch that was half full at least
         self.engine_passes = 0
 
@@ -210,16 +209,14 @@ class HiddenStates:
         batch, block = self._engine.batch_tokens, self._engine.block_tokens
         if not block or request.passes_that_did_not_pay >= _PASSES_THAT_DO_NOT_PAY:
             return len(request.sequence)
-        since, student = time.monotonic() - _NEIGHBOUR_SECONDS, request.counters.student_id
         share = self._fewest_seconds_a_token * _BATCHES_A_PIECE_MAY_TAKE / (request.seconds_a_token or 1e-9)
-        if share < 1 and any(at > since for each, at in self._asked_at.items() if each != student):
+        if share < 1 and self.queue.others_came_within(_NEIGHBOUR_SECONDS, request.counters.student_id):
             batch = max(block, int(batch * max(share, _SHORTEST_PIECE)) // block * block)
         return (start // batch + 1) * batch
 
     async def _pass(self, request: _Request, known: int, first: int, end: int) -> ComputedStates:
         """One pass of the engine over the first `end` tokens, `known` of which it should find in its cache."""
         token_ids, counters = request.sequence.ids[:end].tolist(), request.counters
-        self._asked_at[counters.student_id] = time.monotonic()
         self._memory.note(token_ids, request.salt)
         cost = end - known
         async with self.queue.admitted(

@@ -53,6 +53,17 @@ async def test_who_was_idle_gets_no_credit_for_it():
     await blocker
 
 
+async def test_who_came_lately_is_known():
+    queue = FairQueue(capacity=1)
+    assert not queue.others_came_within(60, "ann")
+    await one_at_a_time(queue, [("ann", 1.0)] * 2)
+    assert not queue.others_came_within(60, "ann")
+    assert queue.others_came_within(60, "ben")
+    await one_at_a_time(queue, [("ben", 1.0), ("ann", 1.0), ("ann", 1.0)])
+    assert queue.others_came_within(60, "ann")
+    assert not queue.others_came_within(0, "ann")
+
+
 async def test_no_more_than_the_capacity_is_admitted_and_a_larger_job_alone():
     queue, seen = FairQueue(capacity=10), []
 
