@@ -75,6 +75,7 @@ def test_flags_win_over_environment_over_file(tmp_path, monkeypatch):
         ([], "^name: has to be given$"),
         (["--name", "a", "--limit", "x"], r"^limit: Input should be a valid integer, .*, or a valid number, .*'x'\)$"),
         (["--name", "a", "--optimizer", "3"], r"^optimizer: .* keys and values \(learning_rate, .* \(given: 3\)$"),
+        (r"^optimizer\.steps: Input should be a valid integer, .*'1\.5'\)$",),
         (["--name", "a", "--named", "x"], r"^named: takes NAME=VALUE,\.\.\.$"),
         (["--name", "a", "--places", "../x"], "^places: '../x' is not a name"),
         (["--config", "a.yaml", "--config", "b.yaml"], r"there are 2, a\.yaml and b\.yaml; give one"),
@@ -100,6 +101,11 @@ def test_unknown_keys_of_a_file_are_errors_with_a_suggestion(tmp_path):
     file.write_text("name: a\ntasks: b\noptimizer: {steps: x}\nspare: {steps: x}\n")
     with pytest.raises(ConfigurationError, match=r"^optimizer\.steps, spare\.steps: .*; tasks: .* a list"):
         fill("--config", str(file))
+    file.write_text("name: a\nfolder: 3\nnamed: {path: {steps: []}}\n")
+    with pytest.raises(ConfigurationError) as refused:
+        fill("--config", str(file))
+    assert "folder: Input should be a path (given: 3)" in str(refused.value)
+    assert "named.path.steps: Input should be a valid integer (given: [])" in str(refused.value)
     file.write_text("- a\n")
     with pytest.raises(ConfigurationError, match="expected keys and values"):
         fill("--config", str(file))

@@ -366,7 +366,9 @@ def _configuration_error(model: type[BaseModel], error: ValidationError) -> Conf
         else:
             kinds.setdefault((key, repr(problem["input"])), []).append(_expected(model, problem))
     for (key, given), expected in kinds.items():
-        said.setdefault(f": {_INPUT}{', or '.join(expected)} (given: {given})", []).append(key)
+        first, *others = expected
+        besides = "".join(f", or {each.removeprefix(_INPUT)}" for each in others)
+        said.setdefault(f": {first}{besides} (given: {given})", []).append(key)
     return ConfigurationError("; ".join(f"{', '.join(keys)}{text}".removeprefix(": ") for text, keys in said.items()))
 
 
@@ -375,16 +377,18 @@ _INPUT, _FEW = "Input should be ", 8
 
 def _key(model: type[BaseModel], path: Sequence[str | int]) -> str:
     """The dotted key of a place, without what pydantic calls the kinds of value of a key that takes several."""
-    kinds = {"bool", "int", "float", "path", "str", *(each.__name__ for _, each in _models(model))}
+    kinds = {"bool", "int", "float", "str", *(each.__name__ for _, each in _models(model))}
     return ".".join(str(part) for part in path if part not in kinds and "[" not in str(part))
 
 
 def _expected(model: type[BaseModel], problem: ErrorDetails) -> str:
     """What a value should be, in the words of YAML where pydantic has Python's."""
     if problem["type"] in ("list_type", "tuple_type"):
-        return "a list"
+        return f"{_INPUT}a list"
+    if problem["type"] == "path_type":
+        return f"{_INPUT}a path"
     if problem["type"] in ("dict_type", "model_type"):
         name = problem.get("ctx", {}).get("class_name")
         keys = next((list(each.model_fields) for _, each in _models(model) if each.__name__ == name), [])
-        return f"keys and values ({', '.join(keys)})" if 0 < len(keys) <= _FEW else "keys and values"
-    return problem["msg"].removeprefix(_INPUT)
+        return f"{_INPUT}keys and values" + (f" ({', '.join(keys)})" if 0 < len(keys) <= _FEW else "")
+    return problem["msg"]
