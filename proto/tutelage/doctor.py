@@ -92,7 +92,7 @@ def free_ports() -> list[Finding]:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
-                problem = f"in use; the {name}'s default, choose another"
+                problem = f"in use (the {name}'s default): something is served there already"
                 finding = Finding(f"port {port}", "note", problem)
         findings.append(finding)
     return findings

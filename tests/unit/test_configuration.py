@@ -75,7 +75,6 @@ def test_flags_win_over_environment_over_file(tmp_path, monkeypatch):
         ([], "^name: has to be given$"),
         (["--name", "a", "--limit", "x"], r"^limit: Input should be a valid integer, .*, or a valid number, .*'x'\)$"),
         (["--name", "a", "--optimizer", "3"], r"^optimizer: .* keys and values \(learning_rate, .* \(given: 3\)$"),
-        (r"^optimizer\.steps: Input should be a valid integer, .*'1\.5'\)$",),
         (["--name", "a", "--named", "x"], r"^named: takes NAME=VALUE,\.\.\.$"),
         (["--name", "a", "--places", "../x"], "^places: '../x' is not a name"),
         (["--config", "a.yaml", "--config", "b.yaml"], r"there are 2, a\.yaml and b\.yaml; give one"),
