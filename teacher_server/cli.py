@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -54,7 +55,11 @@ def serve(arguments: list[str]) -> int:
 
     # vLLM's processes outlive a server that is killed with -9: nothing of it runs any more that could end them.
     orphan_reaper.start(uuid.uuid4().hex)
-    asyncio.run(serve_teacher(config, lambda *identity: load_teacher(config, *identity)))
+    if not asyncio.run(serve_teacher(config, lambda *identity: load_teacher(config, *identity))):
+        # An ordinary end would wait for the threads that load, and then for ever for vLLM's processes, which nobody
+        # ends who does not have them yet. The reaper does when this process is gone.
+        sys.stderr.flush()
+        os._exit(EXIT_DONE)
     return EXIT_DONE
 
 

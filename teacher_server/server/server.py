@@ -115,8 +115,10 @@ class TeacherServer:
             await self._health.set(service, status)
 
 
-async def serve(config: TeacherConfig, load: Callable[[str, float], Teacher]) -> None:
+async def serve(config: TeacherConfig, load: Callable[[str, float], Teacher]) -> bool:
     """Runs a server until it is told to stop; returns once everything has ended in order.
+
+    False if it was told so while `load` was at it: its threads and vLLM's processes are there still.
 
     Args:
         config: where to listen, how to drain.
@@ -152,11 +154,12 @@ async def serve(config: TeacherConfig, load: Callable[[str, float], Teacher]) ->
                 logger.info("still at it; clients may come, and wait until it serves")
         if not preparing.done():
             logger.info("told to stop while loading")
-            return
+            return False
         teacher = preparing.result()
         await server.open(teacher)
         logger.info("serving %s at %s", config.served_name, server.address)
         await _until_stopped(server, teacher, stopped, config.drain_seconds)
+        return True
     finally:
         await server.stop(0)
 
