@@ -13,6 +13,7 @@ import time
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 
 from teacher_process import TeacherProcess, assert_it_ends_with_its_engine, end, gone, start
@@ -80,3 +81,16 @@ def test_a_killed_teacher_that_comes_back_costs_only_time_and_a_killed_engine_en
     finally:
         for teacher in teachers:
             end(teacher.process)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_teacher_that_is_told_to_stop_while_it_loads_ends_at_once(number, tiny_model, tmp_path):
+    with running(["teacher", "serve", str(tiny_model), "--port", "0"], log := tmp_path / "log") as teacher:
+        wait_until(lambda: "starting vLLM" in log.read_text(), 200, log, teacher)
+        processes = psutil.Process(teacher.pid).children(recursive=True)
+        os.killpg(teacher.pid, number)
+        assert teacher.wait(20) == 0, log.read_text()[-3000:]
+        assert gone(processes, seconds=10)
+    assert "Traceback" not in log.read_text()
