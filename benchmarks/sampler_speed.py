@@ -93,10 +93,10 @@ def compare(options: argparse.Namespace, model: Path, folder: Path) -> None:
         seconds: dict[str, list[float]] = {"transformers": [], "vllm": [], "refresh": []}
         for number in range(WARM_UP_ROUNDS + options.rounds):
             batch_indices = range(len(prompts))
-            taken = {
-                name: seconds_of(partial(one.generate, number, batch_indices, prompts))
-                for name, one in samplers.items()
-            }
+            taken = {}
+            for name, one in samplers.items():
+                one.take_weights(number)
+                taken[name] = seconds_of(partial(one.write, number, batch_indices, prompts))
             taken["refresh"] = seconds_of(vllm.refresh)
             print(f"batch {batch}: " + ", ".join(f"{name} {value:.2f} s" for name, value in taken.items()), flush=True)
             if number >= WARM_UP_ROUNDS:

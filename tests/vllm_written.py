@@ -67,7 +67,7 @@ def largest_logp_gap(student: Student, sampler: VllmSampler, config: StudentConf
     warm = config.sampling.model_copy(update={"temperature": _WARM})
     weighed = config.objective.model_copy(update={"importance_weights": True})
     sampler._config = config.model_copy(update={"sampling": warm, "objective": weighed})
-    completions = sampler.generate(step, BATCH_INDICES, PROMPTS)
+    completions = sampler.write(step, BATCH_INDICES, PROMPTS).result()
     sampler._config = config
     gaps = []
     for prompt, completion in zip(PROMPTS, completions, strict=True):
@@ -91,17 +91,18 @@ def main(model: Path, output: Path) -> None:
     earlier = None
     for step in range(3):
         student.ends = frozenset()
-        written = {name: sampler.generate(step, BATCH_INDICES, PROMPTS) for name, sampler in samplers.items()}
+        written = {name: sampler.write(step, BATCH_INDICES, PROMPTS).result() for name, sampler in samplers.items()}
         gaps = {name: largest_gap(student, completions) for name, completions in written.items()}
         stale_gap = None if earlier is None else largest_gap(student, earlier)
         earlier = written["vllm"]
         student.ends = frozenset({int(written["vllm"][0].ids[2])})
-        written["ended"] = samplers["vllm"].generate(step, BATCH_INDICES, PROMPTS)
+        written["ended"] = samplers["vllm"].write(step, BATCH_INDICES, PROMPTS).result()
         lists = {name: [completion.ids.tolist() for completion in completions] for name, completions in written.items()}
         ends, student.ends = sorted(student.ends), frozenset()
         logp_gap = largest_logp_gap(student, samplers["vllm"], config, step)
         found.append(lists | {"end": ends, "gaps": gaps, "stale_gap": stale_gap, "logp_gap": logp_gap})
         take_a_large_step(student)
+        samplers["vllm"].take_weights(step + 1)
     output.write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -21,6 +21,8 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixi
 NextIds = Callable[[Tensor, Sequence[int]], Tensor]
 """From logits [B, V] and the numbers of the prompts that the rows belong to, to one id a row, int64 [B]."""
 
+PIECE_TOKENS = 8
+"""Between two calls of `on_piece`."""
 _SPARE_TOKENS = 64
 _MIN_SHARED_TOKENS = 8
 
@@ -34,6 +36,7 @@ def decode(
     end_ids: frozenset[int],
     new_cache: Callable[[Any], DynamicCache] | None = None,
     share_prefix: bool = False,
+    on_piece: Callable[[int, list[int]], None] | None = None,
 ) -> list[list[int]]:
     """Token ids after each prompt, the end token included.
 
@@ -46,6 +49,7 @@ def decode(
         new_cache: makes an empty one for a model; by default `DynamicCache`, which knows its kinds of layers.
         share_prefix: computes the tokens that all prompts begin with once. The padding then stands between them and
             the rest, so it is only for models that count distances by position ids and not by places in the row.
+        on_piece: told a prompt's number and all that is written after it, every `PIECE_TOKENS` tokens and at its end.
 
     """
     cache = new_cache(model) if new_cache else DynamicCache(config=model.config)
@@ -60,6 +64,7 @@ def decode(
                 room=[room[row]],
                 end_ids=end_ids,
                 new_cache=new_cache,
+                on_piece=on_piece and (lambda _row, ids, row=row: on_piece(row, ids)),  # type: ignore[misc]
             )[0]
             for row, prompt in enumerate(prompts)
         ]
@@ -87,6 +92,10 @@ def decode(
             for index, row in enumerate(active)
             if written[row][-1] not in end_ids and len(written[row]) < room[row]
         ]
+        if on_piece is not None:
+            for index, row in enumerate(active):
+                if index not in going or len(written[row]) % PIECE_TOKENS == 0:
+                    on_piece(row, written[row])
         if len(going) < len(active):
             kept = torch.tensor(going, dtype=torch.long, device=chosen_B.device)
             chosen_B, mask_BT, positions_BT = chosen_B[kept], mask_BT[kept], positions_BT[kept]

@@ -86,7 +86,7 @@ def test_what_a_student_writes_is_what_it_would_write_of_each_prompt_alone(name,
     config = student_config(folders(name), tmp_path / "rows.jsonl", objective={"name": "gkd"}, sampling=sampling)
     sampler = open_sampler(config, student)
     prompts = [sequence.ids for sequence in random_sequences(WINDOW - 3, 3 * WINDOW, WINDOW + 1)]
-    completions = sampler.generate(0, range(3), prompts)
+    completions = sampler.write(0, range(3), prompts).result()
     student.model.eval()
     for prompt, completion in zip(prompts, completions, strict=True):
         ids = prompt.tolist()

@@ -178,7 +178,9 @@ def test_a_checkpoint_of_another_version_is_refused_and_not_read(tmp_path):
         read_state(tmp_path)
 
 
-WRITTEN = Completion(np.array([1, 2], np.int32), np.array([-0.1, -3e-8], np.float32), np.array([True, False]))
+WRITTEN = Completion(
+    np.array([1, 2], np.int32), np.array([-0.1, -3e-8], np.float32), np.array([True, False]), np.array([3, 4], np.int32)
+)
 STATE = State(4, 100, "c", "d", "t", Best(2, 0.5, 1), (Rollout(4, 3, {0: WRITTEN}),))
 
 
@@ -186,7 +188,7 @@ def test_a_state_comes_back_as_it_was_saved(tmp_path):
     STATE.save(tmp_path)
     state = read_state(tmp_path)
     read = state.rollouts[0].completions[0]
-    for name in ("ids", "logp", "mask"):
+    for name in ("ids", "logp", "mask", "versions"):
         np.testing.assert_array_equal(getattr(read, name), getattr(WRITTEN, name), strict=True)
     assert replace(state, rollouts=()) == replace(STATE, rollouts=())
 

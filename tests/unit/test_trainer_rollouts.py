@@ -13,6 +13,7 @@ from tutelage.data.dataset_files import TokenizedExample
 from tutelage.errors import ConfigurationError
 from tutelage.studies import calculator_tool
 from tutelage.trainer.data.sequences import Completion
+from tutelage.trainer.rollout.base import done
 from tutelage.trainer.rollout.tools import rollout_named, write_with
 
 
@@ -27,11 +28,11 @@ class Script:
     def __init__(self, tokenizer, replies):
         self._tokenizer, self._replies, self.calls = tokenizer, replies, []
 
-    def generate(self, step, batch_indices, prompts, turn=0):
-        self.calls.append((turn, list(batch_indices)))
+    def write(self, step, indices, prompts, *, turn=0, on_piece=None):
+        self.calls.append((turn, list(indices)))
         texts = [self._replies[self._tokenizer.decode(prompt)] for prompt in prompts]
         ids = [np.asarray(self._tokenizer.encode(text), np.int32) for text in texts]
-        return [Completion(each, -np.arange(1, len(each) + 1, dtype=np.float32)) for each in ids]
+        return done([Completion(each, -np.arange(1, len(each) + 1, dtype=np.float32)) for each in ids])
 
 
 def rows_of(tokenizer, *prompts):

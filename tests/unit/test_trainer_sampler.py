@@ -133,7 +133,7 @@ def test_an_engine_that_computes_something_else_is_refused_at_start(student, tin
 
 def test_the_same_step_draws_the_same_and_another_step_other_samples(student, tiny_model):
     sampler = TransformersSampler(config_of(tiny_model), student)
-    one, two, other = (sampler.generate(step, range(3), PROMPTS) for step in (3, 3, 4))
+    one, two, other = (sampler.write(step, range(3), PROMPTS).result() for step in (3, 3, 4))
     assert all(np.array_equal(left.ids, right.ids) for left, right in zip(one, two, strict=True))
     assert any(not np.array_equal(left.ids, right.ids) for left, right in zip(one, other, strict=True))
     assert student.model.training
@@ -145,7 +145,7 @@ def test_what_was_drawn_comes_with_the_probability_that_it_was_drawn_with(temper
     config = config_of(tiny_model, dtype="float32", sampling={"temperature": temperature, "top_p": top_p})
     exact = Student(tiny_model, dtype="float32", optimizer=config.optimizer, vocabulary_size=512)
     for prompt, completion in zip(
-        PROMPTS, TransformersSampler(config, exact).generate(0, range(3), PROMPTS), strict=True
+        PROMPTS, TransformersSampler(config, exact).write(0, range(3), PROMPTS).result(), strict=True
     ):
         ids = torch.from_numpy(np.concatenate([prompt, completion.ids])).long()
         with torch.no_grad():
@@ -165,7 +165,7 @@ def test_a_repetition_penalty_is_transformers_own(tiny_model):
     """Greedily, against `generate`, which reads the same penalty from its own configuration."""
     config = config_of(tiny_model, dtype="float32", sampling={"temperature": 1e-3, "repetition_penalty": 1.4})
     exact = Student(tiny_model, dtype="float32", optimizer=config.optimizer, vocabulary_size=512)
-    written = TransformersSampler(config, exact).generate(0, range(3), PROMPTS)
+    written = TransformersSampler(config, exact).write(0, range(3), PROMPTS).result()
     for prompt, completion in zip(PROMPTS, written, strict=True):
         ids = torch.from_numpy(prompt).long()[None]
         theirs = exact.model.generate(
@@ -186,4 +186,4 @@ def test_what_a_checkpoint_says_about_sampling_is_not_followed_and_that_is_said(
     open_sampler(config_of(tiny_model), student)
     open_sampler(config_of(tiny_model, objective={"name": "sft"}), student)
     assert "no sample follows" not in caplog.text
-    assert sampler.generate(0, [0], PROMPTS[:1])
+    assert sampler.write(0, [0], PROMPTS[:1]).result()

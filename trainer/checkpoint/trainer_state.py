@@ -42,7 +42,7 @@ class Rollout:
     step: int
     """Which learns from it."""
     weights_version: int
-    """Of the weights that wrote it: steps done."""
+    """Steps done when it was begun."""
     completions: Mapping[int, Completion]
     """By index in the step's batch."""
 
@@ -148,11 +148,12 @@ def read_state(folder: Path) -> State:
 
 
 def _completion(values: Mapping[str, Any]) -> Completion:
-    logp, mask = values["logp"], values["mask"]
+    logp, mask, versions = values["logp"], values["mask"], values["versions"]
     return Completion(
         np.array(values["ids"], np.int32),
         None if logp is None else np.array(logp, np.float32),
         None if mask is None else np.array(mask, np.bool_),
+        None if versions is None else np.array(versions, np.int32),
     )
 
 

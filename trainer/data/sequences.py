@@ -31,6 +31,8 @@ class Completion:
     was not asked."""
     mask: Mask | None = None
     """bool [T]: which tokens the student wrote; the others are a tool's answers. None means all."""
+    versions: npt.NDArray[np.int32] | None = None
+    """int32 [T]: how many steps the weights had seen that wrote each token. None means as many as when it was begun."""
 
 
 @dataclass(frozen=True)

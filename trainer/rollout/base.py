@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
 
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.sequences import Completion, TokenIds
 from tutelage.trainer.model.student import Student
-from tutelage.trainer.rollout.hf_sampler import TransformersSampler
 
 _log = logging.getLogger(__name__)
 # Of transformers' GenerationConfig: what changes the distribution that is drawn from.
@@ -32,23 +32,56 @@ _SAMPLING_SETTINGS = (
 )
 
 
-class Sampler(Protocol):
-    """Writes a student's own sequences."""
+OnPiece = Callable[[int, TokenIds], None]
+"""Told, in whatever thread writes, an index of the step's batch and all ids of its completion that are written so far:
+a few more each time, and all of them at last."""
+_T = TypeVar("_T")
 
-    def generate(
-        self, step: int, batch_indices: Sequence[int], prompts: Sequence[TokenIds], turn: int = 0
-    ) -> list[Completion]:
-        """One continuation a prompt, as `sample`, with the weights that the student has now.
+
+class Sampler(Protocol):
+    """Writes a student's own sequences, in the student's process or elsewhere."""
+
+    def write(
+        self,
+        step: int,
+        indices: Sequence[int],
+        prompts: Sequence[TokenIds],
+        *,
+        turn: int = 0,
+        on_piece: OnPiece | None = None,
+    ) -> Future[list[Completion]]:
+        """One continuation a prompt, with the newest weights that the sampler has.
+
+        In the student's process it is there on return; of a writer elsewhere it comes later, and the student steps
+        meanwhile.
 
         Args:
-            step: optimizer steps done.
-            batch_indices: of the sequences in the step's batch; the same step, index and turn draw the same, whoever
-                else generates.
+            step: whose batch it is.
+            indices: of the sequences in the step's batch; the same step, index and turn draw the same, whoever else
+                is written for.
             prompts: token ids, none empty, one for each index.
             turn: how often they have been continued before, by those who write a sequence in several parts.
+            on_piece: told what is written while it is.
 
         """
-        ...
+
+    def take_weights(self, version: int) -> None:
+        """Has what is begun from now on written with the student's present weights.
+
+        Args:
+            version: steps that they have seen.
+
+        """
+
+    def close(self) -> None:
+        """Writes nothing more."""
+
+
+def done(result: _T) -> Future[_T]:
+    """A future of what is there already."""
+    future: Future[_T] = Future()
+    future.set_result(result)
+    return future
 
 
 def ignored_settings(generation_config: Any) -> list[str]:
@@ -75,4 +108,6 @@ def open_sampler(config: StudentConfig, student: Student) -> Sampler:
         from tutelage.trainer.rollout.vllm_sampler import VllmSampler
 
         return VllmSampler(config, student)
+    from tutelage.trainer.rollout.hf_sampler import TransformersSampler
+
     return TransformersSampler(config, student)

@@ -6,7 +6,8 @@ Here with its own transformers model; with vLLM in `trainer/rollout/vllm_sampler
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from tutelage.trainer.data.seeding import derived_seed
 from tutelage.trainer.data.sequences import Completion, TokenIds
 from tutelage.trainer.model.self_check import TEXT_TOLERANCE, largest_probed_id
 from tutelage.trainer.model.student import Student
+from tutelage.trainer.rollout.base import OnPiece, done
 
 # Lengths of the prompts that a model is tried with; the shortest is mostly padding beside the longest.
 _PROBE_TOKENS = (5, 17, 40)
@@ -44,12 +46,23 @@ class TransformersSampler:
             with student.unsharded():
                 _require_plain_decoding(student)
 
-    def generate(
-        self, step: int, batch_indices: Sequence[int], prompts: Sequence[TokenIds], turn: int = 0
-    ) -> list[Completion]:
-        """As `Sampler.generate`."""
+    def write(
+        self,
+        step: int,
+        indices: Sequence[int],
+        prompts: Sequence[TokenIds],
+        *,
+        turn: int = 0,
+        on_piece: OnPiece | None = None,
+    ) -> Future[list[Completion]]:
+        """As `Sampler.write`."""
         config, model = self._config, self._student.model
-        seeds = [sampling_seed(config, step, batch_index, turn) for batch_index in batch_indices]
+        seeds = [sampling_seed(config, step, index, turn) for index in indices]
+
+        def tell(row: int, written: list[int]) -> None:
+            assert on_piece is not None
+            on_piece(indices[row], np.array(written, np.int32))
+
         model.eval()
         completions = sample(
             model,
@@ -62,9 +75,16 @@ class TransformersSampler:
             repetition_penalty=config.sampling.repetition_penalty,
             end_ids=self._student.end_ids,
             vocabulary_size=self._student.vocabulary_size,
+            on_piece=tell if on_piece else None,
         )
         model.train()
-        return completions
+        return done(completions)
+
+    def take_weights(self, version: int) -> None:
+        """It has them."""
+
+    def close(self) -> None:
+        """Nothing is left to end."""
 
 
 def sampling_seed(config: StudentConfig, step: int, batch_index: int, turn: int) -> int:
@@ -129,6 +149,7 @@ def sample(
     end_ids: frozenset[int],
     vocabulary_size: int,
     repetition_penalty: float = 1.0,
+    on_piece: Callable[[int, list[int]], None] | None = None,
 ) -> list[Completion]:
     """One continuation a prompt; it ends with an end token unless it was cut off.
 
@@ -143,6 +164,7 @@ def sample(
         end_ids: tokens that end a continuation.
         vocabulary_size: ids from here on (padded rows of the head) are never written.
         repetition_penalty: as in `SamplingConfig`.
+        on_piece: as in `decode`.
 
     """
     seen_BV = torch.zeros(len(prompts), vocabulary_size if repetition_penalty != 1.0 else 0, dtype=torch.bool)
@@ -168,6 +190,7 @@ def sample(
         next_ids=next_ids,
         room=[min(max_new_tokens, max_tokens - len(prompt)) for prompt in prompts],
         end_ids=end_ids,
+        on_piece=on_piece,
     )
     return [
         Completion(np.asarray(tokens, np.int32), np.asarray(logp, np.float32))

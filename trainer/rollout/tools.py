@@ -80,7 +80,7 @@ def write_with(
     while left := {index: writer.wanted() for index, writer in writers.items() if not writer.done}:
         asked = {index: context for index, context in left.items() if context is not None}
         if asked:
-            written = sampler.generate(step, list(asked), list(asked.values()), turn)
+            written = sampler.write(step, list(asked), list(asked.values()), turn=turn).result()
             for index, completion in zip(asked, written, strict=True):
                 writers[index].go_on(completion)
             turn += 1

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tutelage.runtime import vllm_api
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.sequences import Completion, TokenIds
 from tutelage.trainer.model.student import Student
+from tutelage.trainer.rollout.base import OnPiece, done
 from tutelage.trainer.rollout.hf_sampler import sampling_seed
 
 # Also the first that the engine computes: on CPUs with AMX one of fewer than five tokens would kill the process.
@@ -59,28 +61,46 @@ class VllmSampler:
             ) from error
         self._require_same(logp_V)
 
-    def generate(
-        self, step: int, batch_indices: Sequence[int], prompts: Sequence[TokenIds], turn: int = 0
-    ) -> list[Completion]:
-        """As `Sampler.generate`."""
-        self.refresh()
+    def write(
+        self,
+        step: int,
+        indices: Sequence[int],
+        prompts: Sequence[TokenIds],
+        *,
+        turn: int = 0,
+        on_piece: OnPiece | None = None,
+    ) -> Future[list[Completion]]:
+        """As `Sampler.write`."""
+        if not self._has_present_weights:
+            self.refresh()
         settings = [
             request_settings(
                 self._config,
                 self._student,
-                seed=sampling_seed(self._config, step, batch_index, turn),
+                seed=sampling_seed(self._config, step, index, turn),
                 prompt_tokens=len(prompt),
             )
-            for batch_index, prompt in zip(batch_indices, prompts, strict=True)
+            for index, prompt in zip(indices, prompts, strict=True)
         ]
         outputs = self._generate([prompt.tolist() for prompt in prompts], settings)
-        return [
+        completions = [
             Completion(
                 np.asarray(output.token_ids, np.int32),
                 None if output.logprobs is None else np.array(_of_drawn(output), np.float32),
             )
             for output in outputs
         ]
+        if on_piece is not None:
+            for index, completion in zip(indices, completions, strict=True):
+                on_piece(index, completion.ids)
+        return done(completions)
+
+    def take_weights(self, version: int) -> None:
+        """Before the next batch is begun, if there is one."""
+        self._has_present_weights = False
+
+    def close(self) -> None:
+        """The engine ends with the process."""
 
     def _generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]]) -> list[Any]:
         """What vLLM makes of each prompt, in order."""
@@ -93,6 +113,7 @@ class VllmSampler:
         # The state dict has tied weights under each of their names, and vLLM packs each of them apart.
         weights = self._student.model.state_dict()
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+        self._has_present_weights = True
 
     def _require_same(self, logp_V: torch.Tensor) -> None:
         """Refuses an engine that finds other tokens likeliest than the student."""

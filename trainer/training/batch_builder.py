@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from tutelage.trainer.data.seeding import numpy_generator
 from tutelage.trainer.data.sequences import Completion, Mask, TokenIds, TokenSequence, token_sequence
 from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
-from tutelage.trainer.rollout.base import open_sampler
+from tutelage.trainer.rollout.base import done, open_sampler
 from tutelage.trainer.rollout.tools import rollout_named, write_with
 from tutelage.trainer.teacher.base import SignalArrays, Teacher
 from tutelage.trainer.teacher.rows import TeacherRows, Unembedding
@@ -37,6 +38,10 @@ from tutelage.trainer.training.objective import signal_spec
 
 ExamplesOf = Callable[[int], Sequence[TokenizedExample]]
 """The examples of a step, for all workers together: `StudentConfig.prompts_per_step` of them."""
+_Answers = Future[dict[int, SignalArrays]]
+"""What a teacher says about sequences, by their index in the step's batch."""
+_T = TypeVar("_T")
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,15 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class _PendingBatch:
-    """A batch that is being scored; indices are those in the whole step's batch."""
+    """A batch that is being written and scored; indices are those in the whole step's batch."""
 
-    sequences: Mapping[int, TokenSequence]
-    answers: Sequence[Future[dict[int, SignalArrays]]]
-    rollout: Rollout
-    """What the student wrote of it."""
+    data: Mapping[int, TokenSequence]
+    of_data: Sequence[_Answers]
+    rollout: Future[Rollout]
+    """What the student writes of it."""
+    own: Future[dict[int, TokenSequence]]
+    """Its sequences."""
+    of_own: Future[list[_Answers]]
 
 
 class BatchBuilder:
@@ -128,11 +136,25 @@ class BatchBuilder:
         """Asks for nothing more."""
         # Not waited for: what is under way may be waiting for a teacher that is away, for `teacher.wait_seconds`.
         self._background.shutdown(wait=False, cancel_futures=True)
+        self._sampler.close()
 
-    @property
     def rollouts(self) -> tuple[Rollout, ...]:
-        """What the student wrote of batches that no step has taken yet, for a checkpoint."""
-        return tuple(pending.rollout for pending in self._pending.values() if pending.rollout.completions)
+        """What the student wrote of batches that no step has taken yet, for a checkpoint; waits for what it writes.
+
+        All workers ask at once, and are given what each of them wrote.
+        """
+        written = []
+        for pending in self._pending.values():
+            rollout = pending.rollout.result()
+            if self._config.sampling.max_staleness and not self._workers.alone:
+                own = {index: rollout.completions[index] for index in pending.own.result()}
+                rollout = replace(rollout, completions=self._of_all_workers(own))
+            written.append(rollout)
+        return tuple(rollout for rollout in written if rollout.completions)
+
+    def take_weights(self, version: int) -> None:
+        """As `Sampler.take_weights`."""
+        self._sampler.take_weights(version)
 
     @property
     def waited_seconds(self) -> float:
@@ -169,25 +191,30 @@ class BatchBuilder:
 
         """
         pending = self._pending[step]
-        answers = {index: answer for future in pending.answers for index, answer in future.result().items()}
+        sequences = {**pending.data, **pending.own.result()}
+        answers = {
+            index: answer
+            for future in [*pending.of_data, *pending.of_own.result()]
+            for index, answer in future.result().items()
+        }
         del self._pending[step]
-        indices, size = sorted(pending.sequences), self._config.batch.micro_batch_sequences
+        indices, size = sorted(sequences), self._config.batch.micro_batch_sequences
         if not self._config.micro_batches_matter:
             # Sequences of like length share a micro-batch, which then has little padding.
-            indices.sort(key=lambda index: -len(pending.sequences[index].ids))
+            indices.sort(key=lambda index: -len(sequences[index].ids))
         # The rows of a micro-batch are of one teacher, and have its width and its head.
         by_teacher: dict[Name, list[int]] = {}
         for index in indices:
-            by_teacher.setdefault(pending.sequences[index].teacher if self._teacher else None, []).append(index)
+            by_teacher.setdefault(sequences[index].teacher if self._teacher else None, []).append(index)
         batches = []
         for name, own in by_teacher.items():
             for start in range(0, len(own), size):
                 part = own[start : start + size]
-                sequences, rows = [pending.sequences[index] for index in part], None
+                together, rows = [sequences[index] for index in part], None
                 if self._teacher is not None:
                     answered = [answers[index] for index in part]
-                    rows = teacher_rows(sequences, answered, self._heads.get(name), self._student.device)
-                batches.append(MicroBatch(sequences, rows, teacher_name=name))
+                    rows = teacher_rows(together, answered, self._heads.get(name), self._student.device)
+                batches.append(MicroBatch(together, rows, teacher_name=name))
         return batches
 
     @property
@@ -210,14 +237,17 @@ class BatchBuilder:
         share = self._share_of_worker(sorted([*own_indices, *given]), own_indices)
         data = {index: self._sequence_of_data(examples[index]) for index in share if index in given}
         # Asked before the student generates: the teacher scores the data's sequences meanwhile.
-        answers = self._ask(data)
+        of_data = self._ask(data)
         mine = {index: examples[index] for index in share if index in own_indices}
-        rollout = self._kept.pop(step, None) or self._generate(step, weights_version, mine)
-        own = {
-            index: self._own_sequence(example, rollout.completions[index], rollout.weights_version)
-            for index, example in mine.items()
-        }
-        return _PendingBatch(data | own, [*answers, *self._ask(own)], rollout)
+
+        def own_sequences(rollout: Rollout) -> dict[int, TokenSequence]:
+            return {index: self._own_sequence(example, rollout, index) for index, example in mine.items()}
+
+        rollout = self._write(step, weights_version, mine)
+        if self._config.objective.signal == "candidates":
+            wait([rollout])  # The student chooses them here and now.
+        own = _then(rollout, own_sequences)
+        return _PendingBatch(data, of_data, rollout, own, _then(own, self._ask))
 
     def _drawn_prompts(self, step: int, count: int) -> list[int]:
         """The prompts of a batch that the student continues itself."""
@@ -237,48 +267,52 @@ class BatchBuilder:
         units.sort(key=lambda unit: unit[0] not in own)
         return sorted(index for unit in self._workers.share(units) for index in unit)
 
-    def _generate(self, step: int, weights_version: int, examples: Mapping[int, TokenizedExample]) -> Rollout:
-        """The student's own completions by index; of all workers, if a checkpoint may have to keep them."""
-        completions: list[Completion] = []
-        if examples and self._rollout is not None:
-            completions = write_with(
-                self._rollout,
-                self._sampler,
-                step=step,
-                rows=examples,
-                tokenizer=self._student.tokenizer,
-                max_tokens=self._config.batch.max_tokens,
+    def _write(self, step: int, weights_version: int, examples: Mapping[int, TokenizedExample]) -> Future[Rollout]:
+        """The student's own completions by index; those that a checkpoint kept, with those of all workers."""
+        if step in self._kept:
+            return done(self._kept.pop(step))
+        if not examples:
+            written: Future[list[Completion]] = done([])
+        elif self._rollout is not None:
+            written = done(
+                write_with(
+                    self._rollout,
+                    self._sampler,
+                    step=step,
+                    rows=examples,
+                    tokenizer=self._student.tokenizer,
+                    max_tokens=self._config.batch.max_tokens,
+                )
             )
-        elif examples:
+        else:
             prompts = [example.prompt_ids for example in examples.values()]
-            completions = self._sampler.generate(step, list(examples), prompts)
-        own = dict(zip(examples, completions, strict=True))
-        if self._config.sampling.max_staleness and not self._workers.alone:
-            own = self._of_all_workers(own)
-        return Rollout(step, weights_version, own)
+            written = self._sampler.write(step, list(examples), prompts)
+        return _then(written, lambda each: Rollout(step, weights_version, dict(zip(examples, each, strict=True))))
 
     def _of_all_workers(self, own: Mapping[int, Completion]) -> dict[int, Completion]:
         """What each worker wrote, for all of them."""
-        # Each worker gives a table with its own rows filled in: per token 1, its id, ln p and whether it was written.
-        # Their sum is the whole table, exactly, since `total` adds in float64.
-        table = np.zeros((self._config.batch.sequences, 4, self._config.batch.max_tokens))
+        # Each worker gives a table with its own rows filled in: per token 1, its id, ln p, whether it was written and
+        # the weights' version. Their sum is the whole table, exactly, since `total` adds in float64.
+        table = np.zeros((self._config.batch.sequences, 5, self._config.batch.max_tokens))
         for index, one in own.items():
             width = len(one.ids)
             logp = np.full(width, np.nan) if one.logp is None else one.logp
             mask = np.ones(width) if one.mask is None else one.mask
-            table[index, :, :width] = np.ones(width), one.ids, logp, mask
+            versions = np.full(width, np.nan) if one.versions is None else one.versions
+            table[index, :, :width] = np.ones(width), one.ids, logp, mask, versions
         full = np.reshape(self._workers.total(table.ravel().tolist()), table.shape)
         written = {}
         for index in np.flatnonzero(full[:, 0, 0]).tolist():
-            _, ids, logp, mask = full[index][:, full[index, 0] > 0]
+            _, ids, logp, mask, versions = full[index][:, full[index, 0] > 0]
             written[index] = Completion(
                 ids.astype(np.int32),
                 None if np.isnan(logp).any() else logp.astype(np.float32),
                 None if mask.all() else mask.astype(bool),
+                None if np.isnan(versions).any() else versions.astype(np.int32),
             )
         return written
 
-    def _ask(self, sequences: Mapping[int, TokenSequence]) -> list[Future[dict[int, SignalArrays]]]:
+    def _ask(self, sequences: Mapping[int, TokenSequence]) -> list[_Answers]:
         """Has the teacher score some sequences in the background; nothing if there are none, or no teacher."""
         teacher = self._teacher
         if teacher is None or not sequences:
@@ -301,13 +335,14 @@ class BatchBuilder:
             )
         return self._sequence(example, example.completion_ids, example.mask)
 
-    def _own_sequence(self, example: TokenizedExample, written: Completion, weights_version: int) -> TokenSequence:
-        """What is learned from what the student wrote after a row's prompt."""
-        mask = None
+    def _own_sequence(self, example: TokenizedExample, rollout: Rollout, index: int) -> TokenSequence:
+        """What is learned from what the student wrote after a row's prompt; as old as its oldest token."""
+        written, mask = rollout.completions[index], None
         if written.mask is not None:
             mask = np.concatenate([np.zeros(len(example.prompt_ids), bool), written.mask])
+        version = rollout.weights_version if written.versions is None else int(written.versions.min())
         sequence = self._sequence(example, written.ids, mask)
-        return replace(sequence, weights_version=weights_version, sampler_logp=written.logp)
+        return replace(sequence, weights_version=version, sampler_logp=written.logp)
 
     def _sequence(self, example: TokenizedExample, completion_ids: TokenIds, mask: Mask | None) -> TokenSequence:
         """What is scored and learned from; with the signal `candidates`, with the ids that the student chose."""
@@ -323,3 +358,17 @@ class BatchBuilder:
         if self._teacher is None or self._config.objective.signal != "candidates":
             return sequence
         return replace(sequence, candidate_ids_RC=self._student.likeliest_ids(sequence, self._config.objective.k))
+
+
+def _then(future: Future[_T], function: Callable[[_T], _Made]) -> Future[_Made]:
+    """What a function makes of a result: here and now if it is there, else in the thread that brings it."""
+    made: Future[_Made] = Future()
+
+    def make(there: Future[_T]) -> None:
+        try:
+            made.set_result(function(there.result()))
+        except BaseException as error:  # Whatever it is, it is raised where the result is asked for.
+            made.set_exception(error)
+
+    future.add_done_callback(make)
+    return made

@@ -271,10 +271,15 @@ class _Training:
         while self._all_do(False):
             self._do_step()
             if self._all_do(False):
-                self._student.save(None)
+                self._help_save()
         if self._all_do(False):
-            self._student.save(None)
+            self._help_save()
         return Outcome(self._config.id, self._step, self._step >= self._config.steps, None)
+
+    def _help_save(self) -> None:
+        """What `_save` takes of a worker that is not the first."""
+        self._batches.rollouts()
+        self._student.save(None)
 
     def _all_do(self, wanted: bool) -> bool:
         """Whether to, which the first worker says: take another step, save."""
@@ -322,7 +327,7 @@ class _Training:
     def _save(self, metrics: MetricsLog, evaluations: Evaluations) -> None:
         """Commits this step."""
         self._report("saving")
-        state = replace(self._state, step=self._step, metrics_bytes=metrics.commit(), rollouts=self._batches.rollouts)
+        state = replace(self._state, step=self._step, metrics_bytes=metrics.commit(), rollouts=self._batches.rollouts())
 
         def write(folder: Path) -> None:
             self._student.save(folder)

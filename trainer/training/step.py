@@ -120,6 +120,7 @@ class TrainStep:
         clock.lap("scoring")
         report("stepping")
         metrics = self._update(step, batches)
+        self._batches.take_weights(step + 1)
         clock.lap("stepping")
         return metrics | self._rollout_metrics(step, batches) | clock.metrics()
 
