@@ -1,10 +1,12 @@
-"""Which writes a student's own sequences faster, the trained model or vLLM with its weights? In turn, in one run.
+"""Our loop, transformers' own generation, vLLM with the student's weights: seconds that a batch of sequences takes.
 
     python benchmarks/sampler_speed.py [--batches 8 32] [--rounds 5] [--threads 2] [--model DIR]
 
 The packaged 8-layer student (57M) in bfloat16, prompts of 40 to 60 tokens, 64 new tokens (no sequence ends earlier),
-temperature 1. Both samplers are in this process and have the same weights and threads; they write the same prompts in
-turn. vLLM's time includes taking the weights, which it does before each batch; that part is also measured alone.
+temperature 1. All are in this process and have the same weights and threads; they write the same prompts in turn. Of
+transformers there is `generate` with its growing cache and with a static one, and `generate_batch`, its continuous
+batching, with the attention that it knows; all three draw with `torch.multinomial`. vLLM's time includes taking the
+weights, which it does before each batch; that part is also measured alone.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "proto")]
@@ -25,26 +29,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import psutil  # noqa: E402
 import torch  # noqa: E402
-from trainer_speed import BUILD, write_prompts  # noqa: E402
+from trainer_speed import BUILD, EndlessStudent, write_prompts  # noqa: E402
+from transformers import ContinuousBatchingConfig, GenerationConfig  # noqa: E402
 
 from tutelage.identity import vocabulary_size  # noqa: E402
 from tutelage.studies.prepare_models import prepare  # noqa: E402
 from tutelage.trainer.config.student import StudentConfig  # noqa: E402
 from tutelage.trainer.data.dataset import read_dataset  # noqa: E402
-from tutelage.trainer.model.student import Student  # noqa: E402
+from tutelage.trainer.data.sequences import TokenIds  # noqa: E402
+from tutelage.trainer.rollout.base import Sampler  # noqa: E402
 from tutelage.trainer.rollout.hf_sampler import TransformersSampler  # noqa: E402
 from tutelage.trainer.rollout.vllm_sampler import VllmSampler  # noqa: E402
 
 WARM_UP_ROUNDS = 1
-
-
-class EndlessStudent(Student):
-    """No token ends a sequence, so that both samplers write the same number of tokens."""
-
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """None."""
-        return frozenset()
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -68,6 +65,41 @@ def config_of(model: Path, prompts: Path, options: argparse.Namespace) -> Studen
     )
 
 
+def _settings(new_tokens: int, **more: Any) -> GenerationConfig:
+    return GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, pad_token_id=0, **more
+    )
+
+
+def generate(model: Any, prompts: Sequence[TokenIds], new_tokens: int, **more: Any) -> None:
+    """Writes with `generate`; prompts stand on the right of their rows."""
+    width = max(map(len, prompts))
+    ids_BT = torch.tensor([[0] * (width - len(prompt)) + prompt.tolist() for prompt in prompts])
+    mask_BT = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    written_BT = model.generate(ids_BT, attention_mask=mask_BT, generation_config=_settings(new_tokens, **more))
+    assert written_BT.shape[1] == width + new_tokens
+
+
+def generate_batch(model: Any, prompts: Sequence[TokenIds], new_tokens: int) -> None:
+    """Writes with continuous batching, whose cache has room for all of them."""
+    own = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    blocks = sum(-(-(len(prompt) + new_tokens) // 32) for prompt in prompts)
+    room = ContinuousBatchingConfig(page_size=32, num_blocks=blocks + 8, max_batch_tokens=sum(map(len, prompts)))
+    written = model.generate_batch(
+        [prompt.tolist() for prompt in prompts], _settings(new_tokens, eos_token_id=-1), room, warmup=False
+    )
+    assert [len(each.generated_tokens) for each in written.values()] == [new_tokens] * len(prompts)
+    model.set_attn_implementation(own)
+
+
+GENERATIONS: dict[str, Callable[[Any, Sequence[TokenIds], int], None]] = {
+    "generate": generate,
+    "generate, static cache": partial(generate, cache_implementation="static"),
+    "generate_batch": generate_batch,
+}
+
+
 def resident_mib() -> float:
     """Memory of this process."""
     return psutil.Process().memory_info().rss / 2**20
@@ -82,44 +114,47 @@ def compare(options: argparse.Namespace, model: Path, folder: Path) -> None:
     examples = read_dataset(
         config.data.path, student.tokenizer, template="chat", max_tokens=config.batch.max_tokens
     ).examples
-    before_mib = resident_mib()
-    started = time.perf_counter()
-    vllm = VllmSampler(config, student)
-    started_seconds = time.perf_counter() - started
-    samplers = {"transformers": TransformersSampler(config, student), "vllm": vllm}
+    samplers: dict[str, Sampler] = {"ours": TransformersSampler(config, student)}
+    if not options.without_vllm:
+        before_mib, started = resident_mib(), time.perf_counter()
+        samplers["vllm"] = VllmSampler(config, student)
+        seconds_to_start, mib = time.perf_counter() - started, resident_mib() - before_mib
+        print(f"vLLM started in {seconds_to_start:.0f} s and took {mib:.0f} MiB", flush=True)
     table = []
     for batch in options.batches:
         prompts = [example.prompt_ids for example in examples[:batch]]
-        seconds: dict[str, list[float]] = {"transformers": [], "vllm": [], "refresh": []}
+        seconds: defaultdict[str, list[float]] = defaultdict(list)
         for number in range(WARM_UP_ROUNDS + options.rounds):
             batch_indices = range(len(prompts))
             taken = {}
             for name, one in samplers.items():
                 one.take_weights(number)
                 taken[name] = seconds_of(partial(one.write, number, batch_indices, prompts))
-            taken["refresh"] = seconds_of(vllm.refresh)
+            student.model.eval()
+            for name, generate in GENERATIONS.items():
+                taken[name] = seconds_of(partial(generate, student.model, prompts, options.new_tokens))
+            student.model.train()
+            if isinstance(vllm := samplers.get("vllm"), VllmSampler):
+                taken["refresh"] = seconds_of(vllm.refresh)
             print(f"batch {batch}: " + ", ".join(f"{name} {value:.2f} s" for name, value in taken.items()), flush=True)
             if number >= WARM_UP_ROUNDS:
                 for name, value in taken.items():
                     seconds[name].append(value)
         table.append((batch, seconds))
     report(table, options.new_tokens)
-    print(f"\nvLLM started in {started_seconds:.0f} s and took {resident_mib() - before_mib:.0f} MiB")
 
 
-def report(table: list[tuple[int, dict[str, list[float]]]], new_tokens: int) -> None:
-    """Medians with ranges, and the ratio."""
-    print("\n| sequences | transformers, s (tokens a second) | vllm, s (tokens a second) | of it the refresh | ratio |")
-    print("|---|---|---|---|---|")
+def report(table: list[tuple[int, Mapping[str, list[float]]]], new_tokens: int) -> None:
+    """Medians with ranges, and what of ours the time is."""
+    print("\n| sequences | | seconds (tokens a second) | of our time |\n|---|---|---|---|")
     for batch, seconds in table:
         median = {name: statistics.median(values) for name, values in seconds.items()}
-        cells = [
-            f"{median[name]:.2f} ({min(seconds[name]):.2f} to {max(seconds[name]):.2f}; "
-            f"{batch * new_tokens / median[name]:.0f})"
-            for name in ("transformers", "vllm")
-        ]
-        ratio = median["transformers"] / median["vllm"]
-        print(f"| {batch} | {cells[0]} | {cells[1]} | {median['refresh']:.2f} | {ratio:.2f} |")
+        for name, values in seconds.items():
+            rate = f"{batch * new_tokens / median[name]:.0f}"
+            print(
+                f"| {batch} | {name} | {median[name]:.2f}, {min(values):.2f} to {max(values):.2f} ({rate}) | "
+                f"{median[name] / median['ours']:.2f} |"
+            )
 
 
 def main() -> None:
@@ -129,6 +164,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="cores of this process")
+    parser.add_argument("--without-vllm", action="store_true", help="the others only")
     parser.add_argument("--model", type=Path, help="another student; default: the packaged one")
     options = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])

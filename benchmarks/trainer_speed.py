@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,14 +65,25 @@ def write_prompts(path: Path, count: int) -> Path:
 
 
 @contextmanager
-def served_teacher(model: Path, folder: Path, *more: str) -> Iterator[tuple[str, int]]:
+def served_teacher(
+    model: Path, folder: Path, *more: str, command: Sequence[str] = TUTELAGE
+) -> Iterator[tuple[str, int]]:
     """The real server on a free port; gives its address and its process id."""
     address, log = folder / "address", folder / "teacher.log"
     options = ["--model", str(model), "--roles", "score", "--port", "0", *more]
     environment = {"PYTHONPATH": str(ROOT / "proto")}
-    command = [*TUTELAGE, "teacher", "serve", *options, "--address-file", str(address)]
-    with running(command, log=log, environment=environment) as process:
+    serve = [*command, "teacher", "serve", *options, "--address-file", str(address)]
+    with running(serve, log=log, environment=environment) as process:
         yield wait_for_file(address, process, log=log, seconds=300), process.pid
+
+
+class EndlessStudent(Student):
+    """No token ends a sequence, so that every batch is of the same length."""
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """None."""
+        return frozenset()
 
 
 class Ours:
@@ -83,11 +94,20 @@ class Ours:
         student: its model.
         prompts: its data.
         address: the teacher's.
+        kind: of student.
         changes: settings that differ.
 
     """
 
-    def __init__(self, options: argparse.Namespace, student: Path, prompts: Path, address: str, **changes: Any) -> None:
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        student: Path,
+        prompts: Path,
+        address: str,
+        kind: type[Student] = Student,
+        **changes: Any,
+    ) -> None:
         config = StudentConfig.model_validate(
             {
                 "id": "speed",
@@ -103,7 +123,7 @@ class Ours:
         )
         torch.set_num_threads(config.threads)
         size = vocabulary_size(student)
-        self.student = Student(student, dtype=config.dtype, optimizer=config.optimizer, vocabulary_size=size)
+        self.student = kind(student, dtype=config.dtype, optimizer=config.optimizer, vocabulary_size=size)
         self.examples: list[TokenizedExample] = read_dataset(
             prompts, self.student.tokenizer, template="chat", max_tokens=config.batch.max_tokens
         ).examples
@@ -112,7 +132,7 @@ class Ours:
         unembedding = unembedding_of(self.teacher.unembedding(), self.student.device)
         batches = BatchBuilder(config, self.student, self.teacher, {None: unembedding})
         self._train_step = TrainStep(config, self.student, batches)
-        self._steps = 0
+        self._steps, self._size = 0, config.prompts_per_step
 
     def step(self) -> dict[str, float]:
         """One optimizer step: its metrics, and `seconds` of wall clock."""
@@ -122,8 +142,8 @@ class Ours:
         return metrics | {"seconds": time.perf_counter() - started}
 
     def _examples_of(self, step: int) -> list[TokenizedExample]:
-        start = step * BATCH % len(self.examples)
-        return self.examples[start : start + BATCH]
+        start = step * self._size % len(self.examples)
+        return self.examples[start : start + self._size]
 
 
 def best_seconds(rounds: int, work: object) -> float:

@@ -6,6 +6,8 @@ import random
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from tutelage.trainer.data.sequences import TokenSequence
 from tutelage.trainer.teacher.base import SignalSpec
 from tutelage.trainer.teacher.frame_decoder import Answer
 from tutelage.trainer.teacher.grpc_client import TeacherClient
+from tutelage.trainer.teacher.streamed import StreamedScoring
 
 RNG = np.random.default_rng(0)
 REQUESTS = [
@@ -102,6 +105,42 @@ def test_killed_at_random_frames_costs_only_time(kills, teacher, client, outages
         assert_same(answers, expected[kind])
         assert outages, number
         assert outages[0][0] - at_frame.happened_at < 1.0, outages[0]
+    assert len(back) == kills
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_while_sequences_are_being_written_costs_only_time(kills, teacher, client, outages, monkeypatch):
+    """Pieces that a dead teacher owes are asked for again; rows that it gave before are kept.
+
+    Hidden states: the bits of logits depend on how many rows are multiplied at once.
+    """
+    at_frame, back = AtFrame(monkeypatch), []
+    client.identity = replace(client.identity, block_tokens=32)
+    asked = [replace(each, prompt_tokens=each.start + 1) for each in REQUESTS]
+    prompts = [replace(each, ids=each.ids[: each.start + 1], end=each.start + 1) for each in asked]
+    expected = client.score(asked, SPECS["hidden"])
+
+    def kill() -> None:
+        teacher.signal(signal.SIGKILL)
+        back.append(threading.Timer(0.2, teacher.start))
+        back[-1].start()
+
+    generator = random.Random(kills)
+    for _ in range(kills):
+        outages.clear()
+        at_frame.arm(generator.randrange(1, 40), kill)
+        with ThreadPoolExecutor(1) as background:
+            scoring = StreamedScoring(client, SPECS["hidden"], background)
+            scoring.begin(dict(enumerate(prompts)))
+            for tokens in range(25, 400, 25):
+                for index, each in enumerate(asked):
+                    rest = each.ids[each.prompt_tokens :]
+                    scoring.piece(index, rest[:tokens], over=tokens >= len(rest))
+                time.sleep(0.02)
+            answers = scoring.finish(dict(enumerate(asked))).result()
+        back[-1].join()
+        assert_same([answers[index] for index in range(len(asked))], expected)
+        assert outages
     assert len(back) == kills
 
 

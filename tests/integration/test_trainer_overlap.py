@@ -85,9 +85,13 @@ def test_so_many_batches_are_scored_before_a_step_is_taken(changes, ahead, teach
 
 @pytest.mark.parametrize("allowed", [0, 1, 3])
 def test_sequences_are_as_old_as_allowed_and_no_older(allowed, teacher, folders, tmp_path):
-    config = student_config(*folders, objective=OWN, sampling={"max_staleness": allowed})
+    config = student_config(*folders, objective=OWN, sampling={"max_staleness": allowed}, dtype="float32")
     train(config, folder=tmp_path, teacher=teacher)
     assert staleness(tmp_path) == [min(step, allowed) for step in range(STEPS)]
+    measured = [row["train/sampler_kl"] for row in metric_rows(tmp_path) if "train/sampler_kl" in row]
+    # The first batch is the present weights' in any case; the second one's are one step older, if they may be.
+    assert measured[0] < 1e-9
+    assert all(value > 1e-4 if allowed else value < 1e-9 for value in measured[1:]), measured
 
 
 def test_a_batch_that_older_weights_wrote_is_what_they_would_have_written(teacher, folders, tmp_path):

@@ -13,6 +13,7 @@ from numerics.cases import make_case
 from trainer_cases import student_config
 from tutelage.errors import ConfigurationError
 from tutelage.trainer.losses import divergences, estimators
+from tutelage.trainer.losses.diagnostics import sampler_divergence
 from tutelage.trainer.losses.losses import token_divergence, token_policy_gradient
 from tutelage.trainer.losses.teacher_distribution import TeacherDistribution, counter_normal
 from tutelage.trainer.teacher.rows import CandidateRows
@@ -52,6 +53,26 @@ def test_expected_value_is_the_reverse_kl(name, logits):
     found = expectation(getattr(estimators, name), student, teacher_logp)
     expected = divergences.reverse_kl(teacher_logp, student.log_softmax(-1)).sum()
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_the_gauge_of_the_sampler_is_its_divergence_from_the_student_in_expectation(temperature):
+    """Every token of the vocabulary as if it were drawn, weighed with the sampler's own probability; float64 sums."""
+    case = make_case(rows=3)
+    rows, ids = case.student_logits.shape
+    student_logp = (case.student_logits / temperature).log_softmax(-1)
+    sampler_logp = (case.teacher_logits / temperature).log_softmax(-1)
+    drawn = torch.arange(ids).repeat(rows)
+
+    def gauge(logp_of_drawn):
+        hidden = case.hidden_ND.repeat_interleave(ids, 0)
+        found = sampler_divergence(hidden, case.head, drawn, logp_of_drawn.flatten(), temperature=temperature)
+        return found.reshape(rows, ids)
+
+    expected = (sampler_logp.exp() * (sampler_logp - student_logp)).sum(-1)
+    torch.testing.assert_close((sampler_logp.exp() * gauge(sampler_logp)).sum(-1), expected)
+    assert (gauge(sampler_logp) >= 0).all()
+    assert gauge(student_logp).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("name", GRADIENT_OF)

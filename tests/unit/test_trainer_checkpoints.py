@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trainer_cases import student_config
+from tutelage.config import to_yaml
 from tutelage.errors import CheckpointError, Conflict
 from tutelage.manifest import verify
 from tutelage.trainer.checkpoint.best import Best
 from tutelage.trainer.checkpoint.run_lock import folder_lock
 from tutelage.trainer.checkpoint.store import CheckpointStore
-from tutelage.trainer.checkpoint.trainer_state import Rollout, State, read_state
+from tutelage.trainer.checkpoint.trainer_state import Rollout, State, config_digest, differing_settings, read_state
 from tutelage.trainer.data.sequences import Completion
 from tutelage.trainer.metrics.log import MetricsLog
 
@@ -272,3 +274,15 @@ def test_a_folder_that_cannot_be_written_is_refused_with_its_path(tmp_path):
         MetricsLog(folder, offset_bytes=0)
     with pytest.raises(CheckpointError, match=f"cannot write {folder}"), folder_lock(folder, advice="", field=""):
         pass
+
+
+def test_settings_that_change_no_number_may_change_wherever_they_stand(tmp_path):
+    data = tmp_path / "rows.jsonl"
+    begun = student_config(tmp_path, data, sampling={"stream": True})
+    (tmp_path / "student.yaml").write_text(to_yaml(begun))
+    now = student_config(tmp_path, data, sampling={"stream": False}, gpus=1)
+    assert config_digest(now) == config_digest(begun)
+    assert differing_settings(now, tmp_path) == []
+    other = student_config(tmp_path, data, sampling={"stream": False, "top_p": 0.5})
+    assert config_digest(other) != config_digest(begun)
+    assert differing_settings(other, tmp_path) == ["sampling.top_p: 1.0, now 0.5"]

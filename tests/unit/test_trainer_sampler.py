@@ -111,7 +111,7 @@ def finding(monkeypatch, student: Student, token: int, error_nats: float) -> Non
     """Lets the engine find a token as likely as the student does, but for an error."""
     logp = float(vllm_sampler._probe(student)[0][token]) + error_nats
     output = SimpleNamespace(logprobs=[{token: SimpleNamespace(logprob=logp)}])
-    monkeypatch.setattr(VllmSampler, "_generate", lambda *_: [output])
+    monkeypatch.setattr(VllmSampler, "_generate", lambda *_: [(0, output)])
 
 
 def test_the_engine_is_given_the_present_weights_by_reference_and_tied_ones_under_each_name(

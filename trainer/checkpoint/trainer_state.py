@@ -32,6 +32,7 @@ _FREE_SETTINGS = {
     "gradient_checkpointing",
     "workers",
     "sharding",
+    "sampling.stream",
 }
 
 
@@ -159,7 +160,7 @@ def _completion(values: Mapping[str, Any]) -> Completion:
 
 def config_digest(config: StudentConfig) -> str:
     """SHA-256, hex, of the settings that change numbers."""
-    settings = config.model_dump(mode="json", exclude=_FREE_SETTINGS)
+    settings = _counting(config.model_dump(mode="json"))
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -192,10 +193,10 @@ def differing_settings(config: StudentConfig, folder: Path) -> list[str]:
         before = yaml.safe_load((folder / "student.yaml").read_bytes())
     except (OSError, yaml.YAMLError):
         return []
-    now = config.model_dump(mode="json", exclude=_FREE_SETTINGS)
+    now = _counting(config.model_dump(mode="json"))
     if not isinstance(before, dict):
         return []
-    before = {key: value for key, value in before.items() if key not in _FREE_SETTINGS}
+    before = _counting(before)
     if now["epochs"] is not None and before.get("epochs") == now["epochs"]:
         # The steps follow from the data; only one of the two configurations may have worked them out yet.
         now["steps"] = before.get("steps")
@@ -205,6 +206,15 @@ def differing_settings(config: StudentConfig, folder: Path) -> list[str]:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
+
+
+def _counting(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings without `_FREE_SETTINGS`."""
+    return {
+        key: _counting(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if f"{prefix}{key}" not in _FREE_SETTINGS
+    }
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

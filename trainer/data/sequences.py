@@ -59,7 +59,7 @@ class TokenSequence:
     teacher_prompt_ids: TokenIds | None = None
     """What the teacher reads in place of the prompt, before the same completion; None means the prompt."""
     sampler_logp: npt.NDArray[np.float32] | None = None
-    """float32 [completion]: as `Completion.logp`."""
+    """float32 [completion]: as `Completion.logp`, but NaN where the student drew none."""
 
     @property
     def for_teacher(self) -> TokenSequence:

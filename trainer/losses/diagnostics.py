@@ -16,6 +16,7 @@ from torch.nn.functional import softplus
 from tutelage.trainer.losses.chunked import BlockFunction, evaluate_rows
 from tutelage.trainer.losses.closed_forms import row_dot
 from tutelage.trainer.losses.divergences import entropy, forward_kl, generalized_jsd, reverse_kl
+from tutelage.trainer.losses.logit_functions import TokenLogp
 from tutelage.trainer.losses.losses import DEFAULT_CHUNK_ROWS, check_same_vocabulary
 from tutelage.trainer.losses.tail_bucket import bucketed_logps
 from tutelage.trainer.losses.teacher_distribution import TeacherDistribution, teacher_distribution_logits
@@ -54,6 +55,35 @@ def diagnostics(
     with torch.no_grad():
         columns = evaluate_rows(student_hidden_ND, student_head, function, chunk_rows=chunk_rows)
     return {name: columns[:, column] for column, name in enumerate(names)}
+
+
+def sampler_divergence(
+    student_hidden_ND: Tensor,
+    student_head: Unembedding,
+    drawn_ids_N: Tensor,
+    sampler_logp_N: Tensor,
+    *,
+    temperature: float,
+    chunk_rows: int = DEFAULT_CHUNK_ROWS,
+) -> Tensor:
+    """How far the sampler was from the student: at each token that it drew an estimate of KL(sampler ‖ student), [N].
+
+    r − 1 − ln r of r = p_student / p_sampler: never below 0, and in expectation the divergence (Schulman 2020,
+    "Approximating KL divergence", k3). 0 but for rounding where the student's present weights drew the tokens.
+
+    Args:
+        student_hidden_ND: states of the rows.
+        student_head: turns them into logits.
+        drawn_ids_N: int64, the token that was drawn at each.
+        sampler_logp_N: ln p with which it was drawn, nats.
+        temperature: of the sampling.
+        chunk_rows: rows whose logits are there at once.
+
+    """
+    with torch.no_grad():
+        function = TokenLogp(drawn_ids_N, temperature)
+        log_ratio_N = evaluate_rows(student_hidden_ND, student_head, function, chunk_rows=chunk_rows) - sampler_logp_N
+        return log_ratio_N.expm1() - log_ratio_N
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 from tutelage.data.dataset_files import TokenizedExample
 from tutelage.errors import ConfigurationError
 from tutelage.trainer.data.sequences import Completion, TokenIds
-from tutelage.trainer.rollout.base import Sampler
+from tutelage.trainer.rollout.base import OnPiece, Sampler
 
 Generate = Callable[[Sequence[int]], list[int]]
 """From all token ids so far, the prompt's included, to what the student writes then; empty if there is no room."""
@@ -59,6 +60,7 @@ def write_with(
     rows: Mapping[int, TokenizedExample],
     tokenizer: Any,
     max_tokens: int,
+    on_piece: OnPiece | None = None,
 ) -> list[Completion]:
     """What the function makes of each row with the student.
 
@@ -69,6 +71,7 @@ def write_with(
         rows: by index in the step's batch.
         tokenizer: the student's.
         max_tokens: prompt and completion together; what is longer loses its end.
+        on_piece: told what follows a row's prompt so far, each time that the student goes on with it.
 
     Raises:
         ConfigurationError: the function raised, or returned something else than what was written.
@@ -80,11 +83,21 @@ def write_with(
     while left := {index: writer.wanted() for index, writer in writers.items() if not writer.done}:
         asked = {index: context for index, context in left.items() if context is not None}
         if asked:
-            written = sampler.write(step, list(asked), list(asked.values()), turn=turn).result()
+            tell = on_piece and partial(_tell, on_piece, rows, asked)
+            written = sampler.write(step, list(asked), list(asked.values()), turn=turn, on_piece=tell).result()
             for index, completion in zip(asked, written, strict=True):
                 writers[index].go_on(completion)
             turn += 1
     return [writer.completion() for writer in writers.values()]
+
+
+def _tell(
+    on_piece: OnPiece, rows: Mapping[int, TokenizedExample], contexts: Mapping[int, TokenIds], index: int, ids: TokenIds
+) -> None:
+    """Tells what follows a row's prompt, if the student goes on with that."""
+    prompt, context = rows[index].prompt_ids, contexts[index]
+    if np.array_equal(context[: len(prompt)], prompt):
+        on_piece(index, np.concatenate([context[len(prompt) :], ids]))
 
 
 class _Writer:

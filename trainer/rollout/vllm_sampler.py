@@ -11,13 +11,14 @@ student does, so a model whose weights do not all arrive is refused at start.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import torch
 
+from tutelage.decoding import PIECE_TOKENS
 from tutelage.errors import ConfigurationError
 from tutelage.runtime import vllm_api
 from tutelage.trainer.config.student import StudentConfig
@@ -82,18 +83,15 @@ class VllmSampler:
             )
             for index, prompt in zip(indices, prompts, strict=True)
         ]
-        outputs = self._generate([prompt.tolist() for prompt in prompts], settings)
-        completions = [
-            Completion(
-                np.asarray(output.token_ids, np.int32),
-                None if output.logprobs is None else np.array(_of_drawn(output), np.float32),
-            )
-            for output in outputs
-        ]
-        if on_piece is not None:
-            for index, completion in zip(indices, completions, strict=True):
-                on_piece(index, completion.ids)
-        return done(completions)
+        ids: list[list[int]] = [[] for _ in prompts]
+        logps: list[list[float]] = [[] for _ in prompts]
+        for row, output in self._generate([prompt.tolist() for prompt in prompts], settings):
+            ids[row] += output.token_ids
+            logps[row] += output.logprobs.logprobs
+            if on_piece is not None:
+                on_piece(indices[row], np.array(ids[row], np.int32))
+        both = zip(ids, logps, strict=True)
+        return done([Completion(np.array(one, np.int32), np.array(logp, np.float32)) for one, logp in both])
 
     def take_weights(self, version: int) -> None:
         """Before the next batch is begun, if there is one."""
@@ -102,11 +100,17 @@ class VllmSampler:
     def close(self) -> None:
         """The engine ends with the process."""
 
-    def _generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]]) -> list[Any]:
-        """What vLLM makes of each prompt, in order."""
-        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        parameters = [vllm_api.SamplingParams(**values) for values in settings]
-        return [result.outputs[0] for result in self._llm.generate(inputs, parameters, use_tqdm=False)]
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]]
+    ) -> Iterator[tuple[int, Any]]:
+        """What vLLM adds to each prompt, a few tokens at a time, with the prompt's number."""
+        engine = self._llm.llm_engine
+        for row, (prompt, values) in enumerate(zip(prompts, settings, strict=True)):
+            parameters = vllm_api.SamplingParams(**values, output_kind=vllm_api.RequestOutputKind.DELTA)
+            engine.add_request(str(row), vllm_api.tokens_input(prompt_token_ids=list(prompt)), parameters)
+        while engine.has_unfinished_requests():
+            for result in engine.step():
+                yield int(result.request_id), result.outputs[0]
 
     def refresh(self) -> None:
         """Gives the engine the student's present weights."""
@@ -118,7 +122,7 @@ class VllmSampler:
     def _require_same(self, logp_V: torch.Tensor) -> None:
         """Refuses an engine that finds other tokens likeliest than the student."""
         settings = {"max_tokens": 1, "logprobs": _PROBED, "seed": 0, "detokenize": False}
-        (output,) = self._generate([_PROBE_IDS], [settings])
+        ((_, output),) = self._generate([_PROBE_IDS], [settings])
         found = {token: one.logprob for token, one in output.logprobs[0].items()}
         difference = max(abs(logp - float(logp_V[token])) for token, logp in found.items())
         if difference > _TOLERANCE_NATS:
@@ -127,11 +131,6 @@ class VllmSampler:
                 "computes this model otherwise, or not all weights reach it; use transformers",
                 "sampling.engine",
             )
-
-
-def _of_drawn(output: Any) -> list[float]:
-    """The log-probability of each token that vLLM drew."""
-    return [one[token].logprob for token, one in zip(output.token_ids, output.logprobs, strict=True)]
 
 
 def request_settings(config: StudentConfig, student: Student, *, seed: int, prompt_tokens: int) -> dict[str, Any]:
@@ -152,8 +151,8 @@ def request_settings(config: StudentConfig, student: Student, *, seed: int, prom
         "top_p": config.sampling.top_p,
         "repetition_penalty": config.sampling.repetition_penalty,
         "seed": seed,
-        # Of the drawn token alone; each is a Python object, so they are asked for where they are needed.
-        "logprobs": 0 if config.objective.importance_weights else None,
+        "logprobs": 0,  # Of the drawn token alone.
+        "flat_logprobs": True,
         "stop_token_ids": sorted(student.end_ids),
         # vLLM samples over all rows of the head, of which padding rows are no token.
         "allowed_token_ids": list(range(size)) if padded else None,
@@ -198,6 +197,7 @@ def _start(config: StudentConfig, cache_bytes_a_token: int) -> Any:
         enforce_eager=True,  # Compiling takes minutes at the first start.
         enable_prefix_caching=False,  # Keys and values of earlier weights.
         skip_tokenizer_init=True,
+        stream_interval=PIECE_TOKENS,  # Of outputs of the kind DELTA alone.
         logprobs_mode="processed_logprobs",  # Of the distribution that is drawn from, after the temperature.
         generation_config="vllm",  # Its own, not the model's: `sampling` alone says how to write.
         **arguments,

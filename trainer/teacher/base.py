@@ -59,6 +59,8 @@ class TeacherIdentity:
     """Mean KL between two scorings of the same tokens, nats per token."""
     end_token_ids: tuple[int, ...] = ()
     """Tokens that end a text for the teacher; a student that learns from it learns to end with them."""
+    block_tokens: int = 0
+    """Tokens of a block of its prefix cache, of which it reuses whole ones; 0 if it computes every sequence anew."""
 
 
 class Teacher(Protocol):

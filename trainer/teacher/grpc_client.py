@@ -103,6 +103,7 @@ class TeacherClient:
             self._info.hidden_size,
             self._info.noise_floor.mean_kl,
             tuple(self._info.end_token_ids),
+            self._info.prefix_cache.block_tokens,
         )
 
     def close(self) -> None:

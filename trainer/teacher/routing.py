@@ -165,14 +165,17 @@ class Servers:
                 return None
             prompt_tokens = sequence.prompt_tokens
             prompt = sequence_digest(sequence.ids[:prompt_tokens] if prompt_tokens else sequence.ids)
+            # What a server that has the sequence's beginning need not compute: of one that grew, all that came before.
+            known = max(prompt_tokens, sequence.start)
             home = max(self.taking_part, key=lambda server: _rendezvous(server.address, prompt))
 
             def later(server: Server) -> tuple[int, bool]:
                 has_prefix = server is home or prompt in server.outstanding
-                return server.outstanding_tokens + (0 if has_prefix else _PREFIX_WEIGHT * prompt_tokens), not has_prefix
+                return server.outstanding_tokens + (0 if has_prefix else _PREFIX_WEIGHT * known), not has_prefix
 
             server = min(free, key=later)
-            tokens = len(sequence.ids) - (prompt_tokens if prompt in server.outstanding else 0)
+            grew = 0 < prompt_tokens <= sequence.start
+            tokens = len(sequence.ids) - (known if grew or prompt in server.outstanding else 0)
             server.outstanding_tokens += tokens
             server.outstanding[prompt] += 1
             assert server.info is not None

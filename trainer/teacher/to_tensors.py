@@ -81,12 +81,22 @@ def targets_of(sequences: Sequence[TokenSequence]) -> Tensor:
 
 
 def sampler_logps_of(sequences: Sequence[TokenSequence]) -> Tensor:
-    """With what ln p the sampler drew the target of each row, float32 [N]; of sequences that it was asked about."""
+    """With what ln p a sampler drew the token after each row, float32 [N]; NaN where none drew it, or said so."""
     parts = []
     for sequence in sequences:
-        assert sequence.sampler_logp is not None
-        parts.append(torch.from_numpy(sequence.sampler_logp[sequence.positions + 1 - sequence.prompt_tokens]))
+        logp_T = np.full(len(sequence.ids) + 1, np.nan, np.float32)
+        if sequence.sampler_logp is not None:
+            logp_T[sequence.prompt_tokens : -1] = sequence.sampler_logp
+        parts.append(torch.from_numpy(logp_T[sequence.positions + 1]))
     return torch.cat(parts)
+
+
+def drawn_tokens(sequences: Sequence[TokenSequence]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the rows after which a sampler drew a token and said how: their places, the tokens, both int64, and ln p."""
+    logp_N = sampler_logps_of(sequences)
+    following = [torch.from_numpy(np.append(sequence.ids, -1)[sequence.positions + 1]) for sequence in sequences]
+    (rows,) = logp_N.isfinite().nonzero(as_tuple=True)
+    return rows, torch.cat(following).long()[rows], logp_N[rows]
 
 
 def sequence_digests(sequences: Sequence[TokenSequence]) -> Tensor:

@@ -28,11 +28,12 @@ from tutelage.trainer.data.seeding import numpy_generator
 from tutelage.trainer.data.sequences import Completion, Mask, TokenIds, TokenSequence, token_sequence
 from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
-from tutelage.trainer.rollout.base import done, open_sampler
+from tutelage.trainer.rollout.base import OnPiece, done, open_sampler
 from tutelage.trainer.rollout.tools import rollout_named, write_with
 from tutelage.trainer.teacher.base import SignalArrays, Teacher
 from tutelage.trainer.teacher.rows import TeacherRows, Unembedding
 from tutelage.trainer.teacher.several import Name, members_of
+from tutelage.trainer.teacher.streamed import StreamedScoring
 from tutelage.trainer.teacher.to_tensors import row_counts, teacher_rows
 from tutelage.trainer.training.objective import signal_spec
 
@@ -84,12 +85,12 @@ class _PendingBatch:
     """A batch that is being written and scored; indices are those in the whole step's batch."""
 
     data: Mapping[int, TokenSequence]
-    of_data: Sequence[_Answers]
+    of_data: _Answers
     rollout: Future[Rollout]
     """What the student writes of it."""
     own: Future[dict[int, TokenSequence]]
     """Its sequences."""
-    of_own: Future[list[_Answers]]
+    of_own: Future[_Answers]
 
 
 class BatchBuilder:
@@ -134,9 +135,9 @@ class BatchBuilder:
 
     def close(self) -> None:
         """Asks for nothing more."""
+        self._sampler.close()
         # Not waited for: what is under way may be waiting for a teacher that is away, for `teacher.wait_seconds`.
         self._background.shutdown(wait=False, cancel_futures=True)
-        self._sampler.close()
 
     def rollouts(self) -> tuple[Rollout, ...]:
         """What the student wrote of batches that no step has taken yet, for a checkpoint; waits for what it writes.
@@ -192,11 +193,7 @@ class BatchBuilder:
         """
         pending = self._pending[step]
         sequences = {**pending.data, **pending.own.result()}
-        answers = {
-            index: answer
-            for future in [*pending.of_data, *pending.of_own.result()]
-            for index, answer in future.result().items()
-        }
+        answers = {**pending.of_data.result(), **pending.of_own.result().result()}
         del self._pending[step]
         indices, size = sorted(sequences), self._config.batch.micro_batch_sequences
         if not self._config.micro_batches_matter:
@@ -243,11 +240,17 @@ class BatchBuilder:
         def own_sequences(rollout: Rollout) -> dict[int, TokenSequence]:
             return {index: self._own_sequence(example, rollout, index) for index, example in mine.items()}
 
-        rollout = self._write(step, weights_version, mine)
+        scoring = self._streamed(mine) if mine and step not in self._kept else None
+
+        def on_piece(index: int, ids: TokenIds) -> None:
+            assert scoring is not None
+            scoring.piece(index, ids, over=self._is_over(mine[index], ids))
+
+        rollout = self._write(step, weights_version, mine, on_piece if scoring else None)
         if self._config.objective.signal == "candidates":
             wait([rollout])  # The student chooses them here and now.
         own = _then(rollout, own_sequences)
-        return _PendingBatch(data, of_data, rollout, own, _then(own, self._ask))
+        return _PendingBatch(data, of_data, rollout, own, _then(own, self._ask if scoring is None else scoring.finish))
 
     def _drawn_prompts(self, step: int, count: int) -> list[int]:
         """The prompts of a batch that the student continues itself."""
@@ -267,7 +270,35 @@ class BatchBuilder:
         units.sort(key=lambda unit: unit[0] not in own)
         return sorted(index for unit in self._workers.share(units) for index in unit)
 
-    def _write(self, step: int, weights_version: int, examples: Mapping[int, TokenizedExample]) -> Future[Rollout]:
+    def _streamed(self, examples: Mapping[int, TokenizedExample]) -> StreamedScoring | None:
+        """Has what the student writes after these prompts scored meanwhile."""
+        objective = self._config.objective
+        if self._teacher is None or not self._config.sampling.stream or objective.signal == "candidates":
+            return None
+        scoring = StreamedScoring(self._teacher, signal_spec(objective), self._background)
+        scoring.begin(
+            {
+                index: TokenSequence(
+                    example.prompt_ids,
+                    start=0 if self._config.loss_on_prompt else len(example.prompt_ids) - 1,
+                    end=len(example.prompt_ids),
+                    prompt_tokens=len(example.prompt_ids),
+                    teacher=example.teacher,
+                    teacher_prompt_ids=example.teacher_prompt_ids,
+                )
+                for index, example in examples.items()
+            }
+        )
+        return scoring
+
+    def _is_over(self, example: TokenizedExample, written: TokenIds) -> bool:
+        """Whether a completion, or with tools the student's turn, has ended."""
+        room = min(self._config.sampling.max_new_tokens, self._config.batch.max_tokens - len(example.prompt_ids))
+        return int(written[-1]) in self._student.end_ids or len(written) >= room
+
+    def _write(
+        self, step: int, weights_version: int, examples: Mapping[int, TokenizedExample], on_piece: OnPiece | None
+    ) -> Future[Rollout]:
         """The student's own completions by index; those that a checkpoint kept, with those of all workers."""
         if step in self._kept:
             return done(self._kept.pop(step))
@@ -282,11 +313,12 @@ class BatchBuilder:
                     rows=examples,
                     tokenizer=self._student.tokenizer,
                     max_tokens=self._config.batch.max_tokens,
+                    on_piece=on_piece,
                 )
             )
         else:
             prompts = [example.prompt_ids for example in examples.values()]
-            written = self._sampler.write(step, list(examples), prompts)
+            written = self._sampler.write(step, list(examples), prompts, on_piece=on_piece)
         return _then(written, lambda each: Rollout(step, weights_version, dict(zip(examples, each, strict=True))))
 
     def _of_all_workers(self, own: Mapping[int, Completion]) -> dict[int, Completion]:
@@ -312,18 +344,18 @@ class BatchBuilder:
             )
         return written
 
-    def _ask(self, sequences: Mapping[int, TokenSequence]) -> list[_Answers]:
+    def _ask(self, sequences: Mapping[int, TokenSequence]) -> _Answers:
         """Has the teacher score some sequences in the background; nothing if there are none, or no teacher."""
         teacher = self._teacher
         if teacher is None or not sequences:
-            return []
+            return done({})
         spec = signal_spec(self._config.objective)
 
         def answers() -> dict[int, SignalArrays]:
             asked = [sequence.for_teacher for sequence in sequences.values()]
             return dict(zip(sequences, teacher.score(asked, spec), strict=True))
 
-        return [self._background.submit(answers)]
+        return self._background.submit(answers)
 
     def _sequence_of_data(self, example: TokenizedExample) -> TokenSequence:
         """What is learned from a row as the data has it."""
@@ -338,11 +370,13 @@ class BatchBuilder:
     def _own_sequence(self, example: TokenizedExample, rollout: Rollout, index: int) -> TokenSequence:
         """What is learned from what the student wrote after a row's prompt; as old as its oldest token."""
         written, mask = rollout.completions[index], None
+        logp = written.logp
         if written.mask is not None:
             mask = np.concatenate([np.zeros(len(example.prompt_ids), bool), written.mask])
+            logp = None if logp is None else np.where(written.mask, logp, np.float32(np.nan))
         version = rollout.weights_version if written.versions is None else int(written.versions.min())
         sequence = self._sequence(example, written.ids, mask)
-        return replace(sequence, weights_version=version, sampler_logp=written.logp)
+        return replace(sequence, weights_version=version, sampler_logp=logp)
 
     def _sequence(self, example: TokenizedExample, completion_ids: TokenIds, mask: Mask | None) -> TokenSequence:
         """What is scored and learned from; with the signal `candidates`, with the ids that the student chose."""

@@ -13,7 +13,7 @@ from tutelage.trainer.config.objective import TermConfig
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.seeding import derived_seed
 from tutelage.trainer.data.sequences import TokenSequence
-from tutelage.trainer.losses.diagnostics import diagnostics
+from tutelage.trainer.losses.diagnostics import diagnostics, sampler_divergence
 from tutelage.trainer.losses.losses import token_cross_entropy, token_divergence, token_policy_gradient
 from tutelage.trainer.losses.reductions import reduce_micro_batch_token_mean, reduce_sequence_mean, reduce_token_mean
 from tutelage.trainer.losses.registry import resolve_parameters
@@ -22,7 +22,7 @@ from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.teacher.rows import HiddenRows, Unembedding
 from tutelage.trainer.teacher.several import Name
-from tutelage.trainer.teacher.to_tensors import row_counts, sampler_logps_of, targets_of
+from tutelage.trainer.teacher.to_tensors import drawn_tokens, row_counts, sampler_logps_of, targets_of
 from tutelage.trainer.training.batch_builder import BatchBuilder, ExamplesOf, MicroBatch
 from tutelage.trainer.training.objective import teacher_distribution_of
 
@@ -66,6 +66,8 @@ class _Seen:
     """Likewise."""
     diagnostics: list[tuple[Name, dict[str, Tensor]]] = field(default_factory=list)
     """Of some rows of each micro-batch."""
+    sampler_kl: list[Tensor] = field(default_factory=list)
+    """Of some tokens of each micro-batch that the student drew."""
     importance_weights: list[Tensor] = field(default_factory=list)
     """Of each micro-batch's sampled tokens, before they are clipped."""
 
@@ -143,6 +145,7 @@ class TrainStep:
             **self._losses(seen),
             **self._means([values for _, values in seen.diagnostics]),
             **self._means_by_teacher(seen.diagnostics),
+            **self._sampler_kl(seen.sampler_kl),
             **self._importance(seen.importance_weights),
             "train/gradient_norm": norm,
             "train/learning_rate": learning_rate,
@@ -164,6 +167,8 @@ class TrainStep:
             if batch.teacher.kind != "topk":  # Where the support is the student's: the teacher's mass on it.
                 measured["support_mass"] = 1.0 - measured["tail_mass"]
             seen.diagnostics.append((batch.teacher_name, measured))
+        if self._draws_whole_distribution and batch.counts:
+            seen.sampler_kl.append(self._sampler_divergence(batch, hidden_ND.detach(), head, seen.rows))
         each = zip(self._terms, seen.totals, strict=True)
         parts = [self._term(term, batch, hidden_ND, head, totals, seen) for term, totals in each]
         # Times 0 instead of left out: the backward pass of a sharded student takes part in what the others do.
@@ -178,6 +183,20 @@ class TrainStep:
         if batch.counts:
             # Parts of one mean: their sum is the step's, however it was divided.
             seen.values = [value + float(part.detach()) for value, part in zip(seen.values, parts, strict=True)]
+
+    @property
+    def _draws_whole_distribution(self) -> bool:
+        """Whether the student writes, and draws from all of its distribution."""
+        sampling = self._config.sampling
+        writes = self._config.objective.on_policy_fraction > 0
+        return writes and sampling.top_p == 1.0 and sampling.repetition_penalty == 1.0
+
+    def _sampler_divergence(self, batch: MicroBatch, hidden_ND: Tensor, head: Unembedding, rows: int) -> Tensor:
+        """`sampler_divergence` of some of the tokens of a micro-batch that the student drew."""
+        every = max(1, rows // _DIAGNOSED_ROWS)
+        place_N, ids_N, logp_N = (each[::every].to(self._student.device) for each in drawn_tokens(batch.sequences))
+        temperature = self._config.sampling.temperature
+        return sampler_divergence(hidden_ND[place_N], head, ids_N, logp_N, temperature=temperature)
 
     def _hidden(self, batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
         """The student's states of a micro-batch, and its router's loss if that is trained."""
@@ -260,6 +279,14 @@ class TrainStep:
         if self._config.router_loss_weight:
             losses["train/router_loss"] = router_loss
         return losses
+
+    def _sampler_kl(self, measured: Sequence[Tensor]) -> dict[str, float]:
+        """How far the samplers were from the student on what they drew, on average; nothing if they drew nothing."""
+        if not self._draws_whole_distribution:
+            return {}
+        kl_N = torch.cat([*measured, torch.zeros(0, device=self._student.device)]).double()
+        count, total = self._workers.total([len(kl_N), float(kl_N.sum())])
+        return {"train/sampler_kl": total / count} if count else {}
 
     def _importance(self, weights: Sequence[Tensor]) -> dict[str, float]:
         """What the importance weights of the step were like: 1 on average where the sampler cut nothing off."""
