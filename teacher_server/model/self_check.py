@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,19 +93,32 @@ async def check(teacher: Teacher) -> None:
 async def check_scoring(scoring: ScoringParts, sequences: Sequence[Sequence[int]]) -> pb.NoiseFloor:
     """Scores sequences alone, then among copies of themselves, and compares.
 
+    The copies are more than a batch, so that the engine computes some of them in parts.
+
     Raises:
+        NotServed: a copy is not the same but for rounding.
         TutelageError: log-probabilities are not finite.
 
     """
     alone = [await scoring.engine.hidden_states(sequence) for sequence in sequences]
+    copies = max(_COPIES, 2 * scoring.engine.batch_tokens // sum(map(len, sequences)) + 1)
     # The first to arrive are computed before the others are there; the last ones are in the fullest batch.
-    batched = await asyncio.gather(*map(scoring.engine.hidden_states, [*sequences] * _COPIES))
+    batched = await asyncio.gather(*map(scoring.engine.hidden_states, [*sequences] * copies))
     both, logits = zip(alone, batched[-len(sequences) :], strict=True), scoring.head.logits
     pairs = [(one.states_RD, other.states_RD) for one, other in both]
     # KL(alone ‖ batched) of each position; not below 0 but for rounding.
     kl = await asyncio.to_thread(lambda: torch.cat([_kl(logits(one), logits(other)) for one, other in pairs]))
     if not torch.isfinite(kl).all():
         raise TutelageError("the teacher's log-probabilities are not finite; its weights or its dtype are broken")
+    for index, one in enumerate(alone):
+        furthest = max((each.states_RD for each in batched[index :: len(sequences)]), key=_distance_from(one.states_RD))
+        _, problem = _difference(logits(one.states_RD).cpu(), logits(furthest).cpu())
+        if problem:
+            raise NotServed(
+                f"a text of {len(furthest)} tokens has other distributions in company, where the engine may compute it "
+                f"in parts, than alone ({problem}); this version of vLLM treats the model differently",
+                "model",
+            )
     return pb.NoiseFloor(
         mean_kl=kl.mean().item(), max_kl=kl.max().item(), positions=len(kl), canary_token_ids=sequences[-1]
     )
@@ -163,6 +176,10 @@ async def check_generation(engine: GenerationEngine, prompt_token_ids: Sequence[
     one_token = Sampling(samples=1, max_new_tokens=1, temperature=0.0, top_p=1.0, seed=0, stop=())
     async for _ in engine.generate(prompt_token_ids, one_token):
         pass
+
+
+def _distance_from(states_TD: torch.Tensor) -> Callable[[torch.Tensor], float]:
+    return lambda others_TD: float((others_TD.float() - states_TD.float()).norm())
 
 
 def _difference(wanted_TV: torch.Tensor, given_TV: torch.Tensor) -> tuple[float, str]:

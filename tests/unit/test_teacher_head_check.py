@@ -226,6 +226,29 @@ def test_an_engine_that_cannot_go_on_from_what_it_cached_is_refused():
         check(Forgets(block_tokens=32))
 
 
+def test_an_engine_that_goes_wrong_where_it_computes_a_text_in_parts_is_refused():
+    class Splits(FakeScoringEngine):
+        """What does not fit into a batch any more is computed in two parts, the second without the first."""
+
+        given = 0
+
+        async def hidden_states(self, token_ids, first=0, salt=""):
+            before, self.given = self.given, self.given + len(token_ids)
+            made = await super().hidden_states(token_ids, first, salt)
+            cut = self.batch_tokens - before % self.batch_tokens
+            if cut >= len(token_ids):
+                return made
+            rest = self.embeddings[list(token_ids[cut:])].cumsum(0)
+            return replace(made, states_RD=torch.cat([made.states_RD[:cut].float(), rest]))
+
+    def check(engine):
+        asyncio.run(self_check.check_scoring(SimpleNamespace(engine=engine, head=fake_head()), [list(range(70))]))
+
+    check(FakeScoringEngine())
+    with pytest.raises(NotServed, match="a text of 70 tokens has other distributions in company"):
+        check(Splits())
+
+
 def test_the_tolerance_is_below_any_transform():
     head = fake_head()
     head_check.require_same_logits(lambda states: head.logits(states * (1 + 2**-11)), head.logits, 16)
