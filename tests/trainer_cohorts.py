@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -53,6 +54,12 @@ def steps_done(folder: Path) -> int:
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return int(json.loads(lines[-1])["step"]) if lines else -1
+
+
+def process_of(folder: Path) -> int:
+    """Who trains the student, as its lock says."""
+    match = re.search(r"process (\d+)", (folder / "lock").read_text())
+    return int(match[1]) if match else 0
 
 
 def write_cohort(tmp_path: Path, tiny_model: Path, address: str, steps: int) -> Path:

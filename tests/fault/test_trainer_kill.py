@@ -7,7 +7,6 @@ import io
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import time
@@ -19,16 +18,10 @@ import pytest
 import yaml
 
 from trainer_cases import metric_rows
-from trainer_cohorts import assert_finished, running, steps_done, wait_until, write_cohort
+from trainer_cohorts import assert_finished, process_of, running, steps_done, wait_until, write_cohort
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
 from tutelage.errors import Unreachable
 from tutelage.trainer.cli import students as students_command
-
-
-def process_of(folder: Path) -> int:
-    """Who trains the student, as its lock says."""
-    match = re.search(r"process (\d+)", (folder / "lock").read_text())
-    return int(match[1]) if match else 0
 
 
 def kill_and_time(folder: Path, log: Path, train: subprocess.Popen[bytes]) -> float:

@@ -235,7 +235,7 @@ def cohort(tiny_model, tmp_path, monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(supervisor, "_POLL_SECONDS", 0.0)
-    monkeypatch.setattr(supervisor, "create_actor", lambda student, config: Actor(student.id))
+    monkeypatch.setattr(supervisor, "create_actor", lambda student, config, place: Actor(student.id))
     data = write_rows(tmp_path / "rows.jsonl", 4)
     students = [student_config(tiny_model, data, id=name) for name in ("ann", "bob", "cid")]
     return supervisor.Cohort(CohortConfig(output=tmp_path / "run", concurrency=2, students=tuple(students)))

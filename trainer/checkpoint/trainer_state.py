@@ -33,6 +33,9 @@ _FREE_SETTINGS = {
     "workers",
     "sharding",
     "sampling.stream",
+    "sampling.writers.count",
+    "sampling.writers.threads",
+    "sampling.writers.gpus",
 }
 
 

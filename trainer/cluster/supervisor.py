@@ -28,7 +28,14 @@ from tutelage.errors import (
     as_known,
     one_line,
 )
-from tutelage.trainer.cluster.resources import asked_of, fits, in_words, shortage
+from tutelage.trainer.cluster.resources import (
+    asked_in_words,
+    fits,
+    in_words,
+    object_store_bytes,
+    processes_of,
+    shortage,
+)
 from tutelage.trainer.cluster.run_control import Action, RunControl, RunStatus, StudentStatus, read_run_status
 from tutelage.trainer.cluster.student_log import LOG_FILE
 from tutelage.trainer.config.run import CohortConfig
@@ -79,6 +86,8 @@ class StudentRun:
     waits_for: str = ""
     """What its actor waits for, in words, while it does not answer."""
     actor: Any = field(default=None, repr=False)
+    place: Any = field(default=None, repr=False)
+    """Of one that has writers: the placement group that it shares with them."""
     future: Any = field(default=None, repr=False)
 
     def obey(self, action: Action) -> None:
@@ -109,6 +118,14 @@ class StudentRun:
             self.actor.pause.remote()
         elif self.wanted == "run" and self.status.paused:
             self.actor.resume.remote()
+
+    def release(self) -> None:
+        """Ends its process, which would stay, and its name and CPUs with it; its writers go with it."""
+        import ray
+
+        ray.kill(self.actor)
+        if self.place is not None:
+            ray.util.remove_placement_group(self.place)
 
     @property
     def was_refused(self) -> bool:
@@ -173,11 +190,12 @@ def _initialised(config: CohortConfig, common: dict[str, Any]) -> Any:
     if config.ray.address is not None:
         return ray.init(address=config.ray.address, **common)
     # What all students ask for: how many run at once is the supervisor's affair, and may grow.
-    cpus = sum(student.threads * student.workers for student in config.students)
+    cpus = sum(int(asked["CPU"]) for student in config.students for asked in processes_of(student))
     return ray.init(
+        "local",  # Without an address Ray connects to one that somebody has started on this machine.
         num_cpus=config.ray.cpus or cpus,
         include_dashboard=config.ray.dashboard,
-        object_store_memory=config.ray.object_store_bytes,
+        object_store_memory=config.ray.object_store_bytes or object_store_bytes(config.students),
         _node_ip_address="127.0.0.1",  # Else Ray listens where other machines reach it.
         **common,
     )
@@ -211,8 +229,6 @@ def supervise(config: CohortConfig, watch: Watch) -> list[StudentRun]:
         KeyboardInterrupt, Terminated: after everybody has saved, or had the time to.
 
     """
-    import ray
-
     cohort = Cohort(config)
     with _sigterm_noted() as noted:
         try:
@@ -227,7 +243,7 @@ def supervise(config: CohortConfig, watch: Watch) -> list[StudentRun]:
         finally:
             for student in cohort.students:
                 if student.state == "running":
-                    ray.kill(student.actor)
+                    student.release()
             if cohort.is_on:
                 cohort.mark_interrupted()
             ended = cohort.publish(ended=True)
@@ -353,7 +369,8 @@ class Cohort:
         # One that was told to pause, and then had to yield, waits until it is resumed.
         queued = [student for student in self.students if student.state == "queued" and student.wanted == "run"]
         for student in queued[: max(0, self._concurrency - len(running))]:
-            student.actor = create_actor(student.config, self._config)
+            student.place = placement_of(student.config)
+            student.actor = create_actor(student.config, self._config, student.place)
             # Completed by whichever process of the actor comes to the end; a restarted one is called again by Ray.
             student.future = student.actor.run.remote()
             student.state, student.silent_since, student.waits_for = "running", time.monotonic(), ""
@@ -372,7 +389,7 @@ class Cohort:
                 student.end(ray.get(future))
             except ray.exceptions.RayError as error:
                 student.error, student.state = self._failure(student, error), "failed"
-            ray.kill(student.actor)  # Its process would stay, and its name and CPUs with it.
+            student.release()
 
     def _failure(self, student: StudentRun, error: Exception) -> TutelageError:
         """What its actor raised, or why it has none any more, as one line."""
@@ -403,7 +420,7 @@ class Cohort:
             student.waits_for = ""
             if fits(student.config, nodes):
                 if now - student.silent_since > _LONG_SECONDS:
-                    asked, free = in_words(asked_of(student.config)), in_words(ray.available_resources())
+                    asked, free = asked_in_words(student.config), in_words(ray.available_resources())
                     student.waits_for = f"not started yet: it asks for {asked}, free now are {free}"
                 continue
             student.waits_for = f"waiting: {shortage(student.config, nodes)}"
@@ -411,7 +428,7 @@ class Cohort:
             if now - student.silent_since > waits:
                 student.error = ConfigurationError(shortage(student.config, nodes), "students.gpus")
                 student.state = "failed"
-                ray.kill(student.actor)
+                student.release()
 
     def _look_at_imports(self) -> None:
         """Ends the students whose process cannot import what they are; Ray would start it again, and say nothing."""
@@ -431,7 +448,7 @@ class Cohort:
                 "students",
             )
             student.state = "failed"
-            ray.kill(student.actor)
+            student.release()
 
     def _ask(self) -> None:
         """Takes the newest status of those that answer at once; one that is being restarted does not."""
@@ -463,18 +480,38 @@ def _import_of_actor() -> Callable[[], str]:
     return attempt
 
 
-def create_actor(student: StudentConfig, config: CohortConfig) -> Any:
+def placement_of(student: StudentConfig) -> Any:
+    """Room for a student and its writers, which Ray gives them together or not at all; None without writers.
+
+    Two students that each had a part of what they need would wait for each other.
+    """
+    import ray
+
+    if student.sampling.writers is None:
+        return None
+    return ray.util.placement_group([dict(asked) for asked in processes_of(student)], name=f"student-{student.id}")
+
+
+def create_actor(student: StudentConfig, config: CohortConfig, place: Any = None) -> Any:
     """Starts a student's actor; it trains when its `run` is called.
+
+    Args:
+        student: which.
+        config: the run's.
+        place: as `placement_of`.
 
     Raises:
         Conflict: the cluster has an actor of that name in this run already.
 
     """
     import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     from tutelage.trainer.cluster.student_actor import StudentActor
 
     trains = student.workers == 1  # Else its workers do, and the resources are theirs.
+    # The writers that it starts have the other bundles.
+    strategy = place and PlacementGroupSchedulingStrategy(place, 0, placement_group_capture_child_tasks=True)
     remote = ray.remote(concurrency_groups={"control": _CONTROL_THREADS})(StudentActor)
     try:
         return remote.options(
@@ -483,6 +520,7 @@ def create_actor(student: StudentConfig, config: CohortConfig) -> Any:
             num_cpus=student.threads if trains else 0,
             num_gpus=student.gpus if trains else 0,
             max_restarts=config.ray.max_restarts,
+            scheduling_strategy=strategy,
         ).remote(config, student.id)
     except ValueError as error:  # Ray has no class of its own for a name that is taken.
         raise Conflict(

@@ -105,6 +105,15 @@ class CohortConfig(Config):
         repeated = sorted({name for name in ids if ids.count(name) > 1})
         if repeated:
             raise ConfigurationError(f"ids must differ; {', '.join(repeated)} occurs twice", "students")
+        writers = {
+            f"{student.id}-writer-{number}": student.id
+            for student in self.students
+            if student.sampling.writers is not None
+            for number in range(student.sampling.writers.count)
+        }
+        named = next((name for name in ids if name in writers), None)
+        if named is not None:
+            raise ConfigurationError(f"{named} is the name of a writer of {writers[named]}; choose another", "students")
         if self.signals_from is not None and self.teachers:
             raise ConfigurationError(
                 "a store has the states of one teacher, and there are several; train with the teachers", "signals_from"

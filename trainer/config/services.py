@@ -51,8 +51,9 @@ class RayConfig(Config):
     """CPUs of the local cluster; none means what the students that run at once ask for."""
     dashboard: bool = False
     """Whether the local cluster serves the Ray dashboard (on loopback)."""
-    object_store_bytes: Positive = 80 * 2**20
-    """Shared memory of the local cluster; students keep nothing in it."""
+    object_store_bytes: Positive | None = None
+    """Shared memory of the local cluster; none means 80 MiB, and what the weights take that students hand to their
+    writers."""
     wait_seconds: Annotated[float, Field(ge=0)] = 600.0
     """How long a student waits for CPUs or GPUs that a running cluster has not, and that an autoscaler may bring; in a
     local one, to which no node comes, it ends at once."""

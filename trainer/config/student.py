@@ -85,11 +85,29 @@ class DataConfig(SourceConfig):
         return self
 
 
+Engine = Literal["transformers", "vllm"]
+
+
+class WritersConfig(Config):
+    """Processes that write in a student's place, each with a copy of its weights (docs/training.md)."""
+
+    count: Positive = 1
+    """How many share what is written. May change between a stop and going on, as may their threads and gpus."""
+    engine: Engine = "transformers"
+    """What computes their copies."""
+    threads: Positive = 1
+    """CPU threads of each, and the CPUs that Ray reserves for it."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that Ray reserves for each."""
+
+
 class SamplingConfig(Config):
     """How a student writes its own sequences."""
 
-    engine: Literal["transformers", "vllm"] = "transformers"
+    engine: Engine = "transformers"
     """What computes them: the trained model itself, or vLLM in the same process with its weights (docs/training.md)."""
+    writers: WritersConfig | None = None
+    """Processes of their own that write, on Ray; none writes in the student's process."""
     max_new_tokens: Positive = 128
     """Tokens to write at most; `batch.max_tokens` limits prompt and continuation together."""
     temperature: Temperature = 1.0
@@ -112,6 +130,11 @@ class SamplingConfig(Config):
     max_staleness: NotNegative = 0
     """Steps by which the weights that wrote a sequence may be older than those that learn from it. 0 is strictly
     on-policy; with more, the teacher scores so many batches ahead while the student steps."""
+
+    @property
+    def written_by(self) -> Engine:
+        """The engine that computes what is written, wherever that is."""
+        return self.writers.engine if self.writers else self.engine
 
 
 class OptimizerConfig(Config):
@@ -330,7 +353,9 @@ class StudentConfig(StudentSettings):
             self._check_sampled_token()
         if self.sampling.max_staleness:
             self._check_stale()
-        if self.sampling.engine == "vllm":
+        if self.sampling.writers is not None:
+            self._check_writers(self.sampling.writers)
+        if self.sampling.written_by == "vllm":
             self._check_vllm()
         return self
 
@@ -413,14 +438,31 @@ class StudentConfig(StudentSettings):
                 "sharding",
             )
 
-    def _check_vllm(self) -> None:
-        if self.lora is not None:
-            # Merged, an update below 2⁻⁸ of its weight would be gone in bfloat16.
+    def _check_writers(self, writers: WritersConfig) -> None:
+        if self.objective.on_policy_fraction == 0:
             raise ConfigurationError(
-                "vllm takes full weights, in which adapters that are still small would be rounded away; use "
-                "transformers, or leave lora out",
+                "the student writes nothing; leave them out, or give objective.on_policy_fraction", "sampling.writers"
+            )
+        if self.sampling.engine != "transformers":
+            raise ConfigurationError(
+                f"{self.sampling.engine} is of the student's own process, in which nothing is written where there are "
+                "writers; say sampling.writers.engine in its place",
                 "sampling.engine",
             )
+        if self.workers > 1:
+            raise ConfigurationError(
+                f"writers take the weights of a student of one process, and this one has {self.workers} workers, each "
+                "of which writes its share; have workers: 1, or leave the writers out",
+                "sampling.writers",
+            )
+        if writers.count > self.batch.sequences:
+            raise ConfigurationError(
+                f"{writers.count} writers, but a batch has {self.batch.sequences} sequences to share; have fewer "
+                "writers or more batch.sequences",
+                "sampling.writers.count",
+            )
+
+    def _check_vllm(self) -> None:
         if self.sampling.temperature < LOWEST_VLLM_TEMPERATURE:
             raise ConfigurationError(
                 f"{self.sampling.temperature} is below {LOWEST_VLLM_TEMPERATURE}, which vllm would take instead; use "

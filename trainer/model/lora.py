@@ -6,9 +6,11 @@ them; the handle that comes back writes the standard adapter directory.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tutelage.errors import ConfigurationError
 from tutelage.trainer.config.student import LoraConfig
@@ -48,3 +50,22 @@ def add_adapters(model: Any, settings: LoraConfig, *, seed: int) -> Any:
     )
     # As with full fine-tuning the float32 copies are the optimizer's, not the model's.
     return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+@torch.no_grad()
+def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The model's weights by the names that they have without adapters, one after the other.
+
+    Where there is an adapter: W + (lora_alpha / r) · B · A, in float32 (Hu et al. 2021, §4.1). In bfloat16 an update
+    below 2⁻⁸ of its weight would be rounded away.
+    """
+    adapted = {f"{name}.base_layer.weight": layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    # The state dict has tied weights under each of their names.
+    for name, tensor in model.state_dict().items():
+        if name in adapted:
+            layer = adapted[name]
+            for adapter, scale in layer.scaling.items():
+                update = layer.lora_B[adapter].weight.float() @ layer.lora_A[adapter].weight.float()
+                tensor = tensor.float() + scale * update
+        if ".lora_" not in name:
+            yield name.replace(".base_layer.", "."), tensor

@@ -11,7 +11,7 @@ Shapes: the legend in docs/architecture.md; N scored rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +143,11 @@ class Student:
             of_texts = head.logits(hidden_ND).cpu().split([text.rows for text in texts])
             of_states_RV = head.logits(own.states_RD.to(hidden_ND)).cpu()
         require_same_logits(own, of_texts, of_states_RV, hidden_ND.dtype, type(self.model).__name__)
+
+    @property
+    def trained(self) -> Mapping[str, Tensor]:
+        """The weights that a step changes, as forward and backward have them, by their names in the model."""
+        return self._parameters
 
     @property
     def parameters_count(self) -> int:

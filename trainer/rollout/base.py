@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.sequences import Completion, TokenIds
 from tutelage.trainer.model.student import Student
+from tutelage.trainer.rollout.student_copy import StudentCopy
 
 _log = logging.getLogger(__name__)
 # Of transformers' GenerationConfig: what changes the distribution that is drawn from.
@@ -94,7 +95,7 @@ def open_sampler(config: StudentConfig, student: Student) -> Sampler:
     """What writes the student's sequences; no vLLM is started for one that never writes any.
 
     Raises:
-        ConfigurationError: as `VllmSampler`.
+        ConfigurationError: as `sampler_in_process` and `Writers`.
 
     """
     if config.objective.on_policy_fraction > 0:
@@ -104,7 +105,21 @@ def open_sampler(config: StudentConfig, student: Student) -> Sampler:
                 "%s: its generation_config.json says %s, which no sample follows; `sampling` alone says how to write",
                 *(config.init, ", ".join(ignored)),
             )
-    if config.sampling.engine == "vllm" and config.objective.on_policy_fraction > 0:
+    if config.sampling.writers is not None:
+        from tutelage.trainer.rollout.writers import Writers
+
+        return Writers(config, student)
+    return sampler_in_process(config, student)
+
+
+def sampler_in_process(config: StudentConfig, student: Student | StudentCopy) -> Sampler:
+    """What writes in this process, with the weights of the student that is here.
+
+    Raises:
+        ConfigurationError: as `VllmSampler` and `TransformersSampler`.
+
+    """
+    if config.sampling.written_by == "vllm" and config.objective.on_policy_fraction > 0:
         from tutelage.trainer.rollout.vllm_sampler import VllmSampler
 
         return VllmSampler(config, student)

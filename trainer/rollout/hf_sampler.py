@@ -22,6 +22,7 @@ from tutelage.trainer.data.sequences import Completion, TokenIds
 from tutelage.trainer.model.self_check import TEXT_TOLERANCE, largest_probed_id
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.rollout.base import OnPiece, done
+from tutelage.trainer.rollout.student_copy import StudentCopy
 
 # Lengths of the prompts that a model is tried with; the shortest is mostly padding beside the longest.
 _PROBE_TOKENS = (5, 17, 40)
@@ -40,7 +41,7 @@ class TransformersSampler:
 
     """
 
-    def __init__(self, config: StudentConfig, student: Student) -> None:
+    def __init__(self, config: StudentConfig, student: Student | StudentCopy) -> None:
         self._config, self._student = config, student
         if config.objective.on_policy_fraction > 0:
             with student.unsharded():
@@ -93,7 +94,7 @@ def sampling_seed(config: StudentConfig, step: int, batch_index: int, turn: int)
 
 
 @torch.inference_mode()
-def _require_plain_decoding(student: Student) -> None:
+def _require_plain_decoding(student: Student | StudentCopy) -> None:
     """Refuses a model that computes otherwise token by token, in a batch whose prompts differ in length, than at once.
 
     Such are models whose state is no `past_key_values` (Mamba), or is reached by the padding before a prompt.

@@ -16,19 +16,21 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from tutelage.data.hub import local_model
 from tutelage.decoding import PIECE_TOKENS
 from tutelage.errors import ConfigurationError
 from tutelage.runtime import vllm_api
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.sequences import Completion, TokenIds
+from tutelage.trainer.model.lora import merged_weights
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.rollout.base import OnPiece, done
 from tutelage.trainer.rollout.hf_sampler import sampling_seed
+from tutelage.trainer.rollout.student_copy import CANARY_TOKENS, StudentCopy, canary, canary_ids
 
-# Also the first that the engine computes: on CPUs with AMX one of fewer than five tokens would kill the process.
-_PROBE_IDS = tuple(range(8))
 _PROBED = 20
 # bfloat16 logits of two engines differ by a few tenths at most; those of a model that lacks a tensor by more than one.
 _TOLERANCE_NATS = 0.5
@@ -41,7 +43,7 @@ class VllmSampler:
     """A `Sampler` that writes with vLLM.
 
     Args:
-        config: the student's, without `lora`.
+        config: the student's.
         student: whose weights are taken.
 
     Raises:
@@ -49,18 +51,17 @@ class VllmSampler:
 
     """
 
-    def __init__(self, config: StudentConfig, student: Student) -> None:
+    def __init__(self, config: StudentConfig, student: Student | StudentCopy) -> None:
         vllm_api.require_vllm("sampling.engine", "use transformers")
         self._config, self._student = config, student
-        logp_V, cache_bytes_a_token = _probe(student)
         try:
-            self._llm = _start(config, cache_bytes_a_token)
+            self._llm = _start(config, _cache_bytes_a_token(student))
             self.refresh()
         except (RuntimeError, ValueError) as error:
             raise ConfigurationError(
                 f"vLLM does not start with this student: {error}; use transformers", "sampling.engine"
             ) from error
-        self._require_same(logp_V)
+        self.require_same(canary(student.model, student.vocabulary_size))
 
     def write(
         self,
@@ -114,15 +115,26 @@ class VllmSampler:
 
     def refresh(self) -> None:
         """Gives the engine the student's present weights."""
-        # The state dict has tied weights under each of their names, and vLLM packs each of them apart.
-        weights = self._student.model.state_dict()
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+        # Tied weights under each of their names, since vLLM packs each of them apart.
+        weights = merged_weights(self._student.model)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._has_present_weights = True
 
-    def _require_same(self, logp_V: torch.Tensor) -> None:
-        """Refuses an engine that finds other tokens likeliest than the student."""
+    def require_same(self, logp_V: npt.NDArray[np.float32]) -> None:
+        """Refuses an engine that finds other tokens likeliest than the student.
+
+        Args:
+            logp_V: as `canary` of the student.
+
+        Raises:
+            ConfigurationError: says by how much, and how much is allowed.
+
+        """
+        if not self._has_present_weights:
+            self.refresh()
         settings = {"max_tokens": 1, "logprobs": _PROBED, "seed": 0, "detokenize": False}
-        ((_, output),) = self._generate([_PROBE_IDS], [settings])
+        prompt = canary_ids(self._student.model, self._student.vocabulary_size)
+        ((_, output),) = self._generate([prompt], [settings])
         found = {token: one.logprob for token, one in output.logprobs[0].items()}
         difference = max(abs(logp - float(logp_V[token])) for token, logp in found.items())
         if difference > _TOLERANCE_NATS:
@@ -133,7 +145,9 @@ class VllmSampler:
             )
 
 
-def request_settings(config: StudentConfig, student: Student, *, seed: int, prompt_tokens: int) -> dict[str, Any]:
+def request_settings(
+    config: StudentConfig, student: Student | StudentCopy, *, seed: int, prompt_tokens: int
+) -> dict[str, Any]:
     """What vLLM is told about one sequence.
 
     Args:
@@ -161,13 +175,12 @@ def request_settings(config: StudentConfig, student: Student, *, seed: int, prom
 
 
 @torch.no_grad()
-def _probe(student: Student) -> tuple[torch.Tensor, int]:
-    """The student's log-probabilities after `_PROBE_IDS`, float32 [V], and bytes of its key-value cache a token."""
+def _cache_bytes_a_token(student: Student | StudentCopy) -> int:
+    """Bytes that a token takes in a key-value cache of the student's dtype."""
     student.model.eval()
-    output = student.model(torch.tensor([_PROBE_IDS], device=student.device), use_cache=True)
+    output = student.model(torch.zeros(1, 1, dtype=torch.int64, device=student.device), use_cache=True)
     student.model.train()
-    cached = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
-    return output.logits[0, -1].float().log_softmax(-1), cached // len(_PROBE_IDS)
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
 
 
 def _start(config: StudentConfig, cache_bytes_a_token: int) -> Any:
@@ -177,19 +190,23 @@ def _start(config: StudentConfig, cache_bytes_a_token: int) -> Any:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     vllm_api.require_conforming()
-    longest = max(config.batch.max_tokens, len(_PROBE_IDS) + 1)
+    longest = max(config.batch.max_tokens, CANARY_TOKENS + 1)
     # One more than are written: vLLM keeps a block for itself.
     cached_tokens = (config.batch.sequences + 1) * (longest + _BLOCK_TOKENS)
     arguments: dict[str, Any] = {}
+    dtype = config.dtype
+    if config.lora is not None and dtype != "float32":
+        # Adapters are merged: below 2⁻⁸ of its weight what they add would be rounded away.
+        dtype, cache_bytes_a_token = "float32", 2 * cache_bytes_a_token
     if vllm_api.current_platform.is_cpu():
         # A prompt that is computed in part loses its seed there: vLLM moves the request's generator back (`set_offset`
         # in gpu_model_runner.py), which torch's generators on a CPU cannot, and the engine dies. So a batch has room
         # for every prompt.
         arguments = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(_BATCHED_TOKENS, longest)}
     return vllm_api.LLM(
-        str(config.init),
+        str(local_model(config.init, "init")),
         load_format="dummy",
-        dtype=config.dtype,
+        dtype=dtype,
         max_model_len=longest,
         max_num_seqs=config.batch.sequences,
         kv_cache_memory_bytes=cached_tokens * cache_bytes_a_token,

@@ -207,6 +207,7 @@ class _Training:
             batch=config.batch.micro_batch_sequences,
         )
         self._batches = BatchBuilder(config, self._student, teacher, heads, workers, self._state.rollouts)
+        self._batches.take_weights(self._step)
         self._train_step = TrainStep(config, self._student, self._batches, workers)
 
     def _require_signal(self, teacher: Teacher) -> None:
