@@ -33,6 +33,9 @@ def failing(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         exceptions.EngineDeadError = EngineDeadError  # type: ignore[attr-defined]
         platforms = types.ModuleType("vllm.platforms")
         platforms.current_platform = types.SimpleNamespace(is_cpu=lambda: True)  # type: ignore[attr-defined]
+        executors = types.ModuleType("vllm.v1.executor.uniproc_executor")
+        executors.UniProcExecutor = object  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "vllm.v1.executor.uniproc_executor", executors)
         # It stands for an engine that ends, not for one that is another version's.
         monkeypatch.setattr("tutelage.runtime.vllm_api.require_conforming", lambda: None)
         monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
