@@ -44,11 +44,14 @@ def with_pyarrow(folder: Path) -> pl.DataFrame:
 
 
 def with_pandas(folder: Path) -> pl.DataFrame:
-    return pl.from_pandas(pytest.importorskip("pandas").read_parquet(folder))
+    import pandas as pd
+
+    return pl.from_pandas(pd.read_parquet(folder))
 
 
 def with_duckdb(folder: Path) -> pl.DataFrame:
-    duckdb = pytest.importorskip("duckdb")
+    import duckdb
+
     return pl.from_arrow(duckdb.sql(f"SELECT * FROM read_parquet('{folder}/**/*.parquet')").to_arrow_table())
 
 
