@@ -125,13 +125,13 @@ def main(model: Path, output: Path) -> None:
                 ("in process", {"engine": "vllm"}),
                 ("writer", {"writers": {"engine": "vllm"}, "max_staleness": 1000}),
             ):
-                config = config_of(model, lora=lora, sampling=sampling, seed=1)
+                config = config_of(model, lora=lora, sampling=sampling)
                 student = student_of(config)
                 before, sampler = exact(student), open_sampler(config, student)
                 sampler.take_weights(0)
                 take_large_steps(student)
                 sampler.take_weights(1)
-                found[f"{kind}, {where}"] = judged(drawn(sampler, 100), student, before)
+                found[f"{kind}, {where}"] = judged(drawn(sampler, 40), student, before)
                 sampler.close()
                 output.write_text(json.dumps(found), encoding="utf-8")
 
