@@ -25,7 +25,7 @@ SHORT: dict[str, dict[str, str]] = {
     "own-data": {
         **MODELS,
         **TEACHER,
-        "127.0.0.1:50052": "{evaluator}",
+        "50052": "{evaluator_port}",
         "lengths[:360]": "lengths[:24]",
         "number < 60": "number < 3",
         "max_new_tokens: 64": "max_new_tokens: 8",
@@ -76,7 +76,7 @@ def models(tiny_model, tmp_path_factory) -> Path:
 def test_a_guide_runs_as_it_says(guide, tiny_model, models, tmp_path):
     page = (GUIDES / f"{guide}.md").read_text()
     with serving(FaultyServicer(InProcessTeacher(tiny_model), tiny_model)) as address:
-        places = {"models": str(models), "teacher": address, "evaluator": f"127.0.0.1:{free_port()}"}
+        places = {"models": str(models), "teacher": address, "evaluator_port": free_port()}
         instead = {old: new.format(**places) for old, new in SHORT[guide].items()}
         run(script_of(page, instead), tmp_path, 240, RAY_AUTH_MODE="disabled")
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from zipfile import ZipFile
 
 import pytest
@@ -211,9 +212,10 @@ def trained(environment, tiny_model, tmp_path_factory) -> Path:
         ],
     }
     (folder / "cohort.yaml").write_text(yaml.safe_dump(cohort))
-    ran = environment("trainer").run(
-        "tutelage", "train", "--config", "cohort.yaml", cwd=folder, RAY_TMPDIR=str(folder), HF_HUB_OFFLINE="1"
-    )
+    with TemporaryDirectory() as short:  # Ray's sockets lie below it, and their names may have 107 bytes.
+        ran = environment("trainer").run(
+            "tutelage", "train", "--config", "cohort.yaml", cwd=folder, RAY_TMPDIR=short, HF_HUB_OFFLINE="1"
+        )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return folder
 
