@@ -89,11 +89,13 @@ def _check_model(config: TeacherConfig) -> None:
     check_model(local_model(named, "model"), "model")
 
 
-def _check_rows(data: Path) -> None:
+def _check_rows(config: PrecomputeConfig | GenerateConfig) -> None:
+    """Looks whether there are rows, and the chat template by which they are rendered."""
     from tutelage.data.rows import read_rows
 
-    if next(read_rows(data), None) is None:
-        raise DataError(f"{data} holds no rows", "data")
+    if next(read_rows(config.data), None) is None:
+        raise DataError(f"{config.data} holds no rows", "data")
+    _ = config.chat  # raises if its file cannot be read
 
 
 def with_model_flag(arguments: list[str]) -> list[str]:
@@ -108,7 +110,7 @@ def precompute(arguments: list[str]) -> int:
 
     def check(config: PrecomputeConfig) -> None:
         _check_model(config)
-        _check_rows(config.data)
+        _check_rows(config)
 
     program, prefix = "tutelage teacher precompute", "TUTELAGE_TEACHER_"
     flags = with_model_flag(arguments)
@@ -149,7 +151,7 @@ def write(arguments: list[str]) -> int:
 
         require_form(config.out, "out")
         require_writable(config.out.parent, "out")
-        _check_rows(config.data)
+        _check_rows(config)
         return config.model_copy(update={"tokenizer": local_model(config.tokenizer, "tokenizer")})
 
     program, prefix = "tutelage teacher write", "TUTELAGE_TEACHER_WRITE_"

@@ -29,6 +29,7 @@ class Wrong:
 
 
 TRAIN = "train --config cohort.yaml"
+WRITE = "teacher write --data rows.jsonl --tokenizer cut --out o.jsonl"
 EVALUATE = "evaluate --checkpoint no-config"
 WRONG = [
     # The command line itself.
@@ -102,6 +103,8 @@ WRONG = [
     Wrong("teacher write --data rows.jsonl --tokenizer cut --out o.csv", EXIT_DATA, "out: o.csv is none of .jsonl"),
     Wrong("teacher write --data rows.jsonl --tokenizer cut --out rows.jsonl/o.json", EXIT_USAGE, "is a file"),
     Wrong("teacher write --data rows.jsonl --tokenizer nowhere --out o.jsonl", EXIT_DATA, "tokenizer: nowhere is no"),
+    Wrong(f"{WRITE} --template plain --teacher-system short", EXIT_USAGE, "template: plain is no chat template"),
+    Wrong(f"{WRITE} --chat-template nowhere.jinja", EXIT_USAGE, "chat_template: cannot read nowhere.jinja"),
     # Evaluating.
     Wrong(f"{EVALUATE} --tasks gsm9k", EXIT_USAGE, "'gsm9k' is not a task"),
     Wrong(f"{EVALUATE} --tasks gsm8k:loglik", EXIT_USAGE, "gsm8k has no protocol 'loglik'"),

@@ -31,7 +31,10 @@ class ConversationSettings(Config):
         if self.template != "chat" and (
             self.chat_template_kwargs or self.teacher_system is not None or isinstance(self.chat_template, Path)
         ):
-            raise ConfigurationError(f"{self.template} is no chat template, so none can be set up", "data.template")
+            raise ValueError(
+                f"template: {self.template} is no chat template, so chat_template, chat_template_kwargs and "
+                "teacher_system have no meaning; leave them out, or say template: chat"
+            )
         return self
 
     @property
