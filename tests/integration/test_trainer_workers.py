@@ -21,6 +21,7 @@ from trainer_cases import metric_rows, student_config, write_rows
 from trainer_doubles import InProcessTeacher
 from trainer_workers import Case, sequences_scored, sharded_alone, start
 from tutelage.trainer.model.layer_pruning import prune_layers
+from tutelage.trainer.training.validation import Validation
 
 STEPS, SEQUENCES, WORKERS = 3, 5, 2
 EXACT = {"train/loss", "train/gradient_norm", "train/learning_rate", "train/tokens", "train/sample_length"}
@@ -122,6 +123,13 @@ def assert_same_training(one: Path, many: Path, tolerance: float = 1e-5) -> None
 def test_two_workers_train_what_one_trains(name, folders):
     one, many = folders
     assert_same_training(one / name, many / name)
+
+
+def test_a_worker_that_measures_nothing_leaves_what_the_teacher_said_of_held_out_sequences(tiny_model, tmp_path):
+    kept = tmp_path / "held_out.safetensors"
+    kept.write_bytes(b"the first worker's")
+    Validation([], folder=tmp_path, teacher=InProcessTeacher(tiny_model), heads={}, batch=1)
+    assert kept.read_bytes() == b"the first worker's"
 
 
 @pytest.mark.parametrize("name", [name for name in SHARDED_SETTINGS if name != "bfloat16"])

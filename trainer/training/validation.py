@@ -58,7 +58,10 @@ class Validation:
             by_teacher.setdefault(item.teacher if teacher else None, []).append(item)
         self._batches: list[list[TokenSequence]] = []
         self._rows: list[TeacherRows] | None = None if teacher is None else []
-        hidden = _stored_or_fetched(by_teacher, folder / "held_out.safetensors", teacher) if teacher else {}
+        hidden: dict[Name, Tensor] = {}
+        # A worker that measures nothing leaves alone the file of the one that does.
+        if teacher is not None and by_teacher:
+            hidden = _stored_or_fetched(by_teacher, folder / "held_out.safetensors", teacher)
         for name, items in by_teacher.items():
             batches = [items[start : start + batch] for start in range(0, len(items), batch)]
             self._batches += batches
