@@ -23,7 +23,7 @@ from tutelage.evaluator.models.base import Engine
 from tutelage.evaluator.models.transformers_engine import TransformersEngine
 from tutelage.evaluator.protocols import loglik, paper
 from tutelage.evaluator.results.lm_eval import gsm8k_exact_match, gsm8k_flexible, gsm8k_strict
-from tutelage.evaluator.scoring.extraction import canonical_number
+from tutelage.evaluator.scoring.numbers import canonical_number
 from tutelage.evaluator.tasks import TASKS
 from tutelage.identity import weights_digest
 

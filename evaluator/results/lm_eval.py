@@ -21,7 +21,7 @@ from typing import Any
 import polars as pl
 
 from tutelage.evaluator.results.frames import read_files
-from tutelage.evaluator.scoring.extraction import canonical_number
+from tutelage.evaluator.scoring.numbers import canonical_number
 from tutelage.evaluator.tasks.base import Item, Task
 
 INVALID = "[invalid]"

@@ -26,7 +26,8 @@ from typing import Literal, get_args
 
 import polars as pl
 
-from tutelage.evaluator.scoring.extraction import NUMBER_TOLERANCE, corrected_number
+from tutelage.evaluator.scoring.extraction import NUMBER_TOLERANCE
+from tutelage.evaluator.scoring.numbers import corrected_number
 
 Kind = Literal[
     "right", "no_answer", "extraction_failure", "arithmetic_slip", "wrong_operation", "wrong_operand", "other"
