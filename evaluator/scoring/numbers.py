@@ -217,7 +217,7 @@ def _calculated(text: str, first: re.Match[str]) -> tuple[re.Match[str] | None, 
 
 # Between what a calculation gives and a number that goes beyond it.
 _GOES_ON = re.compile(
-    r"[,;:()\n=]|[.!?]\s|\b(?:so|then|and|or|but|which|who|is|are|was|were|has|have|had|needs?|leaves?|leaving|gives?|makes?)\b",
+    r"[,;:()\n=]|[.!?]\s|\b(?:so|then|but|which|who|is|are|was|were|has|have|had|needs?|leaves?|leaving|gives?|makes?)\b",
     re.IGNORECASE,
 )
 
