@@ -11,6 +11,7 @@ from google.protobuf import json_format
 
 from tutelage.errors import DataError
 from tutelage.evaluator.results.frames import chance_levels, naming_unreadable, read, summarize, without_scores
+from tutelage.evaluator.statistics.paired import score_interval
 from tutelage.evaluator.tasks import TASKS
 from tutelage.evaluator.tasks.base import default_data_dir
 from tutelage.rpc.v1 import teacher_pb2
@@ -24,7 +25,8 @@ class RunData:
 
     Attributes:
         rows: one row an item, of one run.
-        summary: one row an evaluation, task and protocol, with `role`, `label`, `outputs`, `outputs_cut_off`.
+        summary: one row an evaluation, task and protocol, with `role`, `label`, `outputs`, `outputs_cut_off`, `low`,
+            `high` (the 95 % interval of `score`, null where there is none).
         metrics: one row a student and training step; empty without a run folder.
         usage: the teacher's counters, if it left them.
         data: by student what its data's length cost, as its trainer counted it; empty without a run folder.
@@ -83,7 +85,7 @@ def read_run(frames: Path, run_dir: Path | None, run: str | None) -> RunData:
     return RunData(
         run=run or runs[0],
         rows=rows,
-        summary=with_outputs(with_roles(summarize(rows.lazy()).collect()), rows),
+        summary=with_intervals(with_outputs(with_roles(summarize(rows.lazy()).collect()), rows), rows),
         metrics=read_metrics(run_dir) if run_dir else pl.DataFrame(),
         usage=usage,
         data=read_data_counts(run_dir) if run_dir else {},
@@ -133,6 +135,19 @@ def with_outputs(summary: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     return summary.join(counts, on=keys, how="left", maintain_order="left").with_columns(
         pl.col("outputs", "outputs_cut_off").fill_null(0)
     )
+
+
+def with_intervals(summary: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """Adds `low` and `high`, the interval of `paired.score_interval`: items that share a text are one cluster."""
+    keys = ["evaluation_id", *CELL]
+    scored = rows.filter(error="").drop_nulls("score").drop_nans("score")
+    found = [
+        dict(zip(keys, key, strict=True))
+        | dict(zip(("low", "high"), score_interval(own["score"], own["item_hash"]), strict=True))
+        for key, own in scored.group_by(keys)
+    ]
+    schema = {**dict.fromkeys(keys, pl.String), "low": pl.Float64, "high": pl.Float64}
+    return summary.join(pl.DataFrame(found, schema=schema), on=keys, how="left", maintain_order="left")
 
 
 def read_metrics(run_dir: Path) -> pl.DataFrame:

@@ -39,11 +39,8 @@ def curve(metrics: pl.DataFrame, column: str, students: Sequence[str], *, title:
 
 
 def scores(summary: pl.DataFrame, order: Sequence[str], students: Sequence[str]) -> Chart:
-    """Mean scores of one task with standard errors, a line a model."""
+    """Mean scores of one task with 95 % intervals, a line a model."""
     data = summary.with_columns(
-        # A standard error does not know that a share ends at 0 and 1; the axis does.
-        low=pl.max_horizontal(pl.col("score") - pl.col("standard_error"), pl.lit(0.0)),
-        high=pl.min_horizontal(pl.col("score") + pl.col("standard_error"), pl.lit(1.0)),
         series=pl.when(role="teacher").then(pl.lit(_TEACHER)).otherwise(pl.col("student")),
         filled=pl.col("role") != "before",
     )
@@ -53,7 +50,7 @@ def scores(summary: pl.DataFrame, order: Sequence[str], students: Sequence[str])
         color=alt.Color("series:N", scale=scale, legend=None),
     )
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
-    x = alt.X("score:Q", title="score ± standard error", axis=_PERCENT_AXIS, scale=alt.Scale(domainMin=0))
+    x = alt.X("score:Q", title="score and 95 % interval", axis=_PERCENT_AXIS, scale=alt.Scale(domainMin=0))
     return styled((bars + _dots(base, x)).properties(width=170, height=alt.Step(24)))
 
 

@@ -46,9 +46,9 @@ def scores(data: RunData) -> Section:
         shown.append(
             Figure(
                 name=f"scores_{task}_{protocol}",
-                alt=f"mean score with standard error of every model on {task}",
+                alt=f"mean score with its interval of every model on {task}",
                 chart=figures.scores(own, tables.model_order(summary), data.students),
-                caption=f"{task}, {protocol}: mean ± one standard error over items (n = "
+                caption=f"{task}, {protocol}: mean and 95 % interval over items (n = "
                 f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}). "
                 "Dark: the teacher. Hollow: before training.",
             )

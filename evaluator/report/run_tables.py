@@ -31,7 +31,7 @@ def model_order(summary: pl.DataFrame) -> list[str]:
 
 
 def scores(data: RunData) -> Table:
-    """Models by tasks: mean score ± standard error in points; the number of items is in the head if one for all."""
+    """Models by tasks: mean score and its interval in points; the number of items is in the head if one for all."""
     summary = ordered(data.summary)
     columns = [column("model", "model")]
     rows: dict[str, dict[Any, Any]] = {name: {"model": name} for name in [*model_order(summary), "chance"]}
@@ -45,10 +45,11 @@ def scores(data: RunData) -> Table:
             rows[row["label"]][key] = row
         if (task, protocol) in data.chance:
             chance = data.chance[task, protocol]
-            rows["chance"][key] = {"score": chance, "standard_error": None, "n": None, "failed": 0}
+            rows["chance"][key] = {"score": chance, "low": None, "n": None, "failed": 0}
     caption = (
-        "Mean score in points ± standard error over items; n is the number of items; chance is uniform guessing; left "
-        "out: items that the protocol does not ask. "
+        "Mean score in points and its 95 % interval over items (exact, Clopper & Pearson, where items are right or "
+        "wrong and independent); n is the number of items; chance is uniform guessing; left out: items that the "
+        "protocol does not ask. "
         "paper: zero-shot generation, LLM-Adapters' extraction, accuracy. loglik: lm-evaluation-harness' acc."
     )
     return Table("scores", columns, list(rows.values()), summary, caption)
@@ -61,11 +62,11 @@ def _score_with_count(row: Mapping[str, Any]) -> str:
 def _score(row: Mapping[str, Any], *, with_count: bool = False) -> str:
     if row["score"] is None and row["failed"]:
         return f"{NONE} ({row['failed']} failed)"
-    error = "" if row["standard_error"] is None else f" ± {percent(row['standard_error'])}"
+    interval = "" if row["low"] is None else f" [{percent(row['low'])}, {percent(row['high'])}]"
     left_out = sum(row.get(reason) or 0 for reason in LEFT_OUT)
     notes = [f"n = {row['n']}"] * with_count + [f"{row['failed']} failed"] * bool(row["failed"])
     notes += [f"{left_out} left out"] * bool(left_out)
-    return percent(row["score"]) + error + (f" ({', '.join(notes)})" if notes else "")
+    return percent(row["score"]) + interval + (f" ({', '.join(notes)})" if notes else "")
 
 
 def extraction(data: RunData) -> Table:

@@ -134,8 +134,8 @@ def added_by_methods(cells: pl.DataFrame, reference: str) -> Table:
     doubts = f" The optimiser remarks: {'; '.join(remarks)}" if remarks else ""
     caption = (
         f"Linear mixed model of {model.observations} scores (percent): points over {reference}, whose own mean is the "
-        f"first line; Wald intervals. Standard deviations of the random intercepts: {spread}; residual "
-        f"{model.residual_variance**0.5:.1f}. Few levels make intervals too narrow.{doubts}"
+        f"first line; intervals by Student's t. Standard deviations of the random intercepts: {spread}; residual "
+        f"{model.residual_variance**0.5:.1f}.{doubts}"
     )
     return Table("methods_model", columns, frame.to_dicts(), frame, caption)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy import stats
 
 from tutelage.errors import DataError
 
@@ -18,7 +19,7 @@ _SAME_LIKELIHOOD = 1e-5  # of the logarithm; far below what moves a printed digi
 
 @dataclass(frozen=True)
 class FixedEffect:
-    """One coefficient with its Wald interval and two-sided p-value."""
+    """One coefficient with its interval and two-sided p-value by Student's t."""
 
     name: str
     estimate: float
@@ -49,8 +50,12 @@ def mixed_model(
     """Linear mixed model with a fixed factor and crossed random intercepts, by REML (Laird & Ware 1982).
 
     The coefficients are each level's difference to `reference`. Crossed intercepts are variance components
-    of one group that holds everything (Baayen, Davidson & Bates 2008 for why they must be crossed). Wald
-    intervals are too narrow with few levels; five levels of a random factor is few.
+    of one group that holds everything (Baayen, Davidson & Bates 2008 for why they must be crossed).
+
+    Intervals and p-values are by Student's t, with the degrees of freedom that containment gives (Schluchter & Elashoff
+    1990, J. Statist. Comput. Simulation 37): of a difference those that fixed and random levels leave of the
+    observations; of the reference's own mean one less than the fewest levels of a random factor. The normal
+    distribution, statsmodels' own, covers too little with few levels.
 
     Args:
         cells: one row an observation (a mean over items), without nulls.
@@ -79,20 +84,18 @@ def mixed_model(
         vc_formula={column: f"0 + C({names[column]})" for column in random},
     )
     fit, converged, remarks = _fit(model)
-    bounds = fit.conf_int(alpha=1 - confidence)
-    effects = tuple(
-        FixedEffect(
-            name.rsplit("[T.", 1)[1].rstrip("]") if "[T." in name else name,  # statsmodels' name of a level
-            float(fit.fe_params[name]),
-            float(fit.bse_fe[name]),
-            float(bounds.loc[name, 0]),
-            float(bounds.loc[name, 1]),
-            float(fit.pvalues[name]),
-        )
-        for name in fit.fe_params.index
-    )
+    levels = [cells[column].n_unique() for column in random]
+    left = max(cells.height - cells[fixed].n_unique() - sum(level - 1 for level in levels), 1)
+    effects = []
+    for name in fit.fe_params.index:
+        estimate, error = float(fit.fe_params[name]), float(fit.bse_fe[name])
+        freedom = left if "[T." in name else min(levels) - 1
+        reach = float(stats.t.isf((1 - confidence) / 2, freedom)) * error
+        p_value = float(2 * stats.t.sf(abs(estimate) / error, freedom))
+        label = name.rsplit("[T.", 1)[1].rstrip("]") if "[T." in name else name  # statsmodels' name of a level
+        effects.append(FixedEffect(label, estimate, error, estimate - reach, estimate + reach, p_value))
     variances = dict(zip(model.exog_vc.names, (float(value) for value in fit.vcomp), strict=True))
-    return MixedModel(effects, variances, float(fit.scale), cells.height, converged, remarks)
+    return MixedModel(tuple(effects), variances, float(fit.scale), cells.height, converged, remarks)
 
 
 def _fit(model: Any) -> tuple[Any, bool, tuple[str, ...]]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
 
 from tutelage.errors import DataError
 
@@ -173,6 +174,13 @@ def cluster_totals(differences_N: ArrayLike, clusters_N: ArrayLike) -> tuple[Flo
     return sums_G, np.bincount(index_N).astype(np.float64)
 
 
+def clusters_unlike_most(differences_N: ArrayLike, clusters_N: ArrayLike) -> int:
+    """How many clusters have another mean difference than the commonest one: what a bootstrap has to resample."""
+    sums_G, sizes_G = cluster_totals(differences_N, clusters_N)
+    _, counts = np.unique(np.round(sums_G / sizes_G, 9), return_counts=True)
+    return len(sums_G) - int(counts.max())
+
+
 def cluster_robust_interval(
     differences_N: ArrayLike, clusters_N: ArrayLike, *, bound: float | None = None, confidence: float = 0.95
 ) -> Interval:
@@ -233,6 +241,29 @@ def _widest(tails: Sequence[StudentTail | SameTail], confidence: float, bound: f
     lows, highs = zip(*(tail.bounds((1 - confidence) / 2) for tail in tails), strict=True)
     furthest = np.inf if bound is None else bound
     return float(max(min(lows), -furthest)), float(min(max(highs), furthest))
+
+
+def score_interval(scores_N: ArrayLike, clusters_N: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a mean score in 0 … 1: what a score of 0 or 100 % of few items leaves open, too.
+
+    Exact for right and wrong answers to independent items (Clopper & Pearson 1934, by statsmodels), which covers at
+    least what it says. Of other scores, or where items share a cluster, `cluster_robust_interval` about one half.
+
+    Args:
+        scores_N: of one evaluation.
+        clusters_N: label of each score's cluster.
+        confidence: of the interval, in (0, 1).
+
+    Raises:
+        DataError: as `cluster_totals`.
+
+    """
+    scores = np.asarray(scores_N, dtype=np.float64)
+    interval = cluster_robust_interval(scores - 0.5, clusters_N, bound=0.5, confidence=confidence)
+    if are_decisions(scores) and interval.clusters == len(scores):
+        low, high = proportion_confint(int(scores.sum()), len(scores), 1 - confidence, method="beta")
+        return float(low), float(high)
+    return 0.5 + interval.low, 0.5 + interval.high
 
 
 def two_way_interval(

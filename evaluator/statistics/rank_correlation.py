@@ -18,6 +18,7 @@ from tutelage.evaluator.statistics.paired import Floats
 
 _EXACT_ROWS = 7  # 5,040 orders
 _FEWEST_PAIRS = 5
+_FEW_PAIRS = 20
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,11 @@ def spearman_over_pairs(
     The rows of one pair move together, so values that are repeated for each of K methods count once in
     the interval, however often they enter rho. Resamples in which one side is constant are left out.
 
+    Of up to 20 pairs with one value each (K = 1) the interval also holds that of `_by_fisher`: pairs that are all in
+    order resample to nothing but order, and the bootstrap alone covers 74 to 89 % of 5 or 6 strongly correlated pairs.
+
     The p-value is Student's approximation as scipy has it, and exact (every order of the rows) up to seven rows, where
-    the approximation calls two rows in order impossible by chance. There is no interval of fewer than five pairs: all
-    that their resamples hold is the order that was seen.
+    the approximation calls two rows in order impossible by chance. There is no interval of fewer than five pairs.
 
     Raises:
         DataError: a value is no number.
@@ -71,7 +74,23 @@ def spearman_over_pairs(
     chosen_RG = generator.integers(0, len(first), size=(resamples, len(first)))
     rho_R = _spearman_rows(first[chosen_RG].reshape(resamples, -1), second[chosen_RG].reshape(resamples, -1))
     low, high = np.nanquantile(rho_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if len(first) == first.size <= _FEW_PAIRS:
+        wider = _by_fisher(float(rho), len(first), confidence)
+        low, high = min(low, wider[0]), max(high, wider[1])
     return Correlation(float(rho), float(p_value), float(low), float(high), first.size)
+
+
+def _by_fisher(rho: float, pairs: int, confidence: float) -> tuple[float, float]:
+    """Fisher's interval with the variance of Bonett & Wright (2000, Psychometrika 65), (1 + rho²/2) / (n - 3).
+
+    By Student's t on n - 3 degrees of freedom in the place of the normal, since n is small. Where all pairs are in
+    order it starts from the nearest other order, rho = 1 - 12 / (n³ - n), and ends at 1; its own variance is zero.
+    """
+    nearest = 1 - 12 / (pairs**3 - pairs)
+    center = float(np.clip(rho, -nearest, nearest))
+    reach = stats.t.isf((1 - confidence) / 2, pairs - 3) * np.sqrt((1 + center**2 / 2) / (pairs - 3))
+    low, high = np.tanh(np.arctanh(center) + np.array([-reach, reach]))
+    return (-1.0 if rho < -nearest else float(low)), (1.0 if rho > nearest else float(high))
 
 
 def _spearman_rows(first_RN: Floats, second_RN: Floats) -> Floats:

@@ -183,6 +183,16 @@ def test_figures_and_tables_lie_beside_it(run: Path, page: str) -> None:
     assert all(colour in page for colour in PALETTE[:1])
 
 
+def test_a_score_of_nothing_or_everything_is_not_certain(tmp_path: Path) -> None:
+    write_rows(tmp_path, "none", right=lambda _: False)
+    write_rows(tmp_path, "all", right=lambda _: True)
+    summary = read_run(tmp_path, None, "r1").summary
+    found = {row["student"]: (row["low"], row["high"]) for row in summary.to_dicts()}
+    # 1 - 0.025^(1/20): no success in twenty (Clopper & Pearson).
+    assert found["none"] == pytest.approx((0.0, 0.1684), abs=1e-4)
+    assert found["all"] == pytest.approx((0.8316, 1.0), abs=1e-4)
+
+
 def test_before_and_after_are_paired(run: Path) -> None:
     row = changes(read_run(run / "frames", run, None)).to_dicts()[0]
     assert (row["before"], row["after"], row["items"]) == (0.1, 0.6, 20)
