@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import polars as pl
 
+from tutelage.evaluator.report import error_kinds
 from tutelage.evaluator.report import run_comparisons as comparisons
 from tutelage.evaluator.report import run_figures as figures
 from tutelage.evaluator.report import run_tables as tables
 from tutelage.evaluator.report.page import Answer, Figure, Sample, Section
 from tutelage.evaluator.report.run_data import CELL, RunData, questions
 from tutelage.evaluator.report.run_tables import HELD_OUT_KL, HELD_OUT_TOP1, LOSS
-from tutelage.evaluator.scoring.math_errors import ONE_OPERATION_TASKS, count_kinds
 
 _SAMPLES = 3
 
@@ -111,17 +111,9 @@ def likeness(data: RunData) -> Section | None:
 
 
 def errors(data: RunData) -> Section | None:
-    """Why answers are wrong, where a task of word problems of one operation is among the rows."""
-    rows = data.rows.filter(pl.col("task").is_in(ONE_OPERATION_TASKS), pl.col("protocol") == "paper")
-    if rows.is_empty():
-        return None
-    asked = {task: questions(task) for task in rows["task"].unique().sort()}
-    missing = [task for task, known in asked.items() if not known]
-    text = "Why answers to word problems of one operation are wrong."
-    if missing:
-        text += f" The questions of {', '.join(missing)} are not here; name their folder by TUTELAGE_DATA_DIR."
-    counted = count_kinds(rows, {item: question for known in asked.values() for item, question in known.items()})
-    return Section("Kinds of errors", text, tables=[tables.error_kinds(data, counted)] if len(counted) else [])
+    """Why answers to word problems of one operation are wrong, before and after training."""
+    written = tables.ordered(data.summary.filter(protocol="paper"))
+    return error_kinds.errors(data.rows, written.select("evaluation_id", "label").unique(maintain_order=True))
 
 
 def outputs(data: RunData) -> Section | None:

@@ -12,7 +12,6 @@ from tutelage.evaluator.report.formats import NONE, decimals, p_value, percent, 
 from tutelage.evaluator.report.page import Column, Table, column
 from tutelage.evaluator.report.run_data import CELL, RunData
 from tutelage.evaluator.results.frames import LEFT_OUT
-from tutelage.evaluator.scoring.math_errors import KINDS
 
 _ROLES = ["teacher", "before", "between", "after"]
 HELD_OUT_KL, HELD_OUT_TOP1, LOSS = "heldout/forward_kl", "heldout/top1_agreement", "train/loss"
@@ -186,29 +185,6 @@ def score_gaps(frame: pl.DataFrame) -> Table:
         "wrong, so there is no agreement and no McNemar test."
     )
     return Table("score_gaps", columns, frame.to_dicts(), frame, caption)
-
-
-def error_kinds(data: RunData, frame: pl.DataFrame) -> Table:
-    """Shares of the kinds of errors, evaluation by evaluation, from `math_errors.count_kinds`."""
-    rows = []
-    for cell in ordered(data.summary.filter(protocol="paper")).to_dicts():
-        own = frame.filter(evaluation_id=cell["evaluation_id"], task=cell["task"])
-        if len(own):
-            shares = dict(own.select("kind", "share").iter_rows())
-            counted = {"label": f"{cell['label']}, {cell['task']}", "items": own["items"].sum()}
-            rows.append(counted | {kind: shares.get(kind, 0.0) for kind in KINDS})
-    columns = [
-        column("evaluation", "label"),
-        *(column(kind.replace("_", " "), kind, percent) for kind in KINDS),
-        column("n", "items"),
-    ]
-    caption = (
-        "Percent of the items; each output is of one kind, the first that holds. Extraction failure: the output states "
-        "the right answer and LLM-Adapters' rule reads another. Arithmetic slip: a false equation whose true result "
-        "is right. Wrong operation and wrong operand: another operation on the right numbers of the question, or the "
-        "right one on others."
-    )
-    return Table("error_kinds", columns, rows, frame, caption)
 
 
 def training(data: RunData) -> Table:

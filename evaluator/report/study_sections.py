@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from tutelage.evaluator.report import error_kinds
 from tutelage.evaluator.report import study_figures as figures
 from tutelage.evaluator.report import study_tables as tables
 from tutelage.evaluator.report.page import Figure, Section
@@ -207,6 +208,13 @@ def learning(data: StudyData, found: StudyResults) -> Section | None:
     return Section("Learning", "How near students come to their teacher.", shown) if shown else None
 
 
+def errors(data: StudyData, found: StudyResults) -> Section | None:
+    """Why answers to word problems of one operation are wrong, by model and method."""
+    named = data.cells.filter("scored").sort("parameters", descending=True, maintain_order=True)
+    label = pl.format("{}, {}", "model", tables.setting(data)).alias("label")
+    return error_kinds.errors(data.rows, named.select("evaluation_id", label))
+
+
 def cost(data: StudyData, found: StudyResults) -> Section | None:
     """Throughput, and what the teachers did."""
     speeds = tables.speeds(data)
@@ -230,6 +238,7 @@ SECTIONS = (
     methods,
     temperature_and_noise,
     likeness,
+    errors,
     learning,
     cost,
 )

@@ -20,23 +20,28 @@ from tutelage.names import name_in_run
 _LIKENESS_KEYS = ["cell", "student", "method", "training_seed"]
 
 
+def setting(data: StudyData) -> pl.Expr:
+    """What a cell is called beside its model: its role, or its method and what departs from the study's default."""
+    temperature = pl.when(pl.col("temperature") != 1.0).then(pl.format(", T = {}", "temperature")).otherwise(pl.lit(""))
+    noise = pl.when(pl.col("noise") != 0.0).then(pl.format(", σ = {}", "noise")).otherwise(pl.lit(""))
+    own = (pl.col("method") + temperature + noise).str.replace_all(r"\.0\b", "")
+    roles = {"base": "base model", "tuned": "fine-tuned teacher"}
+    return (
+        pl.when(pl.col("role") != "student")
+        .then(pl.col("role").replace_strict(roles, default="student"))
+        .when(~pl.col("teacher").is_in(["", next(iter(data.teachers), "")]))
+        .then(pl.format("{}, teacher {}", own, "teacher"))
+        .otherwise(own)
+    )
+
+
 def by_method(data: StudyData) -> Table:
     """Score of every model and setting, mean ± standard deviation over seeds, by task.
 
     A setting is the method, and where it departs from T = 1, no noise, and the study's default teacher.
     """
     tasks = [*data.rows["task"].unique().sort(), AVERAGE]
-    default = next(iter(data.teachers), "")
-    temperature = pl.when(pl.col("temperature") != 1.0).then(pl.format(", T = {}", "temperature")).otherwise(pl.lit(""))
-    noise = pl.when(pl.col("noise") != 0.0).then(pl.format(", σ = {}", "noise")).otherwise(pl.lit(""))
-    setting = (pl.col("method") + temperature + noise).str.replace_all(r"\.0\b", "")
-    scores = data.scores().with_columns(
-        setting=pl.when(pl.col("role") != "student")
-        .then(pl.col("role").replace_strict({"base": "base model", "tuned": "fine-tuned teacher"}, default="student"))
-        .when(~pl.col("teacher").is_in(["", default]))
-        .then(pl.format("{}, teacher {}", setting, "teacher"))
-        .otherwise(setting)
-    )
+    scores = data.scores().with_columns(setting=setting(data))
     keys = ["student", "parameters", "setting"]
     frame = scores.group_by(*keys, "task", maintain_order=True).agg(
         pl.col("score").mean(), sd=pl.col("score").std(), seeds=pl.len()

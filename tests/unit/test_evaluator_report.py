@@ -121,7 +121,7 @@ def test_it_has_its_parts(page: str) -> None:
     ]
     for words in (
         "McNemar",
-        "standard error",
+        "95 % interval",
         "n = 20",
         "training seeds",
         "sacreBLEU",
@@ -352,3 +352,17 @@ def test_a_student_whose_rows_name_no_teacher_is_still_a_student(tmp_path: Path)
     assert roles == {"big": "teacher", "sft": "after"}
     out = write_report(frames=tmp_path / "frames", run_dir=tmp_path, run=None, out=tmp_path / "out" / "report.html")
     assert "sft" in out.read_text()
+
+
+@pytest.mark.parametrize("items", [1, 2])
+def test_a_run_of_one_item_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: int) -> None:
+    monkeypatch.setitem(globals(), "ITEMS", items)
+    trained = {"teacher": "big", "objective": "gkd", "temperature": 1.0}
+    write_rows(tmp_path / "frames", "big", right=lambda _: True)
+    write_rows(tmp_path / "frames", "s", right=lambda _: False, **trained)
+    write_rows(tmp_path / "frames", "s", right=lambda _: True, **trained, step=60)
+    out = write_report(frames=tmp_path / "frames", run_dir=None, run=None, out=tmp_path / "out" / "report.html")
+    assert "Before and after" in out.read_text()
+    [row] = changes(read_run(tmp_path / "frames", None, "r1")).to_dicts()
+    assert (row["change"], row["p_value"]) == (1.0, [1.0, 0.5][items - 1])
+    assert row["low"] < 0 < row["high"]

@@ -14,6 +14,7 @@ from tutelage.errors import DataError
 from tutelage.evaluator.report import write_study_report
 from tutelage.evaluator.report.study_data import read_study
 from tutelage.evaluator.results.frames import SCHEMA, frame_of_rows, frame_path, write_frame
+from tutelage.evaluator.tasks import TASKS
 
 SIZES = {"small": 1000, "middle": 3000, "large": 9000}
 CHANCE = {"small": 0.3, "middle": 0.5, "large": 0.6}
@@ -253,3 +254,48 @@ def test_a_study_of_one_training_a_method_says_what_it_cannot_tell(tmp_path):
 def test_a_folder_without_a_study_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"not the folder of a study .*run it first"):
         read_study(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(("items", "seeds"), [(1, 1), (1, 2), (2, 1), (2, 3)])
+def test_a_study_of_one_item_or_one_run_reports(tmp_path, monkeypatch, items: int, seeds: int):
+    monkeypatch.setitem(globals(), "ITEMS", items)
+    cells = [cell("tuned", "big")]
+    for seed in range(seeds):
+        cells += [cell("student", "small", "sft", seed), cell("student", "small", "kd", seed, teacher="big")]
+    generator = np.random.default_rng(1)
+    for described in cells:
+        write_rows(tmp_path / "frames", described, generator)
+    (tmp_path / "study.json").write_text(json.dumps(declared(cells)))
+    out = write_study_report(frames=tmp_path / "frames", study=tmp_path, out=tmp_path / "out" / "report.html")
+    assert verdicts(out)["KD helps"] in ("undecided", "cannot tell")
+    compared = pl.read_csv(out.parent / "tables" / "comparisons.csv", infer_schema_length=None)
+    assert compared["items"].to_list() == [items] * compared.height > []
+    assert (compared["high"] - compared["low"]).min() > 50
+
+
+def test_kinds_of_errors_are_counted_over_seeds(tmp_path, monkeypatch):
+    questions = [f"Ann has {30 + n} pears and {n} apples. How many more?" for n in range(2, 5)]
+    records = [{"instruction": question, "input": "", "output": "", "answer": "30"} for question in questions]
+    (tmp_path / "tasks" / "SVAMP").mkdir(parents=True)
+    (tmp_path / "tasks" / "SVAMP" / "test.json").write_text(json.dumps(records))
+    monkeypatch.setenv("TUTELAGE_DATA_DIR", str(tmp_path))
+    cells = [cell("tuned", "big"), *(cell("student", "small", "sft", seed) for seed in (0, 1))]
+    for described in cells:
+        rows = [
+            {
+                **dict.fromkeys(SCHEMA),
+                **{"run": "known", "student": described["model"], "teacher": "", "objective": described["objective"]},
+                **{"temperature": 1.0, "noise": 0.0, "step": 5, "training_seed": described["seed"], "seed": 0},
+                **{"evaluation_id": described["evaluation_id"], "task": "SVAMP", "protocol": "paper", "error": ""},
+                **{"template": "chat", "item_id": item.item_id, "item_hash": item.item_hash, "target": "30"},
+                **{"output": output, "extracted": output, "score": float(output == "30"), "metric": "accuracy"},
+            }
+            for item, output in zip(TASKS["SVAMP"].items(tmp_path), ("30", "36", "38"), strict=True)
+        ]
+        path = frame_path(tmp_path / "frames", "known", "SVAMP", str(described["evaluation_id"]), "paper")
+        write_frame(frame_of_rows(rows), path)
+    (tmp_path / "study.json").write_text(json.dumps(declared(cells)))
+    out = write_study_report(frames=tmp_path / "frames", study=tmp_path, out=tmp_path / "out" / "report.html")
+    line = next(line for line in out.with_name("report.md").read_text().splitlines() if "small, sft, SVAMP" in line)
+    assert [one.strip() for one in line.split("|")[2:5]] == ["33.3", "0.0", "0.0"]
+    assert line.split("|")[-2].strip() == "6"
