@@ -264,7 +264,7 @@ def _of_average(pairs: pl.DataFrame, generator: np.random.Generator, resamples: 
         over_seeds = paired.two_way_interval(
             weight * shares["difference"], shares["cluster"], shares["seed"], bound=bound
         )
-        row |= {"seeds_low": over_seeds.low, "seeds_high": over_seeds.high}
+        row |= {"seeds_low": max(over_seeds.low, -_POINTS), "seeds_high": min(over_seeds.high, _POINTS)}
     return row
 
 

@@ -296,3 +296,10 @@ def test_a_student_without_fine_tuning_is_refused_by_name() -> None:
     scores = scores_of(study(seeds=1, items=5), {"small": 1.0, "large": 2.0})
     with pytest.raises(DataError, match="teacher 'big' has no 'sft' score"):
         improvements(scores, "temperature_1")
+
+
+def test_an_average_of_two_runs_ends_where_differences_end() -> None:
+    uneven = study(seeds=2, items=20).filter((pl.col("task") == "hard") | pl.col("item_id").is_in(["easy-0", "easy-1"]))
+    averages = compare(uneven, [comparison("gkd")], np.random.default_rng(0)).filter(task=AVERAGE)
+    assert averages["seeds_low"].item() >= -100
+    assert averages["seeds_high"].item() <= 100
