@@ -175,7 +175,7 @@ class ServeConfig(EvaluationSettings):
     }
     COMMON: ClassVar[tuple[str, ...]] = (
         *("host", "port", "frames", "queue", "engine", "prompt", "workers"),
-        *("address_file", "tls.certificate", "tls.key", "token_file"),
+        *("address_file", "tls.certificate", "tls.key", "token_file", "metrics_port"),
     )
 
     host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
@@ -197,6 +197,11 @@ class ServeConfig(EvaluationSettings):
     when it changes. Without it, whoever reaches the address may do everything."""
     insecure: bool = False
     """Allows an address other than loopback although nothing is encrypted."""
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port that answers with Prometheus metrics, at /metrics; none means none."""
+    metrics_host: str = "127.0.0.1"
+    """Address of that port. Whoever reaches it reads the names of runs and students and their scores, without a token;
+    beyond loopback by https where there is `tls`."""
 
 
 class ServiceConfig(ClientAccess):

@@ -178,10 +178,11 @@ class TeacherConfig(_EngineArguments):
     """Listen beyond loopback although nothing is encrypted or authenticated."""
 
     metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    """Port that answers with Prometheus metrics, at /metrics; none means none."""
+    """Port that answers with Prometheus metrics, at /metrics, vLLM's own among them; none means none."""
 
     metrics_host: str = "127.0.0.1"
-    """Address of that port. Whoever reaches it reads the students' names and how much each asks, without a token."""
+    """Address of that port. Whoever reaches it reads the students' names and how much each asks, without a token;
+    beyond loopback by https where there is `tls`."""
 
     reflection: bool = False
     """Answer gRPC server reflection."""

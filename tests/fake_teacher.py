@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import torch
+from prometheus_client.core import Metric
 
 from tutelage.errors import Unreachable
 from tutelage.rpc.v1 import teacher_pb2 as pb
@@ -77,6 +78,9 @@ class FakeScoringEngine:
             self.cached.add(key)
         return found if first else 0
 
+    def metrics(self) -> list[Metric]:
+        return []
+
     def shutdown(self) -> None:
         self.dead = True
 
@@ -96,6 +100,9 @@ class FakeGenerationEngine:
                 token = (prompt_token_ids[-1] + 1 + step + shift + sample) % VOCABULARY_SIZE
                 reason = "length" if step == sampling.max_new_tokens - 1 else ""
                 yield CompletionDelta(sample, [token], f"<{token}>", reason)
+
+    def metrics(self) -> list[Metric]:
+        return []
 
     def shutdown(self) -> None:
         self.dead = True

@@ -179,6 +179,7 @@ class Service:
         self._workers = Workers(self._queue, config, config.frames, config.workers, engines)
         self._servicer = EvaluatorServicer(self._queue, config.frames, config.data_dir or default_data_dir())
         self._health = HealthServicer()
+        self._stop_metrics: Callable[[], None] | None = None
         self.port = 0
 
     async def start(self) -> None:
@@ -194,6 +195,13 @@ class Service:
         pb_grpc.add_EvaluatorServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self.port = bind(self._server, config.host, config.port, insecure=config.insecure, tls=config.tls)
+        if config.metrics_port is not None:
+            from tutelage.evaluator.service.metrics import EvaluatorCollector
+            from tutelage.rpc.metrics import serve_metrics
+
+            folders = {"frames": config.frames, "queue": config.queue}
+            collector = EvaluatorCollector(self._queue.entries, lambda: self._workers.all_alive, folders)
+            self._stop_metrics = serve_metrics(config.metrics_host, config.metrics_port, collector, config.tls)
         await self._server.start()
         await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
         self._workers.start()
@@ -211,6 +219,8 @@ class Service:
         await self._health.enter_graceful_shutdown()
         await asyncio.to_thread(self._workers.stop)
         await self._server.stop(_GRACE_SECONDS)
+        if self._stop_metrics is not None:
+            await asyncio.to_thread(self._stop_metrics)
         self._queue.close()
 
 

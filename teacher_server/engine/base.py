@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
+    from prometheus_client.core import Metric
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ class Engine(Protocol):
     @property
     def max_model_len(self) -> int:
         """Tokens of the longest sequence that it takes."""
+
+    def metrics(self) -> Iterable[Metric]:
+        """What the engine counts by itself, for Prometheus; nothing unless the teacher has a port for it."""
 
     def shutdown(self) -> None:
         """Ends the engine's processes."""

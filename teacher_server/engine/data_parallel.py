@@ -6,13 +6,16 @@ needs cores of its own on a CPU (`cpu_affinity`), and an `AsyncLLM` for each is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tutelage.teacher_server.engine.base import ComputedStates
 from tutelage.teacher_server.engine.lora_adapters import Adapter
 from tutelage.teacher_server.engine.prefix_memory import PrefixMemory
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 
 class DataParallelScoringEngine:
@@ -53,6 +56,10 @@ class DataParallelScoringEngine:
     def max_model_len(self) -> int:
         """As `Engine.max_model_len`."""
         return min(int(engine.max_model_len) for engine in self._engines)
+
+    def metrics(self) -> Iterable[Metric]:
+        """As `Engine.metrics`, of each."""
+        return (metric for engine in self._engines for metric in engine.metrics())
 
     def shutdown(self) -> None:
         """As `Engine.shutdown`, of all."""

@@ -11,7 +11,7 @@ import itertools
 import multiprocessing
 import os
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
@@ -25,9 +25,11 @@ from tutelage.teacher_server.engine.base import CompletionDelta, ComputedStates,
 from tutelage.teacher_server.engine.cpu_affinity import cores_of, keep_off, shares_of
 from tutelage.teacher_server.engine.data_parallel import DataParallelScoringEngine
 from tutelage.teacher_server.engine.lora_adapters import Adapter, lora_rank, read_adapters
+from tutelage.teacher_server.engine.metrics import EngineMetrics
 
 if TYPE_CHECKING:
     import torch
+    from prometheus_client.core import Metric
 
 _SPAWN_CHECK_SECONDS = 0.05
 # An engine has nothing to save; after so long vLLM kills its process.
@@ -63,31 +65,32 @@ def start_engines(checkpoint: Path, config: TeacherConfig, max_model_len: int) -
     if config.score_engines > 1 and not vllm_api.current_platform.is_cpu():
         message = f"given {config.score_engines}, allowed: 1, except on a CPU; use vLLM's data_parallel_size"
         raise ConfigurationError(message, "score_engines")
-    wanted: list[tuple[Role, list[int]]] = []
+    wanted: list[tuple[Role, int, list[int]]] = []
     for role in config.roles:
         cores = cores_of(role, config, sorted(os.sched_getaffinity(0)))
-        wanted += [(role, share) for share in shares_of(cores, config.score_engines if role == "score" else 1)]
+        shares = shares_of(cores, config.score_engines if role == "score" else 1)
+        wanted += [(role, replica, share) for replica, share in enumerate(shares)]
     with ThreadPoolExecutor(len(wanted), thread_name_prefix="start-engine") as threads:
         starting = []
-        for role, share in wanted:
+        for role, replica, share in wanted:
             spawned = len(multiprocessing.active_children())
-            starting.append(threads.submit(_start, role, checkpoint, config, max_model_len, share))
+            starting.append(threads.submit(_start, role, replica, checkpoint, config, max_model_len, share))
             # vLLM configures itself through globals (`set_current_vllm_config`) and the environment, so one process is
             # spawned after the other; from then on they load their models side by side.
             while not starting[-1].done() and len(multiprocessing.active_children()) == spawned:
                 time.sleep(_SPAWN_CHECK_SECONDS)
         engines = [engine.result() for engine in starting]
     if vllm_api.current_platform.is_cpu():
-        keep_off({core for _, share in wanted for core in share})
+        keep_off({core for _, _, share in wanted for core in share})
     started: dict[Role, Engine] = {}
     for role in config.roles:
-        own = [engine for (of_role, _), engine in zip(wanted, engines, strict=True) if of_role == role]
+        own = [engine for (of_role, _, _), engine in zip(wanted, engines, strict=True) if of_role == role]
         started[role] = DataParallelScoringEngine(own) if role == "score" else own[0]
     return started
 
 
 def _start(
-    role: Role, checkpoint: Path, config: TeacherConfig, max_model_len: int, cores: Sequence[int]
+    role: Role, replica: int, checkpoint: Path, config: TeacherConfig, max_model_len: int, cores: Sequence[int]
 ) -> VllmScoringEngine | VllmGenerationEngine:
     arguments = {
         "max_num_seqs": config.max_num_seqs,
@@ -95,7 +98,8 @@ def _start(
         "max_num_batched_tokens": config.batched_tokens
         if role == "score"
         else max(config.batched_tokens, max_model_len),
-        "disable_log_stats": True,
+        "disable_log_stats": config.metrics_port is None,
+        "served_model_name": config.served_name,
         "use_tqdm_on_load": False,
         **lora_arguments(config),
         **device_arguments(config, cores),
@@ -108,12 +112,16 @@ def _start(
     }
     if role == "score":
         arguments["hf_overrides"] |= given.get("hf_overrides", {})
+    metrics = None if arguments["disable_log_stats"] else EngineMetrics(role, replica)
+    loggers = [metrics.stat_logger()] if metrics else None
     try:
         with sparing_children_interrupts():
-            llm = without_destructor(vllm_api.AsyncLLM).from_engine_args(vllm_api.AsyncEngineArgs(**arguments))
+            llm = without_destructor(vllm_api.AsyncLLM).from_engine_args(
+                vllm_api.AsyncEngineArgs(**arguments), stat_loggers=loggers
+            )
     except (RuntimeError, ValueError) as error:
         raise ConfigurationError(f"vLLM does not start an engine to {role} with this configuration: {error}") from error
-    return VllmScoringEngine(llm) if role == "score" else VllmGenerationEngine(llm)
+    return VllmScoringEngine(llm, metrics) if role == "score" else VllmGenerationEngine(llm, metrics)
 
 
 def without_destructor(kind: Any) -> Any:
@@ -193,8 +201,9 @@ def version() -> str:
 
 
 class _VllmEngine:
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any, metrics: EngineMetrics | None = None) -> None:
         self._llm: Any = llm
+        self._metrics = metrics
         self._request_numbers = itertools.count()
 
     @property
@@ -207,6 +216,10 @@ class _VllmEngine:
     def max_model_len(self) -> int:
         """As `Engine.max_model_len`."""
         return int(self._llm.vllm_config.model_config.max_model_len)
+
+    def metrics(self) -> Iterable[Metric]:
+        """As `Engine.metrics`."""
+        return self._metrics.collect() if self._metrics else ()
 
     def shutdown(self) -> None:
         """As `Engine.shutdown`."""
@@ -317,6 +330,11 @@ class _LoraEngine:
     def max_model_len(self) -> int:
         """As `Engine.max_model_len`."""
         return int(self._engine.max_model_len)
+
+    def metrics(self) -> Iterable[Metric]:
+        """As `Engine.metrics`; what the base has."""
+        metrics: Iterable[Metric] = self._engine.metrics()
+        return metrics
 
     def shutdown(self) -> None:
         """As `Engine.shutdown`."""

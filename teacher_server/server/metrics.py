@@ -1,15 +1,16 @@
-"""Prometheus metrics of a teacher: the counters that GetTeacherUsage gives, on a port of their own."""
+"""Prometheus metrics of a teacher: what GetTeacherUsage counts, its limits, and vLLM's own of its engines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tutelage.errors import ConfigurationError
-from tutelage.rpc.v1 import teacher_pb2 as pb
+from tutelage.rpc.metrics import disk_metrics
+from tutelage.teacher_server.config import TeacherConfig
+from tutelage.teacher_server.engine.metrics import merged
+from tutelage.teacher_server.server.servicer import TeacherServicer
 
 _STUDENT_COUNTERS = {
     "sequences": "Sequences answered in full.",
@@ -27,15 +28,35 @@ _STUDENT_COUNTERS = {
 }
 
 
-class UsageCollector(Collector):
-    """Turns a usage report into metrics whenever Prometheus asks."""
+class TeacherCollector(Collector):
+    """What a teacher says of itself whenever Prometheus asks.
 
-    def __init__(self, usage: Callable[[], pb.GetTeacherUsageResponse]) -> None:
-        self._usage = usage
+    Args:
+        servicer: who counts.
+        config: what it was told.
+
+    """
+
+    def __init__(self, servicer: TeacherServicer, config: TeacherConfig) -> None:
+        self._servicer, self._config = servicer, config
 
     def collect(self) -> Iterator[Metric]:
         """As prometheus_client defines it."""
-        usage = self._usage()
+        yield GaugeMetricFamily(
+            "tutelage_teacher_serving",
+            "Whether it answers: not while it loads, nor when it drains.",
+            value=self._servicer.serving,
+        )
+        yield from self._usage()
+        yield from self._queues()
+        if self._config.store is not None:
+            yield from disk_metrics("teacher", {"store": self._config.store.path})
+        teacher = self._servicer.teacher
+        engines = teacher.engines if teacher is not None else ()
+        yield from merged(metric for engine in engines for metric in engine.metrics())
+
+    def _usage(self) -> Iterator[Metric]:
+        usage = self._servicer.usage()
         for field, text in _STUDENT_COUNTERS.items():
             counter = CounterMetricFamily(f"tutelage_teacher_{field}", text, labels=["student"])
             for student in usage.students:
@@ -59,26 +80,19 @@ class UsageCollector(Collector):
         )
         yield GaugeMetricFamily("tutelage_teacher_stored_bytes", "Size of the signal store.", value=usage.stored_bytes)
 
-
-def serve(host: str, port: int, usage: Callable[[], pb.GetTeacherUsageResponse]) -> Callable[[], None]:
-    """Answers on http://host:port/metrics from a thread, until the function that it returns is called.
-
-    Its server knows no authentication.
-
-    Raises:
-        ConfigurationError: the port is taken, or the host is no address of this machine.
-
-    """
-    registry = CollectorRegistry()
-    registry.register(UsageCollector(usage))
-    try:
-        server, thread = start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        raise ConfigurationError(f"cannot serve metrics at {host}:{port}: {error}", "metrics_port") from error
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return stop
+    def _queues(self) -> Iterator[Metric]:
+        teacher = self._servicer.teacher
+        yield GaugeMetricFamily(
+            "tutelage_teacher_waiting_prompts",
+            "Prompts that wait for the generating engine now.",
+            value=0 if teacher is None else teacher.generation_queue.waiting,
+        )
+        yield GaugeMetricFamily(
+            "tutelage_teacher_max_waiting_requests",
+            "So many sequences, and so many prompts, may wait; then students with their share are refused.",
+            value=self._config.max_waiting_requests,
+        )
+        if self._config.store is not None:
+            yield GaugeMetricFamily(
+                "tutelage_teacher_max_stored_bytes", "Size that the store may have.", value=self._config.store.bytes
+            )

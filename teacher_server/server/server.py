@@ -78,12 +78,13 @@ class TeacherServer:
     async def start(self) -> None:
         """Listens; all but health answers UNAVAILABLE."""
         await self._set_health(_NOT_SERVING)
-        if self._config.metrics_port is not None:
-            from tutelage.teacher_server.server import metrics
+        config = self._config
+        if config.metrics_port is not None:
+            from tutelage.rpc.metrics import serve_metrics
+            from tutelage.teacher_server.server.metrics import TeacherCollector
 
-            self._stop_metrics = metrics.serve(
-                self._config.metrics_host, self._config.metrics_port, self.servicer.usage
-            )
+            collector = TeacherCollector(self.servicer, config)
+            self._stop_metrics = serve_metrics(config.metrics_host, config.metrics_port, collector, config.tls)
         await self._server.start()
 
     async def open(self, teacher: Teacher) -> None:

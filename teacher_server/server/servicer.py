@@ -63,7 +63,7 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
         self.instance_id = uuid.uuid4().hex
         self.started_at_seconds = time.time()
         self._usage = Usage()
-        self._teacher: Teacher | None = None
+        self.teacher: Teacher | None = None
         self._draining = asyncio.Event()
         self._calls_open = 0
         self._idle = asyncio.Event()
@@ -71,7 +71,12 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
 
     def open(self, teacher: Teacher) -> None:
         """Starts answering."""
-        self._teacher = teacher
+        self.teacher = teacher
+
+    @property
+    def serving(self) -> bool:
+        """Whether requests are answered: a teacher is loaded, and does not drain."""
+        return self.teacher is not None and not self._draining.is_set()
 
     async def drain(self, seconds: float) -> None:
         """Takes no new requests, on open streams either, and waits so long at most for those in flight."""
@@ -99,11 +104,11 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
             started_at_seconds=self.started_at_seconds,
             students=self._usage.snapshot(),
         )
-        if self._teacher is not None and self._teacher.scoring is not None:
-            usage.waiting_sequences = self._teacher.scoring.states.waiting
-            usage.engine_busy_seconds = self._teacher.scoring.states.queue.busy_seconds
-            usage.head_busy_seconds = self._teacher.scoring.head_queue.busy_seconds
-            states = [teacher.scoring.states for teacher in self._teacher.all if teacher.scoring is not None]
+        if self.teacher is not None and self.teacher.scoring is not None:
+            usage.waiting_sequences = self.teacher.scoring.states.waiting
+            usage.engine_busy_seconds = self.teacher.scoring.states.queue.busy_seconds
+            usage.head_busy_seconds = self.teacher.scoring.head_queue.busy_seconds
+            states = [teacher.scoring.states for teacher in self.teacher.all if teacher.scoring is not None]
             usage.engine_passes = sum(each.engine_passes for each in states)
             usage.stored_bytes = sum(each.stored_bytes for each in states)
         return usage
@@ -180,12 +185,12 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
                 raise InvalidRequest(error.message, error.field) from error
             if self._draining.is_set():
                 raise Unreachable(_DRAINING)
-            if self._teacher is None:
+            if self.teacher is None:
                 raise Unreachable(_STARTING)
             # Not gRPC's `maximum_concurrent_rpcs`, which would also refuse health checks when the teacher is busy.
             if self._calls_open > self._max_streams:
                 raise Overloaded(f"{self._max_streams} calls are open already; ask again later")
-            teacher = self._teacher.adapted(metadata.get(ADAPTER_METADATA_KEY, ""))
+            teacher = self.teacher.adapted(metadata.get(ADAPTER_METADATA_KEY, ""))
             await context.send_initial_metadata(((INSTANCE_METADATA_KEY, self.instance_id),))
             yield teacher, student_id
         except Stalled as error:

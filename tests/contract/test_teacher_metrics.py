@@ -18,6 +18,8 @@ from tutelage.rpc.transport import STUDENT_METADATA_KEY
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
 from tutelage.teacher_server.cli import main
+from tutelage.teacher_server.config import TeacherConfig
+from tutelage.teacher_server.server.server import TeacherServer
 
 
 @pytest.fixture
@@ -67,6 +69,30 @@ async def test_time_is_counted_by_student_and_for_engine_and_head(port):
     assert 0 < usage.head_busy_seconds < 2
     for name in ("engine_busy_seconds", "head_busy_seconds", "queue_seconds", "service_seconds"):
         assert f"tutelage_teacher_{name}_total" in text
+
+
+async def test_queues_are_beside_their_limits_and_the_store_beside_its_room(port, tmp_path):
+    config = {"max_waiting_requests": 7, "store": {"path": str(tmp_path / "store"), "bytes": 10**6}}
+    async with serving(fake_teacher(FakeScoringEngine(), config=config), metrics_port=port, **config) as server:
+        await score(server.address, 2)
+        text = await asyncio.to_thread(metrics, port)
+    said = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    values = {name.removeprefix("tutelage_teacher_"): float(value) for name, value in said.items()}
+    assert values["serving"] == 1
+    assert (values["waiting_sequences"], values["waiting_prompts"], values["max_waiting_requests"]) == (0, 0, 7)
+    assert 0 < values["stored_bytes"] < values["max_stored_bytes"] == 10**6
+    assert 0 < values['disk_free_bytes{folder="store"}'] < values['disk_size_bytes{folder="store"}']
+
+
+async def test_one_that_loads_or_drains_does_not_serve(port):
+    server = TeacherServer(TeacherConfig.model_validate({"model": "fake", "port": 0, "metrics_port": port}))
+    await server.start()
+    assert "tutelage_teacher_serving 0.0" in await asyncio.to_thread(metrics, port)
+    await server.open(fake_teacher(FakeScoringEngine()))
+    assert "tutelage_teacher_serving 1.0" in await asyncio.to_thread(metrics, port)
+    await server.servicer.drain(0)
+    assert "tutelage_teacher_serving 0.0" in await asyncio.to_thread(metrics, port)
+    await server.stop(0)
 
 
 async def test_a_taken_port_is_named():

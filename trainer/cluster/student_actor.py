@@ -39,7 +39,7 @@ class StudentActor:
     def __init__(self, config: CohortConfig, student_id: str) -> None:
         self._config, self._student = config, config.student(student_id)
         self._control = Control()
-        self._gauges = PrometheusGauges(config.run, student_id)
+        self._gauges = PrometheusGauges(config.run, student_id, config.folder(student_id))
         self._progress = Progress(student_id, 0, self._student.steps, "starting")
         self.take_progress(self._progress)
 
@@ -99,11 +99,13 @@ class StudentActor:
     def pause(self) -> None:
         """Stands still after the present step."""
         self._control.pause()
+        self._gauges.paused(True)
 
     @ray.method(concurrency_group="control")
     def resume(self) -> None:
         """Goes on after a pause."""
         self._control.resume()
+        self._gauges.paused(False)
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:

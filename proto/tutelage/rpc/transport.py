@@ -250,7 +250,8 @@ def _state_of(tls: ServerTls) -> list[tuple[int, int, int]]:
     return [(state.st_mtime_ns, state.st_size, state.st_ino) for state in states]
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
     if host == "localhost":
         return True
     try:
@@ -278,7 +279,7 @@ def check_server(
 
 
 def _refuse_open(host: str, *, insecure: bool, tls: ServerTls | None) -> None:
-    if tls is None and not insecure and not _is_loopback(host):
+    if tls is None and not insecure and not is_loopback(host):
         raise ConfigurationError(
             f"{host} can be reached from other machines without encryption or authentication; give it a certificate "
             "(tls), listen on 127.0.0.1 and tunnel, or pass --insecure on a network that you trust",
