@@ -10,8 +10,9 @@ import urllib.request
 import grpc.aio
 import numpy as np
 import pytest
+from prometheus_client import Gauge
 
-from fake_teacher import FakeScoringEngine, fake_teacher, serving
+from fake_teacher import FakeGenerationEngine, FakeScoringEngine, fake_teacher, serving
 from tutelage.errors import ConfigurationError
 from tutelage.rpc.codec import encode
 from tutelage.rpc.transport import STUDENT_METADATA_KEY
@@ -19,6 +20,7 @@ from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
 from tutelage.teacher_server.cli import main
 from tutelage.teacher_server.config import TeacherConfig
+from tutelage.teacher_server.engine.metrics import EngineMetrics
 from tutelage.teacher_server.server.server import TeacherServer
 
 
@@ -93,6 +95,27 @@ async def test_one_that_loads_or_drains_does_not_serve(port):
     await server.servicer.drain(0)
     assert "tutelage_teacher_serving 0.0" in await asyncio.to_thread(metrics, port)
     await server.stop(0)
+
+
+def asked_as_prometheus_asks(port: int) -> str:
+    accepted = "application/openmetrics-text;version=1.0.0;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accepted})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return answer.read().decode()
+
+
+async def test_what_the_engines_count_keeps_vllms_names_and_stands_there_once(port):
+    """In OpenMetrics prometheus_client made `vllm_num_requests_running` of it."""
+    engines = [EngineMetrics(role, 0) for role in ("score", "write")]
+    for running, engine in enumerate(engines):
+        Gauge("vllm:num_requests_running", "Running.", ["engine"], registry=engine._registry).labels("0").set(running)
+    scoring, writing = FakeScoringEngine(), FakeGenerationEngine()
+    scoring.metrics, writing.metrics = engines[0].collect, engines[1].collect
+    async with serving(fake_teacher(scoring, writing), metrics_port=port):
+        lines = (await asyncio.to_thread(asked_as_prometheus_asks, port)).splitlines()
+    assert 'vllm:num_requests_running{engine="0",replica="0",role="score"} 0.0' in lines
+    assert 'vllm:num_requests_running{engine="0",replica="0",role="write"} 1.0' in lines
+    assert lines.count("# TYPE vllm:num_requests_running gauge") == 1
 
 
 async def test_a_taken_port_is_named():

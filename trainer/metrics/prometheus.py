@@ -49,25 +49,28 @@ class PrometheusGauges:
 
         self._gauges = {name: gauge(name) for name in _NAMES}
         self._phase_seconds = gauge("phase_seconds", "phase")
-        self._folder, self._step = folder, -1
-        self.paused(False)
+        self._folder, self._step, self._stepped_at, self._paused = folder, -1, 0.0, False
 
     def paused(self, paused: bool) -> None:
         """Whether it stands still because somebody wants it to."""
+        self._paused = paused
         self._gauges["paused"].set(float(paused))
 
     def update(self, progress: Progress) -> None:
         """Sets all of which there is a value; a gauge that was never set is not exported at all."""
         metrics = progress.metrics
+        if progress.step != self._step:
+            self._step, self._stepped_at = progress.step, time.time()
         values = {
             "step": progress.step,
             "steps": progress.steps,
+            "last_step_timestamp_seconds": self._stepped_at,
+            # Each time: what is set before the node's agent is reached does not get there, and Ray sends it once.
+            "paused": float(self._paused),
             "loss": metrics.get("train/loss"),
             "forward_kl": metrics.get("heldout/forward_kl"),
             "tokens_per_second": tokens_per_second(metrics),
         }
-        if progress.step != self._step:
-            self._step, values["last_step_timestamp_seconds"] = progress.step, time.time()
         if self._folder.exists():
             disk = shutil.disk_usage(self._folder)
             values |= {"disk_free_bytes": disk.free, "disk_size_bytes": disk.total}

@@ -8,14 +8,22 @@ from pathlib import Path
 import pytest
 
 from teacher_process import TeacherProcess, end, start
+from trainer_cohorts import free_port
+
+
+@pytest.fixture(scope="session")
+def metrics_port() -> int:
+    """Where the teacher says what it does."""
+    return free_port()
 
 
 @pytest.fixture(scope="session")
 def teacher_server(
-    packaged_models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+    packaged_models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory, metrics_port: int
 ) -> Iterator[TeacherProcess]:
     """The packaged SmolLM2 teacher, which scores and writes, in its own process."""
     folder = tmp_path_factory.mktemp("teacher")
-    teacher = start(folder, packaged_models[0], "--roles", "score,write", "--max-model-len", "1024")
+    options = ("--roles", "score,write", "--max-model-len", "1024", "--metrics-port", str(metrics_port))
+    teacher = start(folder, packaged_models[0], *options)
     yield teacher
     end(teacher.process)
