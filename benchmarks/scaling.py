@@ -1,6 +1,6 @@
 """How many students does a teacher feed? A small queueing model, fitted on this machine and checked on other loads.
 
-    python benchmarks/scaling.py [--model DIR] [--seconds 9] [--servers 1]
+    python benchmarks/scaling.py [--model DIR] [--seconds 9] [--times 1]
     python benchmarks/scaling.py --costs 0.05 0.0006 0.0004 --batch-tokens 512 --sequences 64 --tokens 512 --think 10
 
 A student thinks (samples, steps) for so many seconds, asks for so many sequences at once, and thinks again when it has
@@ -29,7 +29,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +78,10 @@ class Load:
     def rows(self) -> int:
         """Scored positions of a sequence."""
         return self.tokens if self.scored is None else self.scored
+
+    def times(self, factor: int) -> Load:
+        """So many times the sequences."""
+        return replace(self, sequences=factor * self.sequences)
 
 
 def thinks(load: Load, generator: np.random.Generator) -> float:
@@ -285,13 +289,16 @@ def check(options: argparse.Namespace) -> bool:
     """Measures, fits, predicts; whether everything was within the promise."""
     from teacher_process import running
 
+    fitting, checking = ([load.times(options.times) for load in loads] for loads in (FITTED, CHECKED))
+    loads = [*fitting, *checking]
     with tempfile.TemporaryDirectory() as folder:
-        flags = ("--max-model-len", "512", "--max-num-batched-tokens", str(options.batch_tokens))
+        at_once = str(max(32, *(load.sequences for load in loads)))
+        flags = ("--max-model-len", "512", "--max-requests-in-flight", at_once)
+        flags += ("--max-num-batched-tokens", str(options.batch_tokens))
         with running(Path(folder), options.model, *flags) as server:
             measured([server.address], options.model, FITTED[0], 1.0)  # warms up
-            loads = (*FITTED, *CHECKED)
             seen = {load: measured([server.address], options.model, load, options.seconds) for load in loads}
-    costs = fitted([(load, seen[load]) for load in FITTED], options.batch_tokens)
+    costs = fitted([(load, seen[load]) for load in fitting], options.batch_tokens)
     print(f"{1000 * costs.pass_seconds:.1f} ms a pass, {1000 * costs.token_seconds:.3f} ms a token, "
           f"{1000 * costs.row_seconds:.3f} ms a row; "
           f"at most {costs.tokens_a_second(options.batch_tokens):.0f} tokens a second"
@@ -301,9 +308,9 @@ def check(options: argparse.Namespace) -> bool:
     for load in loads:
         said, got = simulated(costs, load, batch_tokens=options.batch_tokens), seen[load]
         off = [said.tokens_a_second / got.tokens_a_second - 1, said.answer_seconds / got.answer_seconds - 1]
-        if load in CHECKED:
+        if load in checking:
             worst = max(worst, *map(abs, off))
-        print(f"{described(load):<34}{'checked' if load in CHECKED else 'fitted':<9}"
+        print(f"{described(load):<34}{'checked' if load in checking else 'fitted':<9}"
               f"{said.tokens_a_second:10.0f}{got.tokens_a_second:8.0f} {100 * off[0]:+6.0f} %"
               f"{said.answer_seconds:13.3f}{got.answer_seconds:8.3f} {100 * off[1]:+6.0f} %")  # fmt: skip
     print(f"furthest of the checked: {100 * worst:.0f} %, promised {100 * PROMISED:.0f} %")
@@ -331,6 +338,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=9.0, help="of each measurement (%(default)s)")
     parser.add_argument("--batch-tokens", type=int, default=512, help="max_num_batched_tokens (%(default)s)")
     parser.add_argument("--costs", type=float, nargs=3, metavar=("PASS", "TOKEN", "ROW"), help="seconds: only predicts")
+    parser.add_argument("--times", type=int, default=1, help="so many times the sequences of each load: for a GPU")
     parser.add_argument("--servers", type=int, default=1)
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=512)
