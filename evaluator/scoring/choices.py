@@ -154,7 +154,7 @@ _STANDALONE = re.compile(rf"(?<![\w'])({_OPTION})")
 _BRACKETED = re.compile(r"\(([A-E])\)")
 _BARE_LETTER = re.compile(rf"(?:option\s+)?[(\[*]{{0,3}}({_OPTION})", re.IGNORECASE)
 _SETTLED_LETTER = re.compile(rf"[)\].:]\s|{_SETTLED.pattern}", re.IGNORECASE)
-_OPTION_LIST = re.compile(r"(?m)(?:^\s*+\(?[A-E][).:][^\n]*+\n?){3,}")
+_OPTION_LIST = re.compile(r"(?m)(?:^[^\S\n]*+\(?[A-E][).:][^\n]*+\n*+){3,}")
 
 
 def corrected_letter(text: str) -> str:

@@ -65,11 +65,11 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
         (r"(?<=[A-Za-z])\^[{(]?-?\d{1,3}[})]?|(?<![A-Za-z])[kcmd]?m[23]\b", ""),  # cm^3
     )
 )
-_FRACTION = re.compile(r"(\d?)\s*\\[dt]?frac\s*(?:\{([^{}]{0,80})\}\s*\{([^{}]{0,80})\}|(\d)(\d))")
+_FRACTION = re.compile(r"(?:(\d)\s*+)?\\[dt]?frac\s*(?:\{([^{}]{0,80})\}\s*\{([^{}]{0,80})\}|(\d)(\d))")
 
 
 def _fraction(found: re.Match[str]) -> str:
-    whole, above, below = found[1], (found[2] or found[4]).strip(), (found[3] or found[5]).strip()
+    whole, above, below = found[1] or "", (found[2] or found[4] or "").strip(), (found[3] or found[5] or "").strip()
     plain = above.isdigit() and below.isdigit()
     return f"{whole} {above}/{below}" if plain else f"{whole}*(({above})/({below}))".removeprefix("*")
 
@@ -124,10 +124,17 @@ _OPERATIONS: dict[type, Callable[[float, float], float]] = {
     ast.Div: operator.truediv,
     ast.Pow: math.pow,
 }
-_EXPRESSION = ((r"\\?sqrt\s*\{|√\{", "sqrt("), (r"√\s*(\d++)", r"sqrt(\1)"), (r"\\pi\b|π", "(3.141592653589793)"),
-               (r"[{\[]", "("), (r"[}\]]", ")"), (r"\^", "**"), (r"(?<=\d),(?=\d{3}\b)|\$", ""), (r"%\s*$", ""),
-               (r"(\d+) (\d+/\d+)", r"(\1+\2)"), (r"(?<=[\d)])\s*(?=\(|sqrt)", "*"))  # fmt: skip
-
+_EXPRESSION = (
+    (r"\\?sqrt\s*\{|√\{", "sqrt("),
+    (r"√\s*(\d++)", r"sqrt(\1)"),
+    (r"\\pi\b|π", f"({math.pi})"),
+    (r"[{\[]", "("),
+    (r"[}\]]", ")"),
+    (r"\^", "**"),
+    (r"(?<=\d),(?=\d{3}\b)|\$|%\s*$", ""),
+    (r"(\d+) (\d+/\d+)", r"(\1+\2)"),  # a mixed number
+    (r"(?<=[\d)])\s*(?=\(|sqrt)", "*"),
+)
 _ARITHMETIC = re.compile(r"(?>sqrt\(|[0-9.+\-*/() ])*+")
 
 
@@ -157,16 +164,8 @@ def _evaluated(node: ast.expr) -> float:
 
 # Numbers and calculations of the one spelling.
 
-_SCALES = {
-    "hundred": 1e2,
-    "thousand": 1e3,
-    "million": 1e6,
-    "billion": 1e9,
-    "trillion": 1e12,
-    "k": 1e3,
-    "m": 1e6,
-    "b": 1e9,
-}
+_SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+_SCALES |= {"k": 1e3, "m": 1e6, "b": 1e9}
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)])-)?(?P<currency>[$€£¥])?(?P<sign_after>-)?(?<![A-Za-z0-9_^])"
     r"(?:(?P<whole>\d++)[^\S\n]{1,2}(?=\d+/\d))?"
@@ -190,7 +189,7 @@ def _value(number: re.Match[str]) -> float:
     whole = float(number["whole"] or 0)
     value = (value / below if below else value) + (whole if value < below else 0)
     value *= _SCALES[number["scale"]] if number["scale"] else 1
-    value *= _SCALES[number["letter"].lower()] if number["letter"] and number["currency"] else 1
+    value *= _SCALES[number["letter"].lower()] if number["letter"] and number["currency"] else 1  # not "5K run"
     return -value if number["sign"] or number["sign_after"] else value
 
 
@@ -251,8 +250,8 @@ _MONTH = (r"(?:Jan(?:uary)?|Feb(?:ruary)?|March|Mar|Apr(?:il)?|May|June?|July?|A
           r"Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)\.?")  # fmt: skip
 # Said of something else than the answer, whatever else there is.
 _NEVER = re.compile(
-    rf"\(not\b[^()\n]{{0,80}}\)|\b(?:not|n't|instead of|rather than)\s+{_N}|\bbetween\s+{_N}[^\d\n]{{0,12}}\sand\s+{_N}"
-    rf"|\b(?:step|part|method)\s+\d++(?:[:.)]|\b)",
+    rf"\(not\b[^()\n]{{0,80}}\)|(?:\bnot|n't|\binstead of|\brather than)\s+{_N}"
+    rf"|\bbetween\s+{_N}[^\d\n]{{0,12}}\sand\s+{_N}|\b(?:step|part|method)\s+\d++\b",
     re.IGNORECASE,
 )
 # Said beside the answer, if there is another number.
@@ -260,9 +259,8 @@ _BESIDE = re.compile(
     rf"(?<=[\w.%$}}])[^\S\n]++\([^()\n]{{0,200}}\)|\b{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?\b(?:,?\s+\d{{4}}\b)?"
     rf"|\b\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}(?:,?\s+\d{{4}}\b)?"
     rf"|\bof\s+(?:the|his|her|its|their|our|my|those|these)\s+[$€£]?\d++(?:[.,]\d++)*+|\bfor all\s+{_N}"
-    rf"|(?<=\d )(\w++s of)\s+\d++|(?:\b(?:more|less|fewer|greater|larger|smaller|higher|lower) than\s+{_N})"
+    rf"|(?<=\d )\w+s of\s+\d++|(?:\b(?:more|less|fewer|greater|larger|smaller|higher|lower) than\s+{_N})"
     rf"|\bthe (?:sum|difference|product|quotient) of\s+{_N}\s+(?:and|by)\s+{_N}"
-    rf"|\bdouble-?checked[^.\n]*+"
 )
 _LISTED = re.compile(r"(?m)^[^\S\n]*+(?:[-*][^\S\n]++)?(\d{1,2})[.)](?=[^\S\n]|$)")
 _NONE_LEFT = re.compile(r"\b(?:no|none|nothing)\b[^.\n]{0,60}\b(?:left|remains?|remaining)\b", re.IGNORECASE)
@@ -281,9 +279,8 @@ def _without_list_numbers(text: str) -> str:
 def _committed(text: str) -> re.Match[str] | str | None:
     """What an attempt commits to: a number, or "" where it begins a calculation and ends; None without a number."""
     for marker in [*_ANSWER_IS.finditer(text)][-_MARKERS:][::-1]:
-        if begins := _IMMEDIATE.match(text, marker.end()):
-            first = _NUMBER.match(text, begins.end()) or _NUMBER.search(text, begins.end())
-            assert first is not None
+        begins = _IMMEDIATE.match(text, marker.end())
+        if begins and (first := _NUMBER.match(text, begins.end())):
             return _calculated(text, first)[0] or ""
         clause = _CLAUSE.match(text, marker.end(), marker.end() + _CLAUSE_REACH)
         if clause and (found := _last(_BESIDE.sub(" ", without_reasons(clause.group()))) or _last(clause.group())):

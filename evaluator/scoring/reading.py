@@ -31,7 +31,7 @@ _AGAIN = re.compile(
 # Why something is so, up to the end of the sentence (a decimal point is none). Not what begins a sentence, nor a
 # calculation: "… 15 more, because 40 - 25 = 15".
 _REASON = re.compile(
-    r"(?<=[^\s.!?:;])(?<!\band)(?<!\bbut)(?<!\bso)(?:[^\S\n]|[,)*])++"
+    r"(?<=[^\s.!?:;])(?<!\band)(?<!\bbut)(?<!\bso)(?:[^\S\n]|[,)*]){1,4}+"
     r"(?:because|since|so that (?:he|she|they|we|you) (?:has|have|can)|(?<=, )as)\b"
     r"(?:(?![.!?](?:\s|\Z)|,\s(?:then|so|there|it|he|she|they|we)\b)[^\n;=])*+(?=[.!?;\n]|\Z)",
     re.IGNORECASE,
@@ -45,11 +45,12 @@ def answer_text(text: str) -> str:
     Thoughts that do not end (an output that was cut off) leave nothing behind them.
     """
     for opening, closing in _THOUGHTS:
-        kept = []
-        while closing in text:
-            thought, _, text = text.partition(closing)
-            kept.append(thought.partition(opening)[0] if opening in thought else "")
-        text = "".join(kept) + text.partition(opening)[0]
+        kept, position = [], 0
+        while (end := text.find(closing, position)) >= 0:
+            begin = text.find(opening, position, end)
+            kept.append(text[position : max(begin, position)])
+            position = end + len(closing)
+        text = "".join(kept) + text[position:].partition(opening)[0]
     text = text.rpartition(_FINAL_CHANNEL)[2].strip()
     turn = _NEXT_TURN.search(text, 1)
     return _SPECIAL.sub(" ", text[: turn.start()] if turn else text)[-_READ:]

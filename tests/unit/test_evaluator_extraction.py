@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 
@@ -283,6 +284,12 @@ ADVERSARIAL = {
     "open thoughts": "<think>" * 14_000,
     "escapes": "answer is 1" + "\\a" * 50_000,
     "spaces after a number": "answer is 1" + " " * 99_000,
+    "spaces in between": "answer is 1" + " " * 99_000 + "x",
+    "lines in between": "answer is 1" + "\n" * 99_000 + "x",
+    "commas": "," * 100_000,
+    "closed brackets": ")" * 100_000,
+    "asterisks": "*" * 100_000,
+    "thoughts that nobody opened": "</think>" * 12_000,
 }
 RULES = {
     "number": NUMBER,
@@ -298,6 +305,61 @@ def test_a_hundred_kilobytes_take_at_most_fifty_milliseconds(rule: str, text: st
     for extract in (RULES[rule].paper, RULES[rule].corrected):
         fastest = min(_seconds(extract, ADVERSARIAL[text]) for _ in range(3))  # the machine is shared
         assert fastest <= 0.05
+
+
+PIECES = (
+    *"0123456789.,;:!?()[]{}<>$€%^*/+-=x_ '#~√π½²٣\n",
+    *(
+        r"\frac{",
+        r"\frac12",
+        r"\boxed{",
+        r"\sqrt{",
+        r"\text{",
+        r"\times",
+        "10^",
+        "1e9",
+        "twenty-",
+        "a hundred",
+        "million",
+    ),
+    *(
+        "answer is ",
+        "Answer: ",
+        "#### ",
+        "<answer>",
+        "<think>",
+        "</think>",
+        "wait, ",
+        "no, ",
+        "not ",
+        "because ",
+        "or ",
+    ),
+    *(
+        "between 3 and 4",
+        "May 5",
+        "step 2",
+        "1. ",
+        "true",
+        "yes",
+        "A",
+        "(B)",
+        "option ",
+        "answer3",
+        "first ",
+        "the sum of 3 and 4",
+    ),
+)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_that_can_be_written_breaks_a_rule(rule: str) -> None:
+    generator = random.Random(0)
+    for _ in range(2000):
+        text = "".join(generator.choices(PIECES, k=generator.randint(1, 30)))
+        assert isinstance(RULES[rule].corrected(text), str)
+    if rule == "number":
+        assert [NUMBER.corrected(text) for text in ("The answer is ^5", r"\frac{}{2} 7")] == ["", "7"]
 
 
 def _seconds(extract: Callable[[str], str], text: str) -> float:
