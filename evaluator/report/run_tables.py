@@ -61,11 +61,11 @@ def _score_with_count(row: Mapping[str, Any]) -> str:
 def _score(row: Mapping[str, Any], *, with_count: bool = False) -> str:
     if row["score"] is None and row["failed"]:
         return f"{NONE} ({row['failed']} failed)"
-    interval = "" if row["low"] is None else f" [{percent(row['low'])}, {percent(row['high'])}]"
     left_out = sum(row.get(reason) or 0 for reason in LEFT_OUT)
-    notes = [f"n = {row['n']}"] * with_count + [f"{row['failed']} failed"] * bool(row["failed"])
+    notes = [] if row["low"] is None else [f"{percent(row['low'])} to {percent(row['high'])}"]
+    notes += [f"n = {row['n']}"] * with_count + [f"{row['failed']} failed"] * bool(row["failed"])
     notes += [f"{left_out} left out"] * bool(left_out)
-    return percent(row["score"]) + interval + (f" ({', '.join(notes)})" if notes else "")
+    return percent(row["score"]) + (f" ({', '.join(notes)})" if notes else "")
 
 
 def extraction(data: RunData) -> Table:

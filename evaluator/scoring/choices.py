@@ -16,7 +16,8 @@ _REACH = 48  # characters after "the answer is" in which the answer must begin
 _MARKERS = 50
 _NOUN = r"(?:answer|option|choice|solution|ending)"
 _ANSWER_IS = re.compile(
-    rf"(?:{_NOUN}\s*+(?:is|(?:would|should|must)\s+be)\b(?!\s+(?:in)?correct|\s+(?:right|wrong|best|better))|{_NOUN}\s*+[:=：]|####|\\boxed\{{|<answer>)",
+    rf"{_NOUN}\s*+(?:is|(?:would|should|must)\s+be)\b(?!\s+(?:in)?correct|\s+(?:right|wrong|best|better))"
+    rf"|{_NOUN}\s*+[:=：]|####|\\boxed\{{|<answer>",
     re.IGNORECASE,
 )
 _OPENING = re.compile(r"(?:[\s(\[*\"'“#]|\\boxed\{|\\text\w*\{)*+")
@@ -181,7 +182,7 @@ _BARE_LABEL = re.compile(
 def label_reader(stem: str, count: int) -> Callable[[str], str]:
     """A rule that reads the labels `<stem>1` … `<stem><count>`, also as "2", "second answer", "Option two"."""
     pattern = re.compile(
-        rf"\b(?:{stem}|answer|option|choice|solution|ending)[^\S\n]?#?(\d++|(?:{'|'.join(_COUNTED)})\b)"
+        rf"\b(?:{stem}|answer|option|choice|solution|ending)[^\S\n]?#?(\d{{1,3}}(?!\d)|(?:{'|'.join(_COUNTED)})\b)"
         rf"|\b({'|'.join(_ORDINALS)})\s+(?:{stem}|answer|option|choice|solution|ending|one)\b",
         re.IGNORECASE,
     )

@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 
 _READ = 10_000
-# What reasoning models think, between tags of their own: DeepSeek-R1 and Qwen3, Magistral, Kimi, and prompts that ask
-# for such tags. A chat template may have opened them already, so a closing one alone ends thoughts as well.
+# What reasoning models think, between tags of their own: DeepSeek-R1 and Qwen3, Magistral, Kimi, gpt-oss, and prompts
+# that ask for such tags. A chat template may have opened them already, so a closing one alone ends thoughts as well.
 _THOUGHTS = (
     *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "reasoning", "scratchpad")),
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
+    ("<|channel|>analysis", "<|channel|>final<|message|>"),
 )
-_FINAL_CHANNEL = "<|channel|>final<|message|>"  # gpt-oss
 _SPECIAL = re.compile(r"<\|[a-z_]{1,24}\|>|</s>")
 _NEXT_TURN = re.compile(
     r"### (?:Instruction|Response|Input)\b|\n(?:Question|Q|Problem|Instruction|Response|Human|User):|<\|im_start\|>"
@@ -51,7 +51,7 @@ def answer_text(text: str) -> str:
             kept.append(text[position : max(begin, position)])
             position = end + len(closing)
         text = "".join(kept) + text[position:].partition(opening)[0]
-    text = text.rpartition(_FINAL_CHANNEL)[2].strip()
+    text = text.strip()
     turn = _NEXT_TURN.search(text, 1)
     return _SPECIAL.sub(" ", text[: turn.start()] if turn else text)[-_READ:]
 

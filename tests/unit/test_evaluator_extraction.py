@@ -39,6 +39,8 @@ NUMBERS = [
     ("Maybe the answer is 7?</think> It is 6.", "6", "6"),
     ("<think>Maybe the answer is 7?", "7", ""),
     ("[THINK]The answer is 7[/THINK]6 it is", "6", "6"),
+    ("<|channel|>analysis<|message|>6 * 7 = 42, so", "42", ""),
+    ("<|channel|>analysis<|message|>6 or 7<|end|><|channel|>final<|message|>It is 6", "6", "6"),
     ("<thinking>9</thinking>The answer is 8.<thinking>Is it 3?</thinking>", "3", "8"),
     ("<think>" + "The answer is 7. " * 1000 + "</think> The answer is 6.", "6", "6"),
     ("First " + "a word and another, " * 1000 + "so the answer is 6.", "6", "6"),
@@ -358,6 +360,7 @@ def test_nothing_that_can_be_written_breaks_a_rule(rule: str) -> None:
     for _ in range(2000):
         text = "".join(generator.choices(PIECES, k=generator.randint(1, 30)))
         assert isinstance(RULES[rule].corrected(text), str)
+    assert RULES[rule].corrected(f"{rule}{'9' * 5000}") == ""
     if rule == "number":
         assert [NUMBER.corrected(text) for text in ("The answer is ^5", r"\frac{}{2} 7")] == ["", "7"]
 
