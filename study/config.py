@@ -22,6 +22,8 @@ Settings = dict[str, Any]
 Side = Literal["method", "teacher", "temperature", "noise"]
 WITHOUT_TEACHER = "sft"
 """The objective that needs neither a teacher nor what it wrote."""
+EndsBy = Literal["steps", "scored_tokens", "teacher_tokens"]
+Control = Literal["shuffled", "same_tokens", "constant_advantage", "equal_teacher"]
 
 
 class ModelConfig(Config):
@@ -67,15 +69,59 @@ class TeacherConfig(Config):
         return self
 
 
+class StartConfig(Config):
+    """Another method of the study to start from."""
+
+    method: str
+    """Of `methods`: the student of the same model and seed (and teacher, if it needs one) that it trained, at
+    temperature 1 without noise."""
+
+
+class BudgetConfig(Config):
+    """What every method may spend, its warm-up included: so many steps, scored tokens or tokens that a teacher reads.
+
+    A method that starts from another one has what that one left. One that asks no teacher spends no tokens of one, and
+    ends by its `steps` under a budget of them.
+    """
+
+    steps: Positive | None = None
+    """Optimizer steps."""
+    scored_tokens: Positive | None = None
+    """Tokens that the loss sees."""
+    teacher_tokens: Positive | None = None
+    """Tokens of the sequences that the teacher is asked about, prompts included."""
+
+    @model_validator(mode="after")
+    def _check(self) -> BudgetConfig:
+        if len(self.model_fields_set) != 1:
+            raise ConfigurationError("give one of steps, scored_tokens and teacher_tokens", "budget")
+        return self
+
+    @property
+    def unit(self) -> EndsBy:
+        """Which of them it is."""
+        return next(iter(self.model_fields_set))  # type: ignore[arg-type]
+
+    @property
+    def amount(self) -> int:
+        """How much of it."""
+        return int(getattr(self, self.unit))
+
+
 class MethodConfig(Config):
     """One way to train a student."""
 
     objective: Settings
     """The trainer's `objective`, without `temperature` and `noise`, which are the grid's."""
-    data: Literal["data", "rationales"] = "data"
-    """Whether completions are the data's or the teacher's own."""
+    init: StartConfig | None = None
+    """What it starts from; none means the base model."""
+    data: Literal["data", "rationales"] | Settings | list[Settings] = "data"
+    """What it learns from: the study's data, the same with the teacher's own completions, or, as the trainer's `data`
+    has it, another data set or a list of several, of which some may be prompts without answers."""
     settings: Settings = Field(default_factory=dict)
     """The trainer's other keys; over the study's `settings`."""
+    controls: tuple[Control, ...] = ()
+    """What it is to be told apart from (docs/study.md); each is a method of its own, `METHOD.CONTROL`."""
 
     @property
     def needs_teacher(self) -> bool:
@@ -205,7 +251,10 @@ class StudyConfig(Config):
     methods: dict[str, MethodConfig]
     """Methods by name."""
     grid: Annotated[tuple[BlockConfig, ...], Field(min_length=1)]
-    """Which cells there are; one that several blocks name is one cell."""
+    """Which cells there are, besides those that their methods start from; one that several blocks name is one cell."""
+    budget: BudgetConfig | None = None
+    """What every method of the grid spends; none means that each says it by its `steps`. A method that another one
+    starts from may have `steps` of its own in its `settings`, and ends by those."""
     evaluation: EvaluationConfig
     """What is measured."""
     comparisons: tuple[ComparisonConfig, ...] = ()
@@ -240,10 +289,26 @@ class StudyConfig(Config):
                 self._check_writes(teacher_name, block.methods, f"grid.{index}.methods")
             if not self.teachers and any(self.methods[name].needs_teacher for name in block.methods):
                 raise ConfigurationError("a method needs a teacher and there is none; name one", f"grid.{index}")
+        self._check_starts()
         _require_known(
             "claims.family", (c.family for c in self.claims if c.family), {c.family for c in self.comparisons}
         )
         return self
+
+    def _check_starts(self) -> None:
+        for name, method in self.methods.items():
+            seen = [name]
+            while method.init is not None:
+                field = f"methods.{seen[-1]}.init"
+                _require_known(field, [method.init.method], self.methods)
+                if method.init.method in seen:
+                    raise ConfigurationError(
+                        f"{' starts from '.join([*seen, method.init.method])}, so none is first; let one start from "
+                        "the base model",
+                        field,
+                    )
+                seen.append(method.init.method)
+                method = self.methods[seen[-1]]
 
     def _check_writes(self, teacher: str, methods: Iterable[str], field: str) -> None:
         writes = [name for name in methods if self.methods[name].data == "rationales"]

@@ -18,12 +18,13 @@ from pathlib import Path
 import yaml
 
 from tutelage.data.hub import is_on_hub
-from tutelage.errors import TutelageError
+from tutelage.data.merging import whole_model
+from tutelage.errors import ConfigurationError, TutelageError
 from tutelage.files import write_durably
 from tutelage.runtime.processes import start, stop
 from tutelage.study.cells import Cell
+from tutelage.study.config import Settings
 from tutelage.study.folder import Folder
-from tutelage.study.merging import whole_model
 from tutelage.study.models import local_folder
 from tutelage.study.programs import environment, flags, tutelage
 from tutelage.study.resolution import Study, check_inputs, cohort
@@ -130,24 +131,58 @@ class Driver:
         self._command([*tutelage("teacher", "write"), *flags(options)], f"rationales-{name}")
 
     def _train(self, wave: str, cells: Sequence[Cell], teacher: str | dict[str, str] | None) -> None:
-        """Trains those of a wave that are not trained yet."""
+        """Trains those of a wave that are not trained yet, each after the cells that it needs."""
         missing = [cell for cell in cells if not self._folder.is_trained(cell)]
-        if missing:
-            self._say(f"{wave}: {len(missing)} of {len(cells)} cells to train")
-            content = cohort(self._config, missing, {cell.id: self._start_of(cell) for cell in missing}, teacher)
-            for student, cell in zip(content["students"], missing, strict=True):
-                data = Path(cell.settings["data"]["path"])
-                if cell.rationales:
-                    data = self._folder.path("rationales", self._study.rationales_file(cell))
-                # Not resolved: a link's target may have no suffix, by which the trainer knows the kind of a file.
-                student["data"] = {**student["data"], "path": str(data if is_on_hub(data) else data.absolute())}
-            if "RAY_ADDRESS" in os.environ:  # this driver is a job of a cluster, and its students are that cluster's
-                content["ray"] = {"address": os.environ["RAY_ADDRESS"]}
-            path = self._folder.path("cohorts", f"{wave}.yaml")
-            write_durably(path, yaml.safe_dump(content, sort_keys=False))
-            # One command a wave: it starts one Ray, runs some students at once, and resumes each from its checkpoint.
-            self._command([*tutelage("train"), "--config", str(path)], f"train-{wave}")
+        part = 0
+        while missing:
+            waited_for = {cell.id for cell in missing}
+            ready = [cell for cell in missing if not {cell.start, cell.as_long_as} & waited_for]
+            missing = [cell for cell in missing if cell not in ready]
+            part += 1
+            name = wave if part == 1 and not missing else f"{wave}-{part}"
+            self._say(f"{name}: {len(ready)} of {len(cells)} cells to train")
+            self._train_at_once(name, ready, teacher)
         self._look()
+
+    def _train_at_once(self, name: str, cells: Sequence[Cell], teacher: str | dict[str, str] | None) -> None:
+        """Trains cells that all can begin."""
+        content = cohort(self._config, cells, {cell.id: self._start_of(cell) for cell in cells}, teacher)
+        for student, cell in zip(content["students"], cells, strict=True):
+            if cell.rationales:
+                file = self._folder.path("rationales", self._study.rationales_file(cell))
+                student["data"] = {**student["data"], "path": str(file)}
+            student["data"] = _absolute(student["data"])
+            if cell.ends_by != "steps":
+                tokens = self._tokens_of(cell)
+                student |= {"budget": {cell.ends_by: tokens}, "steps": tokens}
+        if "RAY_ADDRESS" in os.environ:  # this driver is a job of a cluster, and its students are that cluster's
+            content["ray"] = {"address": os.environ["RAY_ADDRESS"]}
+        path = self._folder.path("cohorts", f"{name}.yaml")
+        write_durably(path, yaml.safe_dump(content, sort_keys=False))
+        # One command for all: it starts one Ray, runs some students at once, and resumes each from its checkpoint.
+        self._command([*tutelage("train"), "--config", str(path)], f"train-{name}")
+
+    def _tokens_of(self, cell: Cell) -> int:
+        """Tokens that a cell which ends by them may spend itself.
+
+        Raises:
+            ConfigurationError: what it starts from has spent them all.
+
+        """
+        cells = {one.id: one for one in self._study.cells}
+        if cell.as_long_as:
+            return self._folder.spent(cells[cell.as_long_as], cell.ends_by)
+        assert self._config.budget is not None
+        left, start = self._config.budget.amount, cells.get(cell.start)
+        while start is not None and start.role == "student":
+            left, start = left - self._folder.spent(start, cell.ends_by), cells.get(start.start)
+        if left < 1:
+            raise ConfigurationError(
+                f"what {cell.id} starts from spent the budget of {self._config.budget.amount} {cell.ends_by} and "
+                f"{-left} more; give that one fewer steps, or raise the budget",
+                f"budget.{cell.ends_by}",
+            )
+        return left
 
     def _start_of(self, cell: Cell) -> Path:
         """The folder that a cell starts from."""
@@ -180,7 +215,7 @@ class Driver:
             if evaluation_id in self._submitted or self._is_done(cell) or not self._folder.is_trained(cell):
                 continue
             # Handed over again after a restart: to the evaluator the same id is the same evaluation.
-            self._evaluator.submit(cell, evaluation_id, self._model(cell))
+            self._evaluator.submit(cell, evaluation_id, self._model(cell), step=self._folder.last_step(cell))
             self._submitted.add(evaluation_id)
         waiting = {self._study.evaluation_id(cell): cell for cell in self._study.cells if not self._is_done(cell)}
         for status in self._evaluator.scored():
@@ -206,6 +241,18 @@ class Driver:
         return self._folder.is_done(cell, self._study.evaluation_id(cell))
 
 
+def _absolute(data: Settings) -> Settings:
+    """A student's `data` with full paths: the trainer is started in another folder, perhaps."""
+    # Not resolved: a link's target may have no suffix, by which the trainer knows the kind of a file.
+    filled = {**data}
+    if data.get("path"):
+        path = Path(data["path"])
+        filled["path"] = str(path if is_on_hub(path) else path.absolute())
+    if data.get("sources"):
+        filled["sources"] = [_absolute(source) for source in data["sources"]]
+    return filled
+
+
 def write_description(study: Study, folder: Folder) -> None:
     """Writes `study.json`: every cell with what it is, and what was declared, for the report."""
     config = study.config
@@ -227,7 +274,9 @@ def write_description(study: Study, folder: Folder) -> None:
             "temperature": cell.temperature,
             "noise": cell.noise,
             "seed": cell.seed,
-            "steps": cell.steps,
+            "steps": folder.last_step(cell),
+            "start": cell.start,
+            "control_of": cell.control_of,
             "on_policy": bool(cell.settings) and cell.settings["objective"]["on_policy_fraction"] > 0,
         }
         for cell in study.cells

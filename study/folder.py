@@ -23,6 +23,7 @@ from tutelage.errors import CheckpointError, Conflict
 from tutelage.files import requiring_locks, write_durably
 from tutelage.manifest import is_committed
 from tutelage.study.cells import Cell
+from tutelage.study.config import EndsBy
 
 _PARTS = ("cells", "cohorts", "frames", "logs", "queue", "rationales", "students", "usage")
 
@@ -61,14 +62,28 @@ class Folder:
         """What a cell trained: its best checkpoint if it keeps one, else its last; of a model as it is, the model."""
         if not cell.settings:
             return Path(cell.start)
-        return self._last(cell).with_name("best") if cell.settings.get("best") else self._last(cell)
+        name = "best" if cell.settings.get("best") else f"step-{self.last_step(cell):08d}"
+        return self.root / "students" / cell.id / "checkpoints" / name
 
-    def _last(self, cell: Cell) -> Path:
-        return self.root / "students" / cell.id / "checkpoints" / f"step-{cell.steps:08d}"
+    def last_step(self, cell: Cell) -> int:
+        """Optimizer steps of its training, which a trainer that ends by tokens leaves behind; 0 while that is on."""
+        if cell.ends_by == "steps":
+            return cell.steps
+        outcome = self.root / "students" / cell.id / "outcome.json"
+        return int(json.loads(outcome.read_text(encoding="utf-8"))["step"]) if outcome.exists() else 0
 
     def is_trained(self, cell: Cell) -> bool:
         """Whether its last checkpoint is complete."""
-        return not cell.settings or is_committed(self._last(cell))
+        if not cell.settings:
+            return True
+        step = self.last_step(cell)
+        return step > 0 and is_committed(self.root / "students" / cell.id / "checkpoints" / f"step-{step:08d}")
+
+    def spent(self, cell: Cell, unit: EndsBy) -> int:
+        """Tokens of a kind that a cell's training spent so far."""
+        column = {"scored_tokens": "train/tokens", "teacher_tokens": "train/teacher_tokens"}[unit]
+        path = self.root / "students" / cell.id / "metrics.jsonl"
+        return sum(int(json.loads(line).get(column, 0)) for line in path.read_text(encoding="utf-8").splitlines())
 
     def marker(self, cell: Cell) -> dict[str, Any] | None:
         """What was noted when the cell was finished; None if it is not."""

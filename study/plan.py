@@ -82,7 +82,7 @@ class _Tokens:
     """How many tokens the cells of a study read and generate; a token counts as four characters."""
 
     def __init__(self, study: Study) -> None:
-        paths = [study.config.data, *(Path(cell.settings["data"]["path"]) for cell in study.cells if cell.settings)]
+        paths = [study.config.data, *(path for cell in study.cells if cell.settings for path in cell.data_paths)]
         rows = {path: _read(path) for path in dict.fromkeys(paths)}
         self.data_rows = len(rows[study.config.data])
         """Rows of the students' data; 0 while it is not here."""
@@ -95,7 +95,8 @@ class _Tokens:
     def length(self, cell: Cell) -> float:
         """Mean tokens of a row of the cell's data, as the trainer cuts it."""
         longest = float(cell.settings["batch"]["max_tokens"])
-        return min(self._mean_of_file[Path(cell.settings["data"]["path"])], longest)
+        means = [self._mean_of_file[path] for path in cell.data_paths]
+        return min(sum(means) / len(means), longest)
 
     def sampled_length(self, cell: Cell) -> float:
         """Tokens of a sequence that the student generates, at most."""

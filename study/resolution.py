@@ -21,8 +21,18 @@ from tutelage.data.hub import local_file, local_model
 from tutelage.data.models import check_model
 from tutelage.data.rows import read_rows
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.study.cells import Cell, base_cells, student_cells, tuning_cells
+from tutelage.study.cells import (
+    Cell,
+    CellKey,
+    base_cells,
+    key_of,
+    sources,
+    start_key,
+    student_cells,
+    tuning_cells,
+)
 from tutelage.study.config import ComparisonConfig, Settings, Side, StudyConfig
+from tutelage.study.controls import SAME_TOKENS, all_methods
 from tutelage.study.folder import Folder
 from tutelage.study.programs import flags, tutelage
 
@@ -149,10 +159,21 @@ def resolve(study: StudyConfig) -> Study:
     for cell in tuned:
         names[id(cell)] = cell.named(resolved[id(cell)], starts[cell.model], _content(study, cell))
     done = Study(study, tuple(names[id(cell)] for cell in base), tuple(names[id(cell)] for cell in tuned), ())
+    students_by_key: dict[CellKey, Cell] = {}
+    methods = all_methods(study)
     for cell in students:
         besides = _content(study, cell) | {"teacher": done.teacher_id(cell.teacher)}
-        names[id(cell)] = cell.named(resolved[id(cell)], starts[cell.model], besides)
-    complete = Study(study, done.base, done.tuned, tuple(names[id(cell)] for cell in students))
+        if cell.ends_by != "steps" and study.budget:
+            besides |= {cell.ends_by: study.budget.amount}
+        first, at = start_key(methods, cell), (cell.teacher, cell.temperature, cell.noise, cell.model, cell.seed)
+        start = starts[cell.model] if first is None else students_by_key[first].id
+        compared = (
+            students_by_key[key_of(methods, cell.control_of, at)].id
+            if cell.control_of and cell.method.endswith(f".{SAME_TOKENS}")
+            else ""
+        )
+        students_by_key[key_of(methods, cell.method, at)] = cell.named(resolved[id(cell)], start, besides, compared)
+    complete = Study(study, done.base, done.tuned, tuple(students_by_key.values()))
     _check_comparisons(complete)
     return complete
 
@@ -172,6 +193,7 @@ def check_inputs(study: Study) -> None:
         training = getattr(study.config, field)
         if training is not None:
             files[f"{field}.data"] = training.data
+    files |= {f"methods.{cell.method}.data": path for cell in study.students for path in cell.data_paths}
     for field, path in files.items():
         try:
             found = next(read_rows(path), None)
@@ -258,10 +280,19 @@ def _content(study: StudyConfig, cell: Cell) -> dict[str, Any]:
     """What decides a cell's data: the file's content (its name while it is not there), and how a teacher wrote."""
     if not cell.settings:
         return {}
-    path = Path(cell.settings["data"]["path"])
+    several = bool(cell.settings["data"].get("sources"))
+    prints = [_fingerprint(path) for path in cell.data_paths]
+    content: dict[str, Any] = {"data": prints[0]}
+    if several:
+        how = [{key: value for key, value in source.items() if key != "path"} for source in sources(cell.settings)]
+        content = {"data": list(zip(prints, how, strict=True))}
+    return content | ({"rationales": study.rationales.model_dump()} if cell.rationales else {})
+
+
+def _fingerprint(path: Path) -> str:
+    """SHA-256 of a data file's content; its name while it is not there."""
     try:
         file = local_file(path)
     except DataError:  # the hub does not answer; what needs the data will say why
         file = path
-    content = {"data": hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(path)}
-    return content | ({"rationales": study.rationales.model_dump()} if cell.rationales else {})
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(path)

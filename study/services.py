@@ -116,7 +116,7 @@ class Evaluator:
         self._service = Service("evaluator", folder, command)
         self._channel: grpc.Channel | None = None
 
-    def submit(self, cell: Cell, evaluation_id: str, checkpoint: Path) -> None:
+    def submit(self, cell: Cell, evaluation_id: str, checkpoint: Path, *, step: int) -> None:
         """Queues the scoring of a cell; again is the same.
 
         Raises:
@@ -130,7 +130,7 @@ class Evaluator:
             objective=cell.objective,
             temperature=cell.temperature,
             noise=cell.noise,
-            step=cell.steps,
+            step=step,
             training_seed=cell.seed,
         )
         tasks = [

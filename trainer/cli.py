@@ -97,7 +97,7 @@ def _train(config: CohortConfig) -> int:
     say(f"run {config.run}: {len(config.students)} students, results in {config.output}")
     # Before anything is written: what an earlier run left stays as it is when this one is refused.
     for student in config.students:
-        refuse_other_settings(student, config.folder(student.id))
+        refuse_other_settings(config.started(student), config.folder(student.id))
     cohort = config.output / "cohort.yaml"
     with folder_lock(config.output / "commands", advice="stop that run, or give this one another", field="output"):
         before = cohort.read_bytes() if cohort.exists() else None
@@ -141,11 +141,12 @@ def _show_data(arguments: list[str]) -> int:
     config = load(CohortConfig, rest, program="tutelage data show", environment_prefix="TUTELAGE_TRAIN_")
     if not config.students:
         raise ConfigurationError("there are none; list at least one, with id, init and data", "students")
-    _print_data(config.student(options.student) if options.student else config.students[0], options.rows)
+    student = config.student(options.student) if options.student else config.students[0]
+    _print_data(student, config.root(student), options.rows)
     return EXIT_DONE
 
 
-def _print_data(student: StudentConfig, rows: int) -> None:
+def _print_data(student: StudentConfig, model: Path, rows: int) -> None:
     from rich.text import Text
     from transformers import AutoTokenizer
 
@@ -154,7 +155,7 @@ def _print_data(student: StudentConfig, rows: int) -> None:
     from tutelage.trainer.data.shown import shown
     from tutelage.trainer.training.sources import read_data
 
-    tokenizer, console = AutoTokenizer.from_pretrained(local_model(student.init, "init")), output_console()
+    tokenizer, console = AutoTokenizer.from_pretrained(local_model(model, "init")), output_console()
     read = read_data(student, tokenizer)
     for number, example in enumerate(read.mixture.take(0, rows), start=1):
         if len(example.completion_ids):

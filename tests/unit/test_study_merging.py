@@ -6,7 +6,7 @@ import peft
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tutelage.study.merging import whole_model
+from tutelage.data.merging import whole_model
 
 
 def test_a_merged_adapter_has_the_logits_of_model_and_adapter(tiny_model, tmp_path):

@@ -26,7 +26,7 @@ def open_teacher(config: CohortConfig, student: StudentConfig, waiting: Waiting,
         TutelageError: as `StoredTeacher` and `TeacherClient`.
 
     """
-    init = local_model(student.init, "init")
+    init = local_model(student.start, "init")
     digests = tokenizer_digests(init)
     compares = any(source.template == "chat" and source.chat_template == "same" for source in student.sources)
     template = chat_template_digest(init) if compares else ""

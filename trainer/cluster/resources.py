@@ -93,7 +93,7 @@ def object_store_bytes(students: Sequence[StudentConfig]) -> int:
 def _handed_over_bytes(student: StudentConfig) -> int:
     """Of one version of what a step changes."""
     numbers, lora = 0, student.lora
-    for name, shape in _shapes(local_model(student.init, "init")):
+    for name, shape in _shapes(local_model(student.start, "init")):
         if lora is None:
             numbers += math.prod(shape)
         elif any(name == f"{target}.weight" or name.endswith(f".{target}.weight") for target in lora.target_modules):

@@ -39,7 +39,7 @@ from tutelage.trainer.cluster.resources import (
 from tutelage.trainer.cluster.run_control import Action, RunControl, RunStatus, StudentStatus, read_run_status
 from tutelage.trainer.cluster.student_log import LOG_FILE
 from tutelage.trainer.config.run import CohortConfig
-from tutelage.trainer.config.student import StudentConfig
+from tutelage.trainer.config.student import StartConfig, StudentConfig
 from tutelage.trainer.metrics.progress import ActorStatus, Outcome
 
 # Ray reads these when it is imported.
@@ -140,6 +140,8 @@ class StudentRun:
         here = self.status if self.state == "running" else None
         paused = here.paused if here else self.state == "queued" and self.wanted == "pause"
         phase = (self.waits_for or "starting") if self.state == "running" else ""
+        if self.state == "queued" and isinstance(self.config.init, StartConfig):
+            phase = f"starts when {self.config.init.student} has finished"
         return StudentStatus(
             self.config.id,
             "paused" if paused else self.state,
@@ -368,12 +370,27 @@ class Cohort:
             student.yields = True
         # One that was told to pause, and then had to yield, waits until it is resumed.
         queued = [student for student in self.students if student.state == "queued" and student.wanted == "run"]
+        queued = [student for student in queued if self._may_begin(student)]
         for student in queued[: max(0, self._concurrency - len(running))]:
+            config = self._config.with_start_of(student.config.id)
+            student.config = config.student(student.config.id)
             student.place = placement_of(student.config)
-            student.actor = create_actor(student.config, self._config, student.place)
+            student.actor = create_actor(student.config, config, student.place)
             # Completed by whichever process of the actor comes to the end; a restarted one is called again by Ray.
             student.future = student.actor.run.remote()
             student.state, student.silent_since, student.waits_for = "running", time.monotonic(), ""
+
+    def _may_begin(self, student: StudentRun) -> bool:
+        """Whether what it starts from has been trained; if that never will be, it ends as that did."""
+        if not isinstance(student.config.init, StartConfig):
+            return True
+        first = next(each for each in self.students if each.config.id == student.config.init.student)
+        if first.state == "failed":
+            student.state = "failed"
+            student.error = TutelageError(f"{first.config.id}, from which it starts, failed", "students.init")
+        elif first.state == "stopped":
+            student.state = "stopped"
+        return first.state == "finished"
 
     def _collect_ended(self) -> None:
         import ray

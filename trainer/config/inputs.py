@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 from tutelage.data.conversations import BadRow, conversation_of, format_of
 from tutelage.data.hub import local_model
@@ -33,14 +34,17 @@ def checked(config: CohortConfig) -> CohortConfig:
             check_access(access, field)
     if config.signals_from is not None and not config.signals_from.is_dir():
         raise DataError(f"{config.signals_from} is no folder; give that of a signal store", "signals_from")
-    models = {init: pinned(init, "init") for init in {student.init for student in config.students}}
+    models = {init: pinned(init, "init") for init in {config.root(student) for student in config.students}}
     for model in models.values():
         check_model(local_model(model, "init"), "init")
     held_out = [student.held_out.data for student in config.students if student.held_out.data is not None]
     sources = [*held_out, *(source for student in config.students for source in student.sources)]
     for source in {source.model_dump_json(): source for source in sources}.values():
         _check_rows(source)
-    students = tuple(student.model_copy(update={"init": models[student.init]}) for student in config.students)
+    students = tuple(
+        student.model_copy(update={"init": models[student.init]}) if isinstance(student.init, Path) else student
+        for student in config.students
+    )
     return config.model_copy(update={"students": students})
 
 

@@ -41,7 +41,7 @@ class ObjectiveParameters(Config):
     head_mass: float | None = None
     """`adaptive_kl`: mass of the teacher's head; left out, 0.5."""
     estimator: str | None = None
-    """`policy_gradient_kl`: policy_gradient, k2_reverse_kl or k3_forward_kl."""
+    """`policy_gradient_kl`: policy_gradient, k2_reverse_kl or k3_forward_kl; or, as a control, constant_advantage."""
 
     @property
     def parameters(self) -> dict[str, Setting]:
@@ -128,6 +128,11 @@ class ObjectiveConfig(ObjectiveParameters):
     the sampler drew it; then another sampling temperature and older weights are exact, too."""
     importance_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Largest importance weight; what is above is cut, which is a bias, so it takes `approximate: true`."""
+    shuffle_teacher: bool = False
+    """A control: each sequence learns from what the teacher says about one of another prompt of its batch."""
+    equal_teacher: bool = False
+    """A control: the teacher that is learned from is the student as it starts, in its own process. The run's teacher
+    is asked about held-out sequences alone."""
     approximate: bool = False
     """Accept a signal or a clip that serves the objective only approximately; written into all metadata."""
 
@@ -173,6 +178,21 @@ class ObjectiveConfig(ObjectiveParameters):
                     approximate=self.approximate,
                 )
         self._check_fraction()
+        for name in ("shuffle_teacher", "equal_teacher"):
+            if getattr(self, name) and not self.needs_teacher:
+                raise ConfigurationError(
+                    f"a control of what a teacher brings, and {self.label} asks none; leave it out", f"objective.{name}"
+                )
+        if self.equal_teacher and self.signal != "hidden":
+            raise ConfigurationError(
+                f"the student's start answers with its hidden states, not with {self.signal}; use signal: hidden",
+                "objective.equal_teacher",
+            )
+        if self.shuffle_teacher and self.signal == "candidates":
+            raise ConfigurationError(
+                "candidates are logits at ids of the one sequence that they were asked for; use signal: hidden",
+                "objective.shuffle_teacher",
+            )
         if self.min_mass > 0 and self.signal != "topk":
             raise ConfigurationError(f"only topk keeps ids by mass, not {self.signal}", "objective.min_mass")
         if self.importance_weights and not self.samples_tokens:

@@ -5,6 +5,7 @@ A student's settings are those of `defaults` with its own laid over them, as `tu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,13 +13,14 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from tutelage.config import Config, overlay, validate
+from tutelage.data.merging import whole_model
 from tutelage.errors import ConfigurationError
 from tutelage.names import check_name
 from tutelage.trainer.config import other_names
 from tutelage.trainer.config.objective import Positive
 from tutelage.trainer.config.presets import with_presets
 from tutelage.trainer.config.services import EvaluatorConfig, RayConfig, TeacherConfig
-from tutelage.trainer.config.student import StudentConfig, StudentDefaults
+from tutelage.trainer.config.student import StartConfig, StudentConfig, StudentDefaults
 
 
 class CohortConfig(Config):
@@ -118,6 +120,7 @@ class CohortConfig(Config):
             raise ConfigurationError(
                 "a store has the states of one teacher, and there are several; train with the teachers", "signals_from"
             )
+        self._check_starts()
         for student in self.students:
             if self.signals_from is not None and student.objective.on_policy_fraction > 0:
                 raise ConfigurationError(
@@ -137,6 +140,53 @@ class CohortConfig(Config):
                     "evaluator.every_steps",
                 )
         return self
+
+    def _check_starts(self) -> None:
+        starts = {
+            student.id: student.init.student for student in self.students if isinstance(student.init, StartConfig)
+        }
+        for name in starts:
+            seen = [name]
+            while seen[-1] in starts:
+                following = starts[seen[-1]]
+                if following not in [student.id for student in self.students]:
+                    raise ConfigurationError(
+                        f"{seen[-1]} starts from {following}, which is no student of this run; train it as well, or "
+                        "give the folder of its checkpoint",
+                        "students.init",
+                    )
+                if following in seen:
+                    raise ConfigurationError(
+                        f"{' starts from '.join([*seen, following])}, so none is first; give one a folder",
+                        "students.init",
+                    )
+                seen.append(following)
+
+    def root(self, student: StudentConfig) -> Path:
+        """The model that a student comes from, through whatever students it starts from: whose tokenizer it has."""
+        while isinstance(student.init, StartConfig):
+            student = self.student(student.init.student)
+        return student.init
+
+    def started(self, student: StudentConfig) -> StudentConfig:
+        """A student that starts from another one with that one's checkpoint as its `init`, or as it is before that."""
+        if not isinstance(student.init, StartConfig):
+            return student
+        first = self.folder(student.init.student)
+        outcome = first / "outcome.json"
+        if not outcome.exists():
+            return student
+        step = json.loads(outcome.read_text(encoding="utf-8"))["step"]
+        checkpoints = first / "checkpoints"
+        best = checkpoints / "best"
+        # Not the link itself: what a training began with is to have one name.
+        checkpoint = checkpoints / (best.readlink() if best.is_symlink() else f"step-{step:08d}")
+        return student.model_copy(update={"init": whole_model(checkpoint)})
+
+    def with_start_of(self, student_id: str) -> CohortConfig:
+        """The cohort with `started` of one student, for its process."""
+        students = [self.started(each) if each.id == student_id else each for each in self.students]
+        return self.model_copy(update={"students": tuple(students)})
 
     def student(self, student_id: str) -> StudentConfig:
         """The student of that id.

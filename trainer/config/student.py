@@ -189,6 +189,38 @@ class BatchConfig(Config):
     """Longest sequence, prompt and completion together."""
 
 
+class BudgetConfig(Config):
+    """What a training may spend in place of a number of steps: it ends with the step that spends the last of it."""
+
+    scored_tokens: Positive | None = None
+    """Tokens that the loss sees."""
+    teacher_tokens: Positive | None = None
+    """Tokens of the sequences that the teacher is asked about for the objective, prompts included."""
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.scored_tokens is None) == (self.teacher_tokens is None):
+            raise ConfigurationError("give scored_tokens or teacher_tokens", "budget")
+        return self
+
+    @property
+    def metric(self) -> str:
+        """The metric that counts it, step by step."""
+        return "train/tokens" if self.scored_tokens is not None else "train/teacher_tokens"
+
+    @property
+    def amount(self) -> int:
+        """How many tokens."""
+        return self.scored_tokens or self.teacher_tokens or 0
+
+
+class StartConfig(Config):
+    """Another student of the cohort to start from, when it has finished: with what it saved last, or best."""
+
+    student: str
+    """Its id."""
+
+
 class HeldOutConfig(Config):
     """Sequences that are never trained on, on which the divergence from the teacher is measured."""
 
@@ -236,6 +268,8 @@ class StudentSettings(Config):
     """Optimizer steps."""
     epochs: Positive | None = None
     """Passes over the data, from which `steps` then follows."""
+    budget: BudgetConfig | None = None
+    """Tokens after which it ends, with `steps` as the most; the learning rate's schedule follows what is spent."""
     seed: NotNegative = 0
     """Of data order, sampling and noise. Held-out sequences and data order do not depend on the id, so
     students of one seed see the same."""
@@ -300,10 +334,16 @@ class StudentConfig(StudentSettings):
 
     id: str
     """Its name, unique in the run: 1 to 64 of a-z 0-9 . _ -"""
-    init: Path
-    """Hugging Face directory to start from."""
+    init: Path | StartConfig
+    """Hugging Face directory to start from, or `{student: ID}`, another student of the cohort."""
     data: DataConfig
     """What it reads: a data set, or a list of several with weights."""
+
+    @property
+    def start(self) -> Path:
+        """The directory that it starts from; one that starts from another student has it when that has finished."""
+        assert isinstance(self.init, Path)
+        return self.init
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:
@@ -329,6 +369,23 @@ class StudentConfig(StudentSettings):
                 f"no token follows the last one, but {objective.label} with signal {objective.signal} asks for it; "
                 "leave this out, or compare distributions with signal: hidden",
                 "loss_on_last_token",
+            )
+        if self.budget is not None and self.budget.teacher_tokens and not objective.needs_teacher:
+            raise ConfigurationError(
+                f"{objective.label} asks no teacher, so this would never be spent; give scored_tokens, or steps",
+                "budget.teacher_tokens",
+            )
+        if self.budget is not None and self.epochs is not None:
+            raise ConfigurationError("epochs say when it ends as well; leave one of them out", "budget")
+        if objective.shuffle_teacher and (self.prompts_per_step < 2 or self.workers > 1):
+            raise ConfigurationError(
+                f"takes the answers of another prompt of the same batch in the same process, and there are "
+                f"{self.prompts_per_step} prompts and {self.workers} workers; have at least 2 prompts, and one worker",
+                "objective.shuffle_teacher",
+            )
+        if objective.equal_teacher and self.sharding == "full":
+            raise ConfigurationError(
+                "keeps all weights of the start with every worker; have sharding: none", "objective.equal_teacher"
             )
         if self.workers > self.shares:
             raise ConfigurationError(

@@ -35,6 +35,14 @@ def k3_forward_kl(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
     return ratio_N.expm1() - ratio_N
 
 
+def constant_advantage(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
+    """q/sg(q) = 1, [N]: `policy_gradient` whose reward is −1 whatever the teacher says; its expected gradient is 0.
+
+    A control: what it brings came from the sampling, the optimizer and the number of steps, and not from a teacher.
+    """
+    return (student_logp_N - student_logp_N.detach()).exp() + 0.0 * teacher_logp_N
+
+
 def importance_weights(student_logp_N: Tensor, sampler_logp_N: Tensor) -> Tensor:
     """q/μ of the sampled tokens, [N], without a gradient: what makes an expectation over μ one over q.
 

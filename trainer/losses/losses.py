@@ -110,7 +110,7 @@ def token_policy_gradient(
         student_head: as in `token_divergence`.
         teacher: as in `token_divergence`; `topk` and `candidates` need `target_logits_N`.
         sampled_ids_N: int64, the token that the student sampled at each row.
-        estimator: `policy_gradient`, `k2_reverse_kl` or `k3_forward_kl`.
+        estimator: `policy_gradient`, `k2_reverse_kl`, `k3_forward_kl` or `constant_advantage`.
         sampler_logp_N: ln of the probability with which each of those tokens was drawn. None takes them as drawn from
             the very distribution that is compared.
         importance_clip: the largest weight; truncated importance sampling (Ionides, J. Comput. Graph. Stat. 2008) has

@@ -157,7 +157,11 @@ _ROWS = (
         "the gradient of KL(q‖p) (or, k3, of KL(p‖q)) from the sampled token (Lu 2025)",
         "student",
         ("topk", "candidates", "hidden"),
-        parameters={"estimator": Parameter("policy_gradient", "policy_gradient | k2_reverse_kl | k3_forward_kl")},
+        parameters={
+            "estimator": Parameter(
+                "policy_gradient", "policy_gradient | k2_reverse_kl | k3_forward_kl | constant_advantage"
+            )
+        },
         sampled_token=True,
     ),
     Objective(

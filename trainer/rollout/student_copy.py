@@ -105,7 +105,7 @@ class StudentCopy:
         on_gpu = torch.cuda.is_available() and config.sampling.written_by != "vllm"
         self.device = torch.device("cuda" if on_gpu else "cpu")
         self.model: Any = AutoModelForCausalLM.from_pretrained(
-            local_model(config.init, "init").resolve(), dtype=getattr(torch, config.dtype), use_safetensors=True
+            local_model(config.start, "init").resolve(), dtype=getattr(torch, config.dtype), use_safetensors=True
         )
         if config.lora is not None:
             add_adapters(self.model, config.lora, seed=0)  # The first weights that it is given say what they are.

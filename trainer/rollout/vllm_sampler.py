@@ -204,7 +204,7 @@ def _start(config: StudentConfig, cache_bytes_a_token: int) -> Any:
         # for every prompt.
         arguments = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(_BATCHED_TOKENS, longest)}
     return vllm_api.LLM(
-        str(local_model(config.init, "init")),
+        str(local_model(config.start, "init")),
         load_format="dummy",
         dtype=dtype,
         max_model_len=longest,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tutelage.data.dataset_files import TokenizedExample
-from tutelage.errors import DataError
+from tutelage.errors import ConfigurationError, DataError
 from tutelage.trainer.checkpoint.trainer_state import Rollout
 from tutelage.trainer.config.objective import TermConfig
 from tutelage.trainer.config.student import StudentConfig
@@ -65,6 +65,11 @@ class MicroBatch:
     def tokens(self) -> int:
         """All tokens, prompts included."""
         return sum(len(sequence.ids) for sequence in self.sequences)
+
+    @property
+    def teacher_tokens(self) -> int:
+        """Tokens that the teacher read of them, prompts included."""
+        return 0 if self.teacher is None else sum(len(sequence.for_teacher.ids) for sequence in self.sequences)
 
     def of_term(self, term: TermConfig) -> MicroBatch:
         """The sequences that a term of the objective is computed on."""
@@ -195,6 +200,8 @@ class BatchBuilder:
         sequences = {**pending.data, **pending.own.result()}
         answers = {**pending.of_data.result(), **pending.of_own.result().result()}
         del self._pending[step]
+        if self._config.objective.shuffle_teacher and self._teacher is not None:
+            answers = shuffled(sequences, answers, self._config.sampling.completions)
         indices, size = sorted(sequences), self._config.batch.micro_batch_sequences
         if not self._config.micro_batches_matter:
             # Sequences of like length share a micro-batch, which then has little padding.
@@ -227,7 +234,7 @@ class BatchBuilder:
         copies = self._config.sampling.completions
         # A prompt has an index for each completion that the student may write; the data's has the first of them.
         own_indices = [
-            prompt * copies + copy for prompt in self._drawn_prompts(step, len(prompts)) for copy in range(copies)
+            prompt * copies + copy for prompt in self._drawn_prompts(step, prompts) for copy in range(copies)
         ]
         examples = {index: prompts[index // copies] for index in range(len(prompts) * copies)}
         given = [index for index in range(0, len(examples), copies) if index not in own_indices]
@@ -252,13 +259,16 @@ class BatchBuilder:
         own = _then(rollout, own_sequences)
         return _PendingBatch(data, of_data, rollout, own, _then(own, self._ask if scoring is None else scoring.finish))
 
-    def _drawn_prompts(self, step: int, count: int) -> list[int]:
+    def _drawn_prompts(self, step: int, prompts: Sequence[TokenizedExample]) -> list[int]:
         """The prompts of a batch that the student continues itself."""
-        config = self._config
+        config, count = self._config, len(prompts)
         unit = config.batch.micro_batch_sequences if config.on_policy_unit == "micro_batch" else 1
         # Of the step alone: the same after a resume, and with every worker, each of which makes all draws.
         draws = numpy_generator(config.seed, "on-policy", config.id, step).random(math.ceil(count / unit))
-        return [index for index in range(count) if draws[index // unit] < config.objective.on_policy_fraction]
+        fraction = config.objective.on_policy_fraction
+        # Who writes at all also answers the prompts that have no answer in the data.
+        unanswered = [fraction > 0 and not len(example.completion_ids) for example in prompts]
+        return [index for index in range(len(prompts)) if draws[index // unit] < fraction or unanswered[index]]
 
     def _share_of_worker(self, indices: Sequence[int], own: Collection[int]) -> list[int]:
         """The worker's part of a step's indices: whole micro-batches if the loss depends on them.
@@ -362,7 +372,7 @@ class BatchBuilder:
         if not len(example.completion_ids):
             raise DataError(
                 f"a row of {', '.join(str(source.path) for source in self._config.sources)} has no completion, and the "
-                "student was not to write one; give completions, or set objective.on_policy_fraction: 1",
+                "student writes none; give completions, or objective.on_policy_fraction above 0",
                 "data.path",
             )
         return self._sequence(example, example.completion_ids, example.mask)
@@ -392,6 +402,44 @@ class BatchBuilder:
         if self._teacher is None or self._config.objective.signal != "candidates":
             return sequence
         return replace(sequence, candidate_ids_RC=self._student.likeliest_ids(sequence, self._config.objective.k))
+
+
+def shuffled(
+    sequences: Mapping[int, TokenSequence], answers: Mapping[int, SignalArrays], completions: int
+) -> dict[int, SignalArrays]:
+    """For each sequence what the teacher said about the next one of another prompt, repeated or cut to its length.
+
+    Args:
+        sequences: of a batch, by index.
+        answers: of each, its rows from `start` to `end`.
+        completions: indices of one prompt.
+
+    Raises:
+        ConfigurationError: there is no other prompt of the same teacher in the batch.
+
+    """
+    indices, given = sorted(sequences), {}
+    for place, index in enumerate(indices):
+        following = [*indices[place + 1 :], *indices[:place]]
+        other = next(
+            (
+                each
+                for each in following
+                if each // completions != index // completions and sequences[each].teacher == sequences[index].teacher
+            ),
+            None,
+        )
+        if other is None:
+            raise ConfigurationError(
+                "a batch has one prompt only that its teacher is asked about; have more batch.sequences",
+                "objective.shuffle_teacher",
+            )
+        # As many rows as each array has of this sequence: `target_logits` has none of the last position.
+        given[index] = {
+            name: np.resize(answers[other][name], array.shape[:1] + answers[other][name].shape[1:])
+            for name, array in answers[index].items()
+        }
+    return given
 
 
 def _then(future: Future[_T], function: Callable[[_T], _Made]) -> Future[_Made]:

@@ -4,7 +4,7 @@
 
 `train` is the same in a test, in a Ray actor and anywhere else: what it does depends on its arguments and
 on what it finds in `folder`, where it keeps `student.yaml`, `data.json`, `metrics.jsonl`, `metrics.parquet`,
-`held_out.safetensors`, `checkpoints/step-…/` and, if asked for, the link `checkpoints/best`.
+`held_out.safetensors`, `checkpoints/step-…/`, `outcome.json` and, if asked for, the link `checkpoints/best`.
 
 Several workers (`model.process_group`) call `train` at once with the same arguments. The first one does what one alone
 does: it measures, writes, decides when to save and to stop. The others take their share of its steps, and are there
@@ -46,6 +46,7 @@ from tutelage.trainer.teacher.base import Teacher
 from tutelage.trainer.teacher.several import members_of, require_named, unembeddings
 from tutelage.trainer.training.batch_builder import BatchBuilder
 from tutelage.trainer.training.control import Control
+from tutelage.trainer.training.equal_teacher import EqualTeacher
 from tutelage.trainer.training.preflight import check_saving
 from tutelage.trainer.training.sources import read_data
 from tutelage.trainer.training.step import TrainStep
@@ -142,12 +143,12 @@ class _Training:
         report: Callable[[Progress], None],
         workers: Workers,
     ) -> None:
-        self._config, self._send_report, self._workers = config, report, workers
+        self._config, self._send_report, self._workers, self._folder = config, report, workers, folder
         self._newest: dict[str, float] = {}
         self._step = 0
         self._notes: tuple[str, ...] = ()
         self._report("loading the student and its data")
-        self._init = init = local_model(config.init, "init")
+        self._init = init = local_model(config.start, "init")
         self._student = Student(
             init,
             dtype=config.dtype,
@@ -190,6 +191,7 @@ class _Training:
         teacher_digest = teacher.identity.weights_digest if teacher else ""
         self._state = State(0, 0, config_digest(config), data.fingerprint, teacher_digest)
         self._checkpoints = CheckpointStore(folder / "checkpoints", keep=config.keep_checkpoints)
+        equal = EqualTeacher(self._student) if config.objective.equal_teacher else None
         self._checkpoint = self._resume(folder)
         if workers.first:
             # Not before: a training that was just refused leaves the file of the one that it would have gone on with.
@@ -198,7 +200,8 @@ class _Training:
         self._report("asking the teacher about held-out sequences")
         if teacher is not None:
             self._require_signal(teacher)
-        heads = unembeddings(teacher, self._student.device, self._student.vocabulary_size)
+        device, vocabulary = self._student.device, self._student.vocabulary_size
+        heads = unembeddings(teacher, device, vocabulary)
         self._validation = Validation(
             held_out if workers.first else [],
             folder=folder,
@@ -206,6 +209,8 @@ class _Training:
             heads=heads,
             batch=config.batch.micro_batch_sequences,
         )
+        if equal is not None:
+            teacher, heads = equal, unembeddings(equal, device, vocabulary)
         self._batches = BatchBuilder(config, self._student, teacher, heads, workers, self._state.rollouts)
         self._batches.take_weights(self._step)
         self._train_step = TrainStep(config, self._student, self._batches, workers)
@@ -260,6 +265,8 @@ class _Training:
         finished, best_step = self._finished, self._state.best.step
         if finished:
             evaluations.submit(self._step, checkpoint.path)
+        if finished:
+            write_durably(self._folder / "outcome.json", json.dumps({"step": self._step}) + "\n")
         if finished and best_step not in (0, self._step):
             evaluations.submit(best_step, self._checkpoints.path(best_step))
         self._report("finished" if finished else "stopped")
@@ -275,7 +282,7 @@ class _Training:
                 self._help_save()
         if self._all_do(False):
             self._help_save()
-        return Outcome(self._config.id, self._step, self._step >= self._config.steps, None)
+        return Outcome(self._config.id, self._step, self._finished, None)
 
     def _help_save(self) -> None:
         """What `_save` takes of a worker that is not the first."""
@@ -292,9 +299,15 @@ class _Training:
         """Whether all steps are done, or the best checkpoint is too long ago."""
         best = self._config.best
         patience = best.patience if best else None
-        return self._step >= self._config.steps or (
+        return (self._step >= self._config.steps or self._spent_share == 1.0) or (
             patience is not None and self._state.best.measurements_since >= patience
         )
+
+    @property
+    def _spent_share(self) -> float | None:
+        """Of its budget, at most 1; None without one."""
+        budget = self._config.budget
+        return None if budget is None else min(1.0, self._state.spent_tokens / budget.amount)
 
     def _is_best_so_far(self, row: dict[str, float]) -> bool:
         """Takes a measurement into account, if this step had one."""
@@ -307,12 +320,16 @@ class _Training:
 
     def _do_step(self) -> dict[str, float]:
         """One step, and the held-out measures where they are due."""
-        row = self._train_step.train_step(self._step, self._examples_of, self._report)
+        row = self._train_step.train_step(self._step, self._examples_of, self._report, self._spent_share)
         self._step += 1
+        if self._config.budget is not None:
+            spent = self._state.spent_tokens + int(row[self._config.budget.metric])
+            self._state = replace(self._state, spent_tokens=spent)
         if self._data.labels:
             shares = self._data.mixture.shares(self._step * self._config.prompts_per_step)
             row |= {f"train/share/{label}": share for label, share in zip(self._data.labels, shares, strict=True)}
-        if self._step % self._config.held_out.every_steps == 0 or self._step == self._config.steps:
+        is_last = self._step == self._config.steps or self._spent_share == 1.0
+        if self._step % self._config.held_out.every_steps == 0 or is_last:
             self._report("measuring on held-out sequences")
             row |= self._validation.run(self._student)
         return row

@@ -94,13 +94,16 @@ class TrainStep:
         self._terms = config.objective.weighted_terms
         self._distribution = teacher_distribution_of(config.objective, derived_seed(config.seed, "noise"))
 
-    def train_step(self, step: int, examples_of: ExamplesOf, report: Callable[[str], None]) -> dict[str, float]:
+    def train_step(
+        self, step: int, examples_of: ExamplesOf, report: Callable[[str], None], share: float | None = None
+    ) -> dict[str, float]:
         """Does step number `step` (0, 1, …).
 
         Args:
             step: steps done before.
             examples_of: asked for the examples of this step, and of later ones whose batches are begun early.
             report: told the phase: sampling, scoring, stepping.
+            share: of the tokens that it may spend, what is spent, 0 … 1; None if it ends by steps.
 
         Returns:
             The step's metrics by name, of all workers together but for the seconds.
@@ -121,15 +124,15 @@ class TrainStep:
         batches = self._batches.take(step)
         clock.lap("scoring")
         report("stepping")
-        metrics = self._update(step, batches)
+        metrics = self._update(step, batches, share)
         self._batches.take_weights(step + 1)
         clock.lap("stepping")
         return metrics | self._rollout_metrics(step, batches) | clock.metrics()
 
-    def _update(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
+    def _update(self, step: int, batches: Sequence[MicroBatch], share: float | None) -> dict[str, float]:
         """Forward and backward over all micro-batches, then the optimizer."""
-        counts = [sum(batch.rows for batch in batches), sum(batch.tokens for batch in batches)]
-        rows, tokens = map(int, self._workers.total(counts))
+        counts = [sum(getattr(batch, each) for batch in batches) for each in ("rows", "tokens", "teacher_tokens")]
+        rows, tokens, teacher_tokens = map(int, self._workers.total(counts))
         seen = _Seen(rows, tokens, [self._totals(term, batches) for term in self._terms], [0.0] * len(self._terms))
         if self._student.sharded:
             # A pass brings weights together, which takes all workers: each goes through it as often as the one with
@@ -138,7 +141,7 @@ class TrainStep:
             batches = [*batches, *[replace(batches[-1], counts=False)] * missing]
         for batch in batches:
             self._forward_and_backward(batch, seen)
-        learning_rate = learning_rate_at(step, self._config.steps, self._config.optimizer)
+        learning_rate = learning_rate_at(step, self._config.steps, self._config.optimizer, share)
         self._student.sum_gradients(self._workers)
         norm = self._student.step(learning_rate)
         return {
@@ -150,6 +153,7 @@ class TrainStep:
             "train/gradient_norm": norm,
             "train/learning_rate": learning_rate,
             "train/tokens": rows,
+            "train/teacher_tokens": teacher_tokens,
         }
 
     def _forward_and_backward(self, batch: MicroBatch, seen: _Seen) -> None:
