@@ -127,7 +127,8 @@ class Evaluator:
             run=self._run,
             student=cell.model,
             teacher=cell.teacher,
-            objective=cell.objective,
+            # Two methods may have one objective, and their rows must not be taken for each other's.
+            objective=cell.method or cell.objective,
             temperature=cell.temperature,
             noise=cell.noise,
             step=step,

@@ -267,3 +267,16 @@ def test_a_clip_cuts_the_weights_that_are_above_it():
     torch.testing.assert_close(weight, torch.tensor([0.0, 3.0, -1.0], dtype=torch.float64).exp())
     torch.testing.assert_close(unclipped, weight)
     torch.testing.assert_close(cut / whole, weight.clamp(max=2.0) / weight)
+
+
+def test_a_constant_advantage_has_no_gradient_in_expectation_and_one_in_every_sample(logits):
+    """The reward −1 of every token: Σ_v q(v)·∇ln q(v) = ∇Σ_v q(v) = 0, whatever the teacher says."""
+    student, teacher_logp = logits
+    (found,) = torch.autograd.grad(expectation(estimators.constant_advantage, student, teacher_logp), student)
+    torch.testing.assert_close(found, torch.zeros_like(found), rtol=0.0, atol=1e-14)
+    student_logp = student.log_softmax(-1)[:, 0]
+    value = estimators.constant_advantage(student_logp, teacher_logp[:, 0])
+    torch.testing.assert_close(value, torch.ones_like(value))
+    (of_sample,) = torch.autograd.grad(value.sum(), student)
+    (of_logp,) = torch.autograd.grad(student.log_softmax(-1)[:, 0].sum(), student)
+    torch.testing.assert_close(of_sample, of_logp)

@@ -193,11 +193,13 @@ def _initialised(config: CohortConfig, common: dict[str, Any]) -> Any:
         return ray.init(address=config.ray.address, **common)
     # What all students ask for: how many run at once is the supervisor's affair, and may grow.
     cpus = sum(int(asked["CPU"]) for student in config.students for asked in processes_of(student))
+    # As large as what they come from: some of them start from what is yet to be trained.
+    students = [student.model_copy(update={"init": config.root(student)}) for student in config.students]
     return ray.init(
         "local",  # Without an address Ray connects to one that somebody has started on this machine.
         num_cpus=config.ray.cpus or cpus,
         include_dashboard=config.ray.dashboard,
-        object_store_memory=config.ray.object_store_bytes or object_store_bytes(config.students),
+        object_store_memory=config.ray.object_store_bytes or object_store_bytes(students),
         _node_ip_address="127.0.0.1",  # Else Ray listens where other machines reach it.
         **common,
     )
