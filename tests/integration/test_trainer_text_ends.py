@@ -13,11 +13,11 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from trainer_cases import student_config, write_rows
 from trainer_doubles import InProcessTeacher
+from tutelage.data.merging import whole_model
 from tutelage.data.prompts import completion_end_id
 from tutelage.errors import IdentityMismatch
 from tutelage.evaluator.models.transformers_engine import TransformersEngine
 from tutelage.identity import end_token_ids, require_tokenizer_as_its_file, tokenizer_digests
-from tutelage.study.merging import whole_model
 from tutelage.teacher_server.config import TeacherConfig
 from tutelage.teacher_server.model.loading import describe, read_checkpoint
 from tutelage.trainer.config.student import DataConfig, StudentConfig

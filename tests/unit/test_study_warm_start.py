@@ -42,7 +42,7 @@ def test_a_method_starts_from_the_cell_of_another_one_which_the_grid_need_not_na
     ]  # fmt: skip
     for (method, _, seed), cell in by_name.items():
         assert cell.start == (by_name["warm", 1.0, seed].id if method == "gkd" else str(MODEL))
-    assert [cell.method for cell in study.students][0] == "sft"
+    assert study.students[0].method == "sft"
     assert [cell.teacher for cell in study.students if cell.method == "warm"] == ["", ""]
 
 
@@ -65,8 +65,8 @@ def test_a_budget_of_steps_counts_the_warm_up(config):
     grid = [{"methods": ["sft", "gkd"]}]
     cells = student_cells(config(methods=WARM, grid=grid, budget={"steps": 6}))
     assert {cell.method: cell.settings["steps"] for cell in cells} == {"sft": 6, "warm": 2, "gkd": 4}
+    own = WARM | {"sft": {"objective": {"name": "sft"}, "settings": {"steps": 5}}}
     with pytest.raises(ConfigurationError, match=r"methods.sft.settings.steps: 5, but every method spends the budget"):
-        own = WARM | {"sft": {"objective": {"name": "sft"}, "settings": {"steps": 5}}}
         student_cells(config(methods=own, grid=grid, budget={"steps": 6}))
     with pytest.raises(ConfigurationError, match=r"methods.gkd.init: what gkd starts from takes 2 of the budget's 2"):
         student_cells(config(methods=WARM, grid=grid, budget={"steps": 2}))

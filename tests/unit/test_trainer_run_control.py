@@ -19,11 +19,12 @@ import pytest
 import yaml
 
 from trainer_cases import student_config, write_rows
-from tutelage.config import to_yaml
+from tutelage.config import to_yaml, validate
 from tutelage.errors import (
     CheckpointError,
     ConfigurationError,
     Conflict,
+    DataError,
     NotFound,
     Terminated,
     Unreachable,
@@ -43,6 +44,7 @@ from tutelage.trainer.cluster.run_control import (
     send_command,
 )
 from tutelage.trainer.config.run import CohortConfig
+from tutelage.trainer.config.student import StartConfig
 from tutelage.trainer.metrics.progress import ActorStatus, Outcome, Progress
 
 
@@ -274,6 +276,57 @@ def test_as_many_run_as_may_and_those_beyond_yield_and_return(cohort):
     assert states(cohort) == ["running"] * 3
     assert [student.wanted for student in cohort.students] == ["run"] * 3
     assert cohort.students[1].actor is not bob
+
+
+def starting(cohort: supervisor.Cohort, **starts: str) -> supervisor.Cohort:
+    """The same cohort, with students that start from others."""
+    students = [
+        student.model_copy(update={"init": StartConfig(student=starts[student.id])})
+        if student.id in starts
+        else student
+        for student in cohort._config.students
+    ]
+    return supervisor.Cohort(cohort._config.model_copy(update={"students": tuple(students)}))
+
+
+def test_a_student_starts_from_another_one_when_that_has_finished(cohort):
+    cohort = starting(cohort, ann="cid")
+    tell(cohort)
+    assert states(cohort) == ["queued", "running", "running"]
+    assert cohort.students[0].as_status().phase == "starts when cid has finished"
+    folder = cohort._config.folder("cid")
+    (folder / "checkpoints/step-00000004").mkdir(parents=True)
+    (folder / "outcome.json").write_text('{"step": 4}')
+    cohort.students[2].actor.ends(4, finished=True)
+    tell(cohort)
+    assert states(cohort) == ["running", "running", "finished"]
+    assert cohort.students[0].config.init == folder / "checkpoints/step-00000004"
+
+
+def test_who_would_start_from_a_student_that_failed_or_was_stopped_ends_like_it(cohort):
+    cohort = starting(cohort, bob="ann", cid="bob")
+    tell(cohort, Command("stop", "ann"))
+    assert states(cohort) == ["stopped"] * 3
+    assert not cohort.is_on
+    tell(cohort, Command("resume", "ann"))
+    tell(cohort, Command("resume", "bob"))
+    assert states(cohort) == ["running", "queued", "stopped"]
+    cohort.students[0].actor.ended.value = DataError("no rows")
+    tell(cohort)
+    assert states(cohort) == ["failed", "failed", "stopped"]
+    assert str(cohort.students[1].error) == "students.init: ann, from which it starts, failed"
+
+
+def test_a_start_is_a_student_of_the_run_and_there_is_a_first_one(cohort):
+    students = [student.model_dump(mode="json") for student in cohort._config.students]
+    for starts, message in (({0: 1, 1: 0}, "ann starts from bob starts from ann"), ({0: 3}, "no student of this run")):
+        names = ("ann", "bob", "cid", "dan")
+        changed = [
+            student | ({"init": {"student": names[starts[place]]}} if place in starts else {})
+            for place, student in enumerate(students)
+        ]
+        with pytest.raises(ConfigurationError, match=message):
+            validate(CohortConfig, {"students": changed})
 
 
 def test_a_stopped_student_stays_so_until_it_is_resumed(cohort):
