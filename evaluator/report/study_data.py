@@ -52,10 +52,12 @@ class StudyData:
 
     @property
     def main(self) -> pl.DataFrame:
-        """Scored students at T = 1 without noise: fine-tuned ones, and those of the default teacher."""
+        """Scored students at T = 1 without noise: fine-tuned ones, and those of the default teacher; no controls."""
         of_default = pl.col("teacher").is_in(["", *list(self.teachers)[:1]])
         plain = (pl.col("temperature") == 1.0) & (pl.col("noise") == 0.0)
-        return self.cells.filter(pl.col("role") == "student", pl.col("scored"), plain, of_default)
+        return self.cells.filter(
+            pl.col("role") == "student", pl.col("scored"), plain, of_default, pl.col("control_of") == ""
+        )
 
     @property
     def students(self) -> list[str]:
@@ -67,6 +69,14 @@ class StudyData:
     def methods(self) -> list[str]:
         """Methods in the order of the study file."""
         return self.cells.filter(role="student")["method"].unique(maintain_order=True).to_list()
+
+    @property
+    def fine_tuning(self) -> str:
+        """The method that others are compared with: the first that needs no teacher and that none starts from."""
+        own = self.main.filter(pl.col("teacher") == "")
+        starts = self.cells["start"].unique().to_list()
+        first = own.filter(~pl.col("cell").is_in(starts))
+        return next(iter((first if len(first) else own)["method"].to_list()), "")
 
     @property
     def measure(self) -> str:
@@ -129,7 +139,9 @@ def read_study(folder: Path, frames: Path) -> StudyData:
     if absent or not declared["cells"]:
         lacks = ", ".join(sorted(absent)) or "cells"
         raise DataError(f"{folder / 'study.json'} lacks {lacks}; `tutelage study run` writes it", "study")
-    cells = pl.DataFrame(declared["cells"]).rename({"id": "cell"})
+    # An earlier version wrote neither what a cell starts from nor of what it is a control.
+    described = [{"start": "", "control_of": "", **cell} for cell in declared["cells"]]
+    cells = pl.DataFrame(described).rename({"id": "cell"})
     with naming_unreadable(frames):
         rows = read(frames).filter(pl.col("evaluation_id").is_in(cells["evaluation_id"].to_list())).collect()
     if rows.is_empty():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from tutelage.evaluator.report import error_kinds
+from tutelage.evaluator.report import error_kinds, study_controls
 from tutelage.evaluator.report import study_figures as figures
 from tutelage.evaluator.report import study_tables as tables
 from tutelage.evaluator.report.page import Figure, Section
@@ -32,6 +32,7 @@ class StudyResults:
         averages: of `verdicts.directions`.
         measures: one row a distilled training: score, improvement, size, agreement, fidelity.
         trends: of `verdicts.trends`.
+        controls: of `study_controls.judged`.
 
     """
 
@@ -39,6 +40,7 @@ class StudyResults:
     averages: pl.DataFrame
     measures: pl.DataFrame
     trends: Mapping[str, Correlation]
+    controls: pl.DataFrame
 
 
 def results_of(data: StudyData) -> StudyResults:
@@ -50,7 +52,8 @@ def results_of(data: StudyData) -> StudyResults:
     measures = tables.measures(data, tables.likeness(data))
     whole = tables.whole_runs(measures)
     trends = verdicts.trends(whole, generator) if len(whole) else {}
-    return StudyResults(compared, verdicts.directions(compared), measures, trends)
+    controls = study_controls.judged(data, generator, resamples=_RESAMPLES)
+    return StudyResults(compared, verdicts.directions(compared), measures, trends, controls)
 
 
 def claims(data: StudyData, found: StudyResults) -> Section | None:
@@ -59,6 +62,7 @@ def claims(data: StudyData, found: StudyResults) -> Section | None:
         return None
     families = Counter(comparison.family for comparison in data.comparisons)
     frame = verdicts.verdicts(data.claims, found.averages, found.trends, families)
+    frame = study_controls.doubted(frame, data, found.controls)
     text = "What was declared before the run, and whether it shows."
     return Section("Claims", text, tables=[tables.claims(data, frame)])
 
@@ -127,8 +131,7 @@ def methods(data: StudyData, found: StudyResults) -> Section | None:
     if distilled["objective"].n_unique() < 2:
         return None
     listed = [tables.methods_alike(distilled), tables.methods_apart(distilled)]
-    alone = cells.filter(pl.col("teacher").is_null())["objective"].unique(maintain_order=True).to_list()
-    listed += [tables.added_by_methods(cells, alone[0])] if alone else []
+    listed += [tables.added_by_methods(cells, data.fine_tuning)] if data.fine_tuning else []
     return Section("Methods alike?", "All trainings at T = 1 without noise.", tables=listed)
 
 
@@ -230,15 +233,27 @@ def cost(data: StudyData, found: StudyResults) -> Section | None:
     return Section("Cost", "Throughput, and what the teachers did.", [figure], listed)
 
 
+def controls(data: StudyData, found: StudyResults) -> Section | None:
+    """Whether what a method gains is its own."""
+    return study_controls.controls(found.controls)
+
+
+def spending(data: StudyData, found: StudyResults) -> Section | None:
+    """Score against what it cost."""
+    return study_controls.spending(data)
+
+
 SECTIONS = (
     claims,
     scores,
     gain_by_size,
     comparisons,
+    controls,
     methods,
     temperature_and_noise,
     likeness,
     errors,
     learning,
+    spending,
     cost,
 )

@@ -174,7 +174,7 @@ def likeness(data: StudyData) -> pl.DataFrame:
 def measures(data: StudyData, alike: pl.DataFrame) -> pl.DataFrame:
     """One row a distilled training at T = 1: score, improvement over fine-tuning of its seed, size, likeness."""
     scores = data.scores().filter(task=AVERAGE).join(data.main.select("cell"), on="cell")
-    tuned = scores.filter(teacher="").select("student", "training_seed", sft="score")
+    tuned = scores.filter(teacher="", method=data.fine_tuning).select("student", "training_seed", sft="score")
     distilled = scores.filter(pl.col("teacher") != "").join(tuned, on=["student", "training_seed"])
     return distilled.join(alike, on="cell").select(
         *_LIKENESS_KEYS,

@@ -92,7 +92,7 @@ def study(tmp_path_factory) -> Path:
 def write_rows(frames: Path, described: dict[str, object], generator: np.random.Generator, error: str = "") -> None:
     rows = []
     for item in range(ITEMS):
-        right = bool(generator.uniform() < chance(described))
+        right = bool(generator.uniform() < float(described.get("right", chance(described))))
         number = str(item) if right else "wrong <b>"
         rows.append(
             {
@@ -299,3 +299,72 @@ def test_kinds_of_errors_are_counted_over_seeds(tmp_path, monkeypatch):
     line = next(line for line in out.with_name("report.md").read_text().splitlines() if "small, sft, SVAMP" in line)
     assert [one.strip() for one in line.split("|")[2:5]] == ["33.3", "0.0", "0.0"]
     assert line.split("|")[-2].strip() == "6"
+
+
+@pytest.fixture(scope="module")
+def controlled(tmp_path_factory) -> Path:
+    """Two methods that gain 30 points: one that its control gains as well, one that its control does not."""
+    folder = tmp_path_factory.mktemp("controlled")
+    base = cell("base", "small")
+    true = {"": 0.2, "warm": 0.2, "sft": 0.3, "kd": 0.5, "kd.shuffled": 0.5, "pg": 0.5, "pg.constant_advantage": 0.2}
+    cells, lines = [base, cell("tuned", "big")], {}
+    for seed in range(4):
+        warm = cell("student", "small", "warm", seed, start=base["id"], control_of="")
+        cells += [warm, cell("student", "small", "sft", seed, start="models/small", control_of="")]
+        for method in ("kd", "kd.shuffled", "pg", "pg.constant_advantage"):
+            control_of = method.partition(".")[0] if "." in method else ""
+            more = {"teacher": "big", "start": warm["id"], "control_of": control_of}
+            cells.append(cell("student", "small", method, seed, **more))
+    generator = np.random.default_rng(0)
+    for described in cells:
+        write_rows(folder / "frames", described | {"right": true[str(described["method"])]}, generator)
+        lines[described["id"]] = {"train/tokens": 10, "train/teacher_tokens": 100 * (described["teacher"] != "")}
+    for name, counts in lines.items():
+        (folder / "students" / str(name)).mkdir(parents=True)
+        steps = [{"step": step, "time_seconds": step, "student": name, "seconds/stepping": 2.0} for step in (1, 2)]
+        text = "".join(json.dumps({**step, **counts}) + "\n" for step in steps)
+        (folder / "students" / str(name) / "metrics.jsonl").write_text(text)
+    content = declared(cells) | {
+        "comparisons": [
+            {"name": name, "family": name, "first": {"method": name}, "second": {"method": "sft"}}
+            | {"students": [], "margin": None}
+            for name in ("kd", "pg")
+        ],
+        "claims": [
+            {"text": f"{name} helps", "family": name, "trend": None, "expects": "first higher"} for name in ("kd", "pg")
+        ],
+    }
+    (folder / "study.json").write_text(json.dumps(content))
+    return write_study_report(frames=folder / "frames", study=folder, out=folder / "report" / "report.html")
+
+
+def test_a_gain_that_a_control_has_as_well_is_said_to_be_so(controlled):
+    found = pl.read_csv(controlled.parent / "tables" / "controls.csv")
+    assert dict(found.select("control", "verdict").rows()) == {
+        "kd.shuffled": "its control gains as well",
+        "pg.constant_advantage": "its own",
+    }
+    kd = found.row(by_predicate=pl.col("method") == "kd", named=True)
+    assert kd["gain"] == pytest.approx(30, abs=8)
+    assert kd["apart_low"] < 0 < kd["apart_high"]
+    assert verdicts(controlled) == {"kd helps": "shows; kd.shuffled gains as well", "pg helps": "shows"}
+
+
+def test_controls_and_warm_ups_are_no_methods_among_others(controlled):
+    text = controlled.with_name("report.md").read_text()
+    effects = pl.read_csv(controlled.parent / "tables" / "methods_model.csv")
+    assert set(effects["name"]) == {"Intercept", "kd", "pg", "warm"}  # over sft, which nothing starts from
+    gains = pl.read_csv(controlled.parent / "tables" / "improvement.csv")
+    assert sorted(gains["method"].unique()) == ["kd", "pg"]
+    assert len(gains) == 8
+    assert "## Controls" in text
+
+
+def test_what_a_method_spent_has_its_warm_up_in_it(controlled):
+    spent = pl.read_csv(controlled.parent / "tables" / "spent.csv").filter(seed=0)
+    columns = ["method", "steps", "scored_tokens", "teacher_tokens", "seconds"]
+    by_method = {row[0]: row[1:] for row in spent.select(columns).rows()}
+    assert by_method["sft"] == (2, 20, 0, 4.0)
+    assert by_method["kd"] == (4, 40, 200, 8.0)
+    for name in ("score_by_teacher_tokens", "score_by_seconds"):
+        assert (controlled.parent / "figures" / f"{name}.png").exists()
