@@ -8,7 +8,7 @@ all of their signals. A teacher computes in passes of up to `max_num_batched_tok
 each pass takes `pass_seconds` and `token_seconds` a token. Behind the engine the signal head takes `row_seconds` a
 scored position, while the engine computes the next pass. That is all that the model knows.
 
-The first form starts `tutelage teacher serve`, finds the three costs from one student's loads (FITTED), predicts others
+The first form starts `tutelage teacher serve`, finds the three costs from some loads (FITTED), predicts others
 (CHECKED) that the fit has not seen, measures them too, and prints both; it exits with 1 if the tokens a second of one,
 and with them the length of a step, are further off than 20 %. Students are threads of the trainer's own client that
 sleep instead of thinking, so that they take no core.
@@ -95,12 +95,12 @@ def begins(load: Load, generator: np.random.Generator) -> float:
     return load.think_seconds * float(generator.uniform())
 
 
-FITTED = (Load(1, 1, 32, 0), Load(1, 1, 256, 0), Load(1, 8, 64, 0), Load(1, 8, 192, 0))
+FITTED = (Load(1, 1, 32, 0), Load(1, 1, 256, 0), Load(1, 8, 64, 0), Load(1, 8, 192, 0), Load(4, 4, 128, 0))
 CHECKED = (
     Load(1, 16, 96, 0),
     Load(1, 4, 400, 0.3),
     Load(2, 8, 128, 1),
-    Load(4, 4, 128, 0),
+    Load(3, 8, 96, 0),
     Load(4, 2, 96, 1),
     Load(8, 2, 64, 0.5),
     Load(8, 4, 48, 2),
