@@ -46,6 +46,7 @@ _SUMMARIES = {
     "evaluate": "score checkpoints on tasks, with or without a server",
     "report": "turn frames into an HTML report",
     "study": "plan, run and report a whole study from one file",
+    "certificates": "make an authority and certificates, by which servers and clients know each other",
     "doctor": "say what is installed, which ports are free, whether a teacher answers",
 }
 _WIDTH = 80
