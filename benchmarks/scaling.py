@@ -1,6 +1,6 @@
 """How many students does a teacher feed? A small queueing model, fitted on this machine and checked on other loads.
 
-    python benchmarks/scaling.py [--model DIR] [--seconds 9] [--times 1]
+    python benchmarks/scaling.py [--model DIR] [--rounds 3] [--seconds 6] [--times 1]
     python benchmarks/scaling.py --costs 0.05 0.0006 0.0004 --batch-tokens 512 --sequences 64 --tokens 512 --think 10
 
 A student thinks (samples, steps) for so many seconds, asks for so many sequences at once, and thinks again when it has
@@ -285,6 +285,14 @@ def measured(address: str, model: Path, load: Load, seconds: float) -> Seen:
     return summary(load, [done[1:] for done in answered])
 
 
+def middle(rounds: Sequence[Seen]) -> Seen:
+    """Medians of what rounds saw, so that what else the machine does for a while does not count."""
+    return Seen(
+        statistics.median(seen.tokens_a_second for seen in rounds),
+        statistics.median(seen.answer_seconds for seen in rounds),
+    )
+
+
 def described(load: Load) -> str:
     """For a table."""
     return f"{load.students} × ({load.sequences} × {load.tokens}, thinks {load.think_seconds:g} s)"
@@ -302,7 +310,11 @@ def check(options: argparse.Namespace) -> bool:
         flags += ("--max-num-batched-tokens", str(options.batch_tokens))
         with running(Path(folder), options.model, *flags) as server:
             measured(server.address, options.model, FITTED[0], 1.0)  # warms up
-            seen = {load: measured(server.address, options.model, load, options.seconds) for load in loads}
+            rounds = [
+                {load: measured(server.address, options.model, load, options.seconds) for load in loads}
+                for _ in range(options.rounds)
+            ]
+    seen = {load: middle([each[load] for each in rounds]) for load in loads}
     costs = fitted([(load, seen[load]) for load in fitting], options.batch_tokens)
     print(f"{1000 * costs.pass_seconds:.1f} ms a pass, {1000 * costs.token_seconds:.3f} ms a token, "
           f"{1000 * costs.row_seconds:.3f} ms a row; "
@@ -340,7 +352,8 @@ def main() -> int:
     """Either of the two forms."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=BUILD / "models" / "teacher")
-    parser.add_argument("--seconds", type=float, default=9.0, help="of each measurement (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="through all loads, of which medians are taken")
     parser.add_argument("--batch-tokens", type=int, default=512, help="max_num_batched_tokens (%(default)s)")
     parser.add_argument("--costs", type=float, nargs=3, metavar=("PASS", "TOKEN", "ROW"), help="seconds: only predicts")
     parser.add_argument("--times", type=int, default=1, help="so many times the sequences of each load: for a GPU")
