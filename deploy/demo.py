@@ -1,6 +1,6 @@
 """The whole way once: a served teacher, two students on Ray, an evaluation, a report.
 
-    make demo                                  # the packaged SmolLM2-135M-Instruct and a student of some of its layers
+    make demo                                  # the packaged SmolLM2-135M-Instruct, and a student without eight layers
     make demo TEACHER=… STUDENT=…              # names on the hub, or folders
 
 Writes everything below `runs/demo-<time>/`; models and data are made once, below `build/`. Ctrl-C at any
@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -33,7 +32,8 @@ from tutelage.rpc.transport import CHANNEL_OPTIONS
 from tutelage.rpc.v1 import evaluator_pb2 as epb
 from tutelage.rpc.v1 import evaluator_pb2_grpc as erpc
 from tutelage.runtime.processes import left_behind, running, start, stop, wait_for_file
-from tutelage.studies.prepare_models import prepare
+from tutelage.studies.demo_inputs import write_inputs
+from tutelage.studies.prepare_models import unpack_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
@@ -41,9 +41,8 @@ TUTELAGE = str(Path(sys.executable).with_name("tutelage"))
 MARK = "TUTELAGE_DEMO"
 READY_SECONDS = 300.0
 
-# Task, protocol, items: what 2 cores score in about a minute a checkpoint. The first needs no data folder.
-TASKS = [("arithmetic", "paper", 24), ("SVAMP", "paper", 12), ("ARC-Easy", "loglik", 32), ("piqa", "loglik", 24)]
-ARITHMETIC_ITEMS, REAL_ITEMS = 400, 200
+# What is cut out of the middle: of the packaged teacher's 30 layers the eight from the 13th on.
+FIRST_CUT, SHARE_CUT = 0.4, 8 / 30
 
 console = Console(stderr=True, highlight=False)
 
@@ -64,41 +63,20 @@ def resolve_model(name: str) -> Path:
 
 
 def models(teacher: str | None, student: str | None) -> tuple[Path, Path]:
-    """Teacher and student: the packaged ones, or those named; without a name the student has some of its layers."""
+    """Teacher and student: the packaged one, or those named; without a name the student lacks layers of the middle."""
     if teacher is None:
-        own_teacher, pruned = prepare(BUILD / "models")
-        return own_teacher, resolve_model(student) if student else pruned
-    from tutelage.trainer.model.layer_pruning import prune_layers
-
-    chosen = resolve_model(teacher)
+        chosen = make_directory_once(BUILD / "models" / "teacher", unpack_teacher)
+    else:
+        chosen = resolve_model(teacher)
     if student:
         return chosen, resolve_model(student)
-    layers = max(2, json.loads((chosen / "config.json").read_text())["num_hidden_layers"] // 4)
-    pruned = BUILD / "models" / f"{chosen.name.lower()}-{layers}-layers"
-    return chosen, make_directory_once(pruned, lambda out: prune_layers(chosen, out, layers=layers))
+    from tutelage.trainer.model.layer_pruning import prune_layers
 
-
-def training_data(data_dir: Path | None) -> Path:
-    """Generated arithmetic, mixed with GSM8K's training questions where the research data is at hand."""
-    with_real = data_dir is not None and (data_dir / "train" / "gsm8k_train.jsonl").exists()
-    target = BUILD / "data" / f"train-{ARITHMETIC_ITEMS}-{REAL_ITEMS if with_real else 0}"
-    return (
-        make_directory_once(target, lambda out: _write_training_data(out, data_dir if with_real else None))
-        / "train.jsonl"
-    )
-
-
-def _write_training_data(out: Path, data_dir: Path | None) -> None:
-    generated = out / "arithmetic.json"
-    options = ["--split", "train", "--count", str(ARITHMETIC_ITEMS), "--seed", "0", "--out", str(generated)]
-    subprocess.run([TUTELAGE, "evaluate", "generate-arithmetic", *options], check=True, stdout=subprocess.DEVNULL)
-    rows = [{"question": r["instruction"], "answer": r["output"]} for r in json.loads(generated.read_text())]
-    if data_dir is not None:
-        lines = (data_dir / "train" / "gsm8k_train.jsonl").read_text().splitlines()
-        short = [json.loads(line) for line in lines if len(line) < 500]
-        rows += random.Random(0).sample(short, REAL_ITEMS)
-    random.Random(1).shuffle(rows)
-    (out / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    total = json.loads((chosen / "config.json").read_text())["num_hidden_layers"]
+    first, count = round(FIRST_CUT * total), max(1, round(SHARE_CUT * total))
+    keep = [layer for layer in range(total) if not first <= layer < first + count]
+    pruned = BUILD / "models" / f"{chosen.name.lower()}-without-{first}-to-{first + count - 1}"
+    return chosen, make_directory_once(pruned, lambda out: prune_layers(chosen, out, layers=keep))
 
 
 def serve_teacher(model: Path, run: Path) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
@@ -108,52 +86,48 @@ def serve_teacher(model: Path, run: Path) -> contextlib.AbstractContextManager[s
     return running(command, log=run / "logs" / "teacher.log", environment=_environment(run))
 
 
-def serve_evaluator(run: Path, data_dir: Path | None) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+def serve_evaluator(run: Path) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     """An evaluator that writes `frames/`, on a free port."""
     options = ["--port", "0", "--address-file", str(run / "evaluator.address")]
     options += ["--frames", str(run / "frames"), "--queue", str(run / "queue"), "--prompt", "chat"]
     options += ["--engine", "transformers"]  # a start of vLLM for each checkpoint would take longer than its items
     command = [TUTELAGE, "evaluate", "serve", *options]
-    environment = _environment(run) | ({"TUTELAGE_DATA_DIR": str(data_dir)} if data_dir else {})
-    return running(command, log=run / "logs" / "evaluator.log", environment=environment)
+    return running(command, log=run / "logs" / "evaluator.log", environment=_environment(run))
 
 
 def _environment(run: Path) -> dict[str, str]:
     return {MARK: str(run), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def tasks_at_hand(stub: erpc.EvaluatorServiceStub) -> list[epb.TaskRequest]:
-    """The demonstration's tasks whose data the evaluator has."""
-    infos = stub.GetEvaluatorInfo(epb.GetEvaluatorInfoRequest()).tasks
-    here = {info.name for info in infos if not info.missing}
-    return [epb.TaskRequest(task=t, protocol=p, limit=n) for t, p, n in TASKS if t in here]
-
-
-def submit_teacher(stub: erpc.EvaluatorServiceStub, teacher: Path, tasks: list[epb.TaskRequest]) -> None:
+def submit_teacher(stub: erpc.EvaluatorServiceStub, teacher: Path, task: Path) -> None:
     """Queues the teacher's own evaluation; the students' are submitted by their trainers."""
     labels = epb.EvaluationLabels(run="demo", student="teacher")
     stub.SubmitEvaluation(
         epb.SubmitEvaluationRequest(
-            evaluation_id="demo.teacher", checkpoint=str(teacher), labels=labels, tasks=tasks, seed=0
+            evaluation_id="demo.teacher",
+            checkpoint=str(teacher),
+            labels=labels,
+            tasks=[epb.TaskRequest(task=str(task), protocol="paper")],
+            seed=0,
         )
     )
 
 
-def train(run: Path, teacher: str, evaluator: str, student: Path, data: Path, tasks: list[epb.TaskRequest]) -> None:
+def train(run: Path, teacher: str, evaluator: str, student: Path, inputs: Path, seed: int) -> None:
     """Both students at once, in the foreground of the terminal.
 
     Raises:
         SystemExit: training ended with another exit code than 0.
 
     """
-    chosen = [{"task": task.task, "protocol": task.protocol, "limit": task.limit} for task in tasks]
     options = {
         "output": run,
         "teacher.address": teacher,
         "evaluator.address": evaluator,
-        "evaluator.tasks": json.dumps(chosen),
+        "evaluator.tasks": json.dumps([{"task": str(inputs / "numbers.yaml")}]),
         "defaults.init": student,
-        "defaults.data.path": data,
+        "defaults.data.path": inputs / "train.jsonl",
+        "defaults.seed": seed,
     }
     command = [TUTELAGE, "train", "--config", str(ROOT / "deploy" / "demo.yaml")]
     command += [part for key, value in options.items() for part in (f"--{key}", str(value))]
@@ -205,14 +179,12 @@ def write_report(run: Path, teacher: str) -> Path:
     return report
 
 
-def demonstrate(run: Path, teacher_name: str | None, student_name: str | None) -> Path:
+def demonstrate(run: Path, teacher_name: str | None, student_name: str | None, seed: int) -> Path:
     """Every stage in turn; returns the report's path."""
-    data_dir = Path(os.environ.get("TUTELAGE_DATA_DIR", ROOT.parent / "shared" / "data"))
-    data_dir = data_dir if data_dir.is_dir() else None
-    say("preparing models and data" + ("" if data_dir else " (no research data here: generated arithmetic only)"))
+    say("preparing models and data")
     teacher, student = models(teacher_name, student_name)
-    data = training_data(data_dir)
-    with serve_teacher(teacher, run) as server, serve_evaluator(run, data_dir) as evaluator:
+    inputs = make_directory_once(BUILD / "data" / "numbers", write_inputs)
+    with serve_teacher(teacher, run) as server, serve_evaluator(run) as evaluator:
         say(f"starting the teacher {teacher.name} on vLLM (about a minute)")
         evaluator_address = wait_for_file(
             run / "evaluator.address", evaluator, log=run / "logs" / "evaluator.log", seconds=READY_SECONDS
@@ -223,10 +195,9 @@ def demonstrate(run: Path, teacher_name: str | None, student_name: str | None) -
         say(f"teacher at {teacher_address}, evaluator at {evaluator_address}")
         with grpc.insecure_channel(evaluator_address, options=CHANNEL_OPTIONS) as channel:
             stub = erpc.EvaluatorServiceStub(channel)
-            tasks = tasks_at_hand(stub)
-            submit_teacher(stub, teacher, tasks)
+            submit_teacher(stub, teacher, inputs / "numbers.yaml")
             say("training two students of this teacher at the same time; the evaluator works beside them")
-            train(run, teacher_address, evaluator_address, student, data, tasks)
+            train(run, teacher_address, evaluator_address, student, inputs, seed)
             wait_for_evaluations(stub, expected=5)
         say("writing the report")
         return write_report(run, teacher_address)
@@ -250,7 +221,8 @@ def main() -> int:
     """0 and a report, 130 after Ctrl-C; no process of ours is left either way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", metavar="NAME", help="a name on the hub or a folder")
-    parser.add_argument("--student", metavar="NAME", help="the same; made of some of the teacher's layers if absent")
+    parser.add_argument("--student", metavar="NAME", help="the same; the teacher without some of its layers if absent")
+    parser.add_argument("--seed", type=int, default=0, help="of data order and of what the students write")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the run's folder is made")
     options = parser.parse_args()
     run = options.runs.resolve() / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
@@ -260,7 +232,7 @@ def main() -> int:
     code = 0
     try:
         with interruptible():
-            report = demonstrate(run, options.teacher, options.student)
+            report = demonstrate(run, options.teacher, options.student, options.seed)
     except KeyboardInterrupt:
         say("interrupted; everything is stopped")
         code = 130

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from tutelage import __version__
+from tutelage.evaluator.report import run_comparisons as comparisons
 from tutelage.evaluator.report import run_tables as tables
-from tutelage.evaluator.report.formats import signed_percent
+from tutelage.evaluator.report.formats import p_value, percent, signed_percent
 from tutelage.evaluator.report.page import Page, Tile
 from tutelage.evaluator.report.run_data import CELL, RunData, read_run
 from tutelage.evaluator.report.run_sections import SECTIONS
 from tutelage.evaluator.results.frames import LEFT_OUT
+from tutelage.evaluator.statistics.paired import score_interval
 
 
 def write_report(*, frames: Path, run_dir: Path | None, run: str | None, out: Path) -> Path:
@@ -80,7 +84,46 @@ def _training_data(data: RunData) -> str:
 
 
 def tiles(data: RunData) -> list[Tile]:
-    """The headline: how far each student's held-out KL fell."""
+    """The headlines: what each student gained on the run's one task, or else how far its held-out KL fell."""
+    return _gains(data) or _distances(data)
+
+
+def _gains(data: RunData) -> list[Tile]:
+    """Before, after and teacher with their intervals; none if there are several tasks, or scores are no decisions."""
+    changes = comparisons.changes(data)
+    if data.rows.select(CELL).n_unique() > 1 or changes["gained"].null_count():
+        return []
+    likeness = comparisons.likeness(data)
+    teachers = [f"teacher {_share(data, cell)}" for cell in data.summary.filter(role="teacher").to_dicts()]
+    shown = []
+    for row in changes.to_dicts():
+        own = data.summary.filter(student=row["student"]).sort("evaluation_id")
+        ends = [f"{role} {_share(data, own.filter(role=role).row(-1, named=True))}" for role in ("before", "after")]
+        gain = f"{signed_percent(row['change'])} points ({signed_percent(row['low'])} to {signed_percent(row['high'])})"
+        p = p_value(row["p_value"])
+        test = f"{row['test']}, p {p if p.startswith('<') else f'= {p}'}"
+        like = [f"same answer as the teacher {_agreement(likeness, row['student'])}"] * bool(teachers)
+        value = f"{percent(row['before'])} → {percent(row['after'])} %"
+        text = "; ".join([*ends, *teachers, f"{gain}, {test}", *like])
+        shown.append(Tile(f"{row['student']}, {row['task']}, {row['items']} items", value, text))
+    return shown
+
+
+def _agreement(likeness: pl.DataFrame, student: str) -> str:
+    """Of a student with its teacher, before → after."""
+    by_role = dict(likeness.filter(student=student).select("role", "agreement").rows())
+    return f"{percent(by_role.get('before'))} → {percent(by_role.get('after'))} %"
+
+
+def _share(data: RunData, cell: Mapping[str, Any]) -> str:
+    """An evaluation's share of right answers and its 95 % interval."""
+    rows = data.rows.filter(evaluation_id=cell["evaluation_id"], task=cell["task"], protocol=cell["protocol"])
+    scored = rows.drop_nulls("score").drop_nans("score")
+    low, high = score_interval(scored["score"], scored["item_hash"])
+    return f"{percent(float(scored['score'].to_numpy().mean()))} % ({percent(low)} to {percent(high)})"
+
+
+def _distances(data: RunData) -> list[Tile]:
     if data.metrics.is_empty():
         return []
     ends = [

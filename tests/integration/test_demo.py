@@ -15,7 +15,7 @@ import pytest
 from tutelage.runtime.processes import left_behind
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-STUDENTS = ("gkd", "rev-kd")
+STUDENTS = ("gkd", "forward-kl")
 
 
 def start_demo(tiny_model: Path, runs: Path) -> subprocess.Popen[str]:

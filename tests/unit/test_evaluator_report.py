@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tutelage.evaluator.report import write_report, write_study_report
 from tutelage.evaluator.report.chart_style import PALETTE
 from tutelage.evaluator.report.run_comparisons import changes, likeness
 from tutelage.evaluator.report.run_data import read_run
-from tutelage.evaluator.report.run_report import facts
+from tutelage.evaluator.report.run_report import facts, tiles
 from tutelage.evaluator.results import frames as fr
 from tutelage.evaluator.scoring.extraction import paper_number
 from tutelage.evaluator.tasks import TASKS
@@ -144,6 +145,23 @@ def test_what_the_length_of_the_data_cost_is_said(run: Path, page: str, tmp_path
     (tmp_path / "students/other/data.json").write_text("{")
     with pytest.raises(DataError, match=r"other/data\.json is not JSON"):
         read_run(run / "frames", tmp_path, None)
+
+
+def test_the_headline_of_one_task_is_before_after_and_teacher_with_intervals(run: Path) -> None:
+    [tile] = tiles(read_run(run / "frames", run, None))
+    assert (tile.student, tile.value) == ("gkd <b>, arithmetic, 20 items", "10.0 → 60.0 %")
+    # Clopper and Pearson's intervals of 2, 12 and 15 of 20; 12 items gained and 2 lost: 2 · (1 + 14 + 91) / 2¹⁴.
+    assert tile.text.startswith(
+        "before 10.0 % (1.2 to 31.7); after 60.0 % (36.1 to 80.9); teacher 75.0 % (50.9 to 91.3); +50.0 points ("
+    )
+    assert tile.text.endswith("), mcnemar, p = 0.013; same answer as the teacher 5.0 → 55.0 %")
+
+
+def test_the_headline_of_several_tasks_is_the_distance_to_the_teacher(run: Path) -> None:
+    data = read_run(run / "frames", run, None)
+    other = data.rows.with_columns(task=pl.lit("other"))
+    [tile] = tiles(replace(data, rows=pl.concat([data.rows, other])))
+    assert (tile.student, tile.text[:11]) == ("gkd <b>", "held-out KL")
 
 
 NOTHING_CUT = {"truncated_completions": 0, "tokens_cut": 0}

@@ -1,11 +1,12 @@
 """A student made of a teacher by layer pruning: some of its layers, all of its vocabulary.
 
-The first and the last layer are always kept, the others are spread evenly (as DistilBERT and its
+Unless it is said which, the first and the last layer are kept, and the others are spread evenly (as DistilBERT and its
 successors initialise their students; Sanh et al. 2019, arXiv 1910.01108, section 3).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tutelage.errors import ConfigurationError
@@ -23,13 +24,13 @@ def kept_layers(total: int, keep: int) -> list[int]:
     return [round(index * (total - 1) / (keep - 1)) for index in range(keep)]
 
 
-def prune_layers(teacher: Path, student: Path, *, layers: int) -> None:
-    """Writes a checkpoint with `layers` of the teacher's layers, its embeddings, head and tokenizer.
+def prune_layers(teacher: Path, student: Path, *, layers: int | Sequence[int]) -> None:
+    """Writes a checkpoint with some of the teacher's layers, its embeddings, head and tokenizer.
 
     Args:
         teacher: Hugging Face directory of a causal language model whose layers are `model.layers`.
         student: directory to write.
-        layers: how many layers to keep.
+        layers: how many layers to keep, evenly spread, or which, rising from 0.
 
     Raises:
         ConfigurationError: the teacher has not that many layers, or keeps them elsewhere.
@@ -42,12 +43,12 @@ def prune_layers(teacher: Path, student: Path, *, layers: int) -> None:
     blocks = getattr(getattr(model, "model", None), "layers", None)
     if blocks is None:
         raise ConfigurationError(f"{type(model).__name__} has no model.layers to keep some of", "teacher")
-    keep = kept_layers(len(blocks), layers)
+    keep = kept_layers(len(blocks), layers) if isinstance(layers, int) else list(layers)
     model.model.layers = torch.nn.ModuleList(blocks[index] for index in keep)
     for index, block in enumerate(model.model.layers):
         # The key-value cache is a list of layers that is indexed with it.
         block.self_attn.layer_idx = index
-    model.config.num_hidden_layers = layers
+    model.config.num_hidden_layers = len(keep)
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[index] for index in keep]
     model.save_pretrained(student)
