@@ -197,6 +197,9 @@ class ServeConfig(EvaluationSettings):
     when it changes. Without it, whoever reaches the address may do everything."""
     insecure: bool = False
     """Allows an address other than loopback although nothing is encrypted."""
+    health_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port of `host` that answers gRPC health checks and nothing else, unencrypted: what a scheduler that shows no
+    certificate, such as Kubernetes, asks whether this serves. None means that only the main port answers."""
     metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Port that answers with Prometheus metrics, at /metrics; none means none."""
     metrics_host: str = "127.0.0.1"

@@ -177,6 +177,10 @@ class TeacherConfig(_EngineArguments):
     insecure: bool = False
     """Listen beyond loopback although nothing is encrypted or authenticated."""
 
+    health_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port of `host` that answers gRPC health checks and nothing else, unencrypted: what a scheduler that shows no
+    certificate, such as Kubernetes, asks whether this serves. None means that only the main port answers."""
+
     metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Port that answers with Prometheus metrics, at /metrics, vLLM's own among them; none means none."""
 

@@ -27,7 +27,7 @@ from tutelage.evaluator.tasks.base import default_data_dir
 from tutelage.files import write_atomically
 from tutelage.names import address_of
 from tutelage.rpc.auth import TokenInterceptor
-from tutelage.rpc.transport import SERVER_OPTIONS, bind, status_code
+from tutelage.rpc.transport import SERVER_OPTIONS, bind, serve_health, status_code
 from tutelage.rpc.v1 import evaluator_pb2 as pb
 from tutelage.rpc.v1 import evaluator_pb2_grpc as pb_grpc
 
@@ -180,6 +180,7 @@ class Service:
         self._servicer = EvaluatorServicer(self._queue, config.frames, config.data_dir or default_data_dir())
         self._health = HealthServicer()
         self._stop_metrics: Callable[[], None] | None = None
+        self._health_server: grpc.aio.Server | None = None
         self.port = 0
 
     async def start(self) -> None:
@@ -202,6 +203,8 @@ class Service:
             folders = {"frames": config.frames, "queue": config.queue}
             collector = EvaluatorCollector(self._queue.entries, lambda: self._workers.all_alive, folders)
             self._stop_metrics = serve_metrics(config.metrics_host, config.metrics_port, collector, config.tls)
+        if config.health_port is not None:
+            self._health_server = await serve_health(self._health, config.host, config.health_port)
         await self._server.start()
         await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
         self._workers.start()
@@ -219,6 +222,8 @@ class Service:
         await self._health.enter_graceful_shutdown()
         await asyncio.to_thread(self._workers.stop)
         await self._server.stop(_GRACE_SECONDS)
+        if self._health_server is not None:
+            await self._health_server.stop(0)
         if self._stop_metrics is not None:
             await asyncio.to_thread(self._stop_metrics)
         self._queue.close()

@@ -22,7 +22,7 @@ from tutelage.errors import TutelageError
 from tutelage.files import write_atomically
 from tutelage.names import address_of
 from tutelage.rpc.auth import TokenInterceptor
-from tutelage.rpc.transport import SERVER_OPTIONS, bind
+from tutelage.rpc.transport import SERVER_OPTIONS, bind, serve_health
 from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
 from tutelage.teacher_server.config import TeacherConfig
@@ -59,6 +59,7 @@ class TeacherServer:
         self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
         self._health = HealthServicer()
         self._stop_metrics: Callable[[], None] | None = None
+        self._health_server: grpc.aio.Server | None = None
         self.servicer = TeacherServicer(
             max_streams=config.max_streams,
             stream_bytes=config.stream_mib * 2**20,
@@ -85,6 +86,8 @@ class TeacherServer:
 
             collector = TeacherCollector(self.servicer, config)
             self._stop_metrics = serve_metrics(config.metrics_host, config.metrics_port, collector, config.tls)
+        if self._config.health_port is not None:
+            self._health_server = await serve_health(self._health, self._config.host, self._config.health_port)
         await self._server.start()
 
     async def open(self, teacher: Teacher) -> None:
@@ -107,6 +110,8 @@ class TeacherServer:
         # Not the server's own grace, which would wait for everybody who watches the health.
         await self.servicer.drain(grace_seconds)
         await self._server.stop(0)
+        if self._health_server is not None:
+            await self._health_server.stop(0)
         if self._stop_metrics is not None:
             stop_metrics, self._stop_metrics = self._stop_metrics, None
             await asyncio.to_thread(stop_metrics)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
+from fake_teacher import FakeScoringEngine, fake_teacher, serving
 from tutelage.certificates import main
 from tutelage.errors import ConfigurationError
 from tutelage.rpc.tls import ServerTls
 from tutelage.rpc.transport import bind
+from tutelage.rpc.v1 import teacher_pb2, teacher_pb2_grpc
 
 
 @pytest.fixture
@@ -87,3 +91,21 @@ def test_half_an_authority_is_refused(folder):
     (folder / "ca.key").unlink()
     with pytest.raises(ConfigurationError, match="only one is there"):
         main(["--out", str(folder), "--client", "late"])
+
+
+async def test_the_port_of_health_answers_without_a_certificate_and_answers_nothing_else(folder):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    tls = {"certificate": folder / "teacher.pem", "key": folder / "teacher.key", "client_ca": folder / "ca.pem"}
+    async with (
+        serving(fake_teacher(FakeScoringEngine()), health_port=port, tls=tls),
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await teacher_pb2_grpc.TeacherServiceStub(channel).GetTeacherInfo(
+                teacher_pb2.GetTeacherInfoRequest(), timeout=5
+            )
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from grpc_health.v1 import health_pb2_grpc
 
 from tutelage.errors import (
     ConfigurationError,
@@ -303,6 +304,22 @@ def bind(server: grpc.aio.Server, host: str, port: int, *, insecure: bool, tls: 
         return int(server.add_insecure_port(address))
     except RuntimeError as error:
         raise ConfigurationError(f"cannot listen on {address}: {error}", "port") from error
+
+
+async def serve_health(servicer: Any, host: str, port: int) -> grpc.aio.Server:
+    """Answers health checks, and nothing else, on a port of their own without TLS; the status is all that can be read.
+
+    Kubernetes' probes show no certificate and trust any, or none: they cannot ask a port that has mutual TLS.
+
+    Raises:
+        ConfigurationError: the port is taken.
+
+    """
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    bind(server, host, port, insecure=True)
+    await server.start()
+    return server
 
 
 # In the text of UNAVAILABLE, which is all that gRPC says; waiting for such a peer does not help.
