@@ -1,0 +1,23 @@
+"""The micro studies' data: what few answers, prompts alone and held-out problems are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tutelage.studies.micro_inputs import FEW_ANSWERS, KINDS, write_data
+
+
+def test_few_answers_begin_all_prompts_have_none_and_rates_are_chosen_on_problems_of_their_own(tmp_path: Path) -> None:
+    write_data(tmp_path)
+
+    def rows(name: str) -> list[dict[str, str]]:
+        return [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+
+    answered = rows("train")
+    assert all(rows(f"train-{count}") == answered[:count] for count in FEW_ANSWERS)
+    assert rows("prompts") == [{"question": row["question"]} for row in answered]
+    rates = {row["question"] for row in rows("tasks/rates")}
+    asked = {row["question"] for task in (*KINDS, "new-operands") for row in rows(f"tasks/{task}")}
+    assert len(rates) == 400
+    assert rates.isdisjoint(asked | {row["question"] for row in answered})
