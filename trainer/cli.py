@@ -54,7 +54,11 @@ def main(arguments: list[str]) -> int:
             raise ConfigurationError("there are none; list at least one, with id, init and data", "students")
         return checked(config.for_every_student(**short))
 
+    looks = "--preflight" in rest
+    rest = [each for each in rest if each != "--preflight"]
     config = load(CohortConfig, rest, program="tutelage train", environment_prefix="TUTELAGE_TRAIN_", check=check)
+    if looks:
+        return _preflight(config)
     try:
         return _train(config)
     except (KeyboardInterrupt, Terminated) as end:
@@ -115,6 +119,22 @@ def _train(config: CohortConfig) -> int:
     if failed:
         raise failed[0]
     return EXIT_DONE
+
+
+def _preflight(config: CohortConfig) -> int:
+    """What `tutelage doctor --config` shows: each student's findings, and a row with what is scored in colour."""
+    from tutelage.trainer.cluster.preflight import look_at
+
+    console, code = output_console(), EXIT_DONE
+    for student in config.students:
+        console.rule(student.id)
+        found, row = look_at(config, student)
+        for finding in found:
+            console.print(str(finding), highlight=False, markup=False, soft_wrap=True)
+        if row is not None and console.is_terminal:
+            console.print(row, soft_wrap=True)
+        code = max(code, *(finding.exit_code for finding in found))
+    return code
 
 
 def _about_dashboard(address: str) -> str:

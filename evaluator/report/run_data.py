@@ -30,6 +30,7 @@ class RunData:
         metrics: one row a student and training step; empty without a run folder.
         usage: the teacher's counters, if it left them.
         data: by student what its data's length cost, as its trainer counted it; empty without a run folder.
+        preflight: what each training found before its first step: student, topic, state, text.
         chance: what guessing scores, by task and protocol; of a task of one's own as its file says.
 
     """
@@ -40,6 +41,7 @@ class RunData:
     metrics: pl.DataFrame
     usage: teacher_pb2.GetTeacherUsageResponse | None
     data: dict[str, dict[str, int]]
+    preflight: tuple[dict[str, str], ...]
     chance: dict[tuple[str, str], float]
 
     @property
@@ -89,6 +91,7 @@ def read_run(frames: Path, run_dir: Path | None, run: str | None) -> RunData:
         metrics=read_metrics(run_dir) if run_dir else pl.DataFrame(),
         usage=usage,
         data=read_data_counts(run_dir) if run_dir else {},
+        preflight=read_preflight(run_dir) if run_dir else (),
         chance=_known_chance() | chance_levels(frames, run or runs[0]),
     )
 
@@ -164,6 +167,15 @@ def read_metrics(run_dir: Path) -> pl.DataFrame:
             raise DataError(f"{path} has a line that is not JSON in UTF-8 ({error})", "run_dir") from error
         rows += [{**line, "student": path.parent.name} for line in lines]
     return pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame()
+
+
+def read_preflight(run_dir: Path) -> tuple[dict[str, str], ...]:
+    """What each student's training found before its first step: student, topic, state, text."""
+    return tuple(
+        {"student": path.parent.name, **finding}
+        for path in sorted(run_dir.glob("students/*/preflight.json"))
+        for finding in json.loads(path.read_text(encoding="utf-8"))
+    )
 
 
 def read_data_counts(run_dir: Path) -> dict[str, dict[str, int]]:

@@ -9,6 +9,7 @@ from tutelage.evaluator.report import run_comparisons as comparisons
 from tutelage.evaluator.report import run_figures as figures
 from tutelage.evaluator.report import run_tables as tables
 from tutelage.evaluator.report.page import Answer, Figure, Sample, Section
+from tutelage.evaluator.report.preflight import preflight
 from tutelage.evaluator.report.run_data import CELL, RunData, questions
 from tutelage.evaluator.report.run_tables import HELD_OUT_KL, HELD_OUT_TOP1, LOSS
 
@@ -160,4 +161,4 @@ def throughput(data: RunData) -> Section:
     return Section("Throughput", "What it cost.", [figure] if figure else [], [*served, tables.evaluation_speed(data)])
 
 
-SECTIONS = (learning, scores, changes, likeness, errors, outputs, throughput)
+SECTIONS = (learning, scores, changes, likeness, errors, outputs, throughput, preflight)

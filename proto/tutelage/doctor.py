@@ -1,6 +1,7 @@
 """`tutelage doctor`: what is installed, which ports are free, does a teacher answer, does a student fit it.
 
     tutelage doctor --teacher 127.0.0.1:50051 --student path/to/student
+    tutelage doctor --config cohort.yaml
 
 Exit code 0 if everything asked for is in order, 3 if the teacher does not answer, 2 if the student does
 not fit it.
@@ -13,13 +14,14 @@ import json
 import os
 import platform
 import socket
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutelage import __version__
-from tutelage.errors import EXIT_DONE, TutelageError
+from tutelage.errors import EXIT_DONE, EXIT_USAGE, TutelageError
+from tutelage.findings import Finding, State
 from tutelage.runtime import vllm_api
 
 if TYPE_CHECKING:
@@ -37,18 +39,6 @@ PORTS = {"teacher": 50051, "evaluator": 50052, "Ray dashboard": 8265}
 ANSWER_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the diagnosis."""
-
-    topic: str
-    state: str
-    """"ok", "note" (fine, but worth knowing) or "bad"."""
-    text: str
-    exit_code: int = EXIT_DONE
-    """Exit code that this finding asks for."""
-
-
 def installed_packages() -> list[Finding]:
     """One finding a service: the versions that it would use, or what is missing; and what is known of that vLLM."""
     findings = []
@@ -61,7 +51,7 @@ def installed_packages() -> list[Finding]:
         else:
             findings.append(Finding(service, "ok", ", ".join(text for text in found.values())))
     if vllm_api.installed_version():
-        state = "ok" if vllm_api.statement().endswith(", tested") else "note"
+        state: State = "ok" if vllm_api.statement().endswith(", tested") else "note"
         findings.append(Finding("vllm", state, vllm_api.statement()))
     return findings
 
@@ -149,7 +139,7 @@ def teacher_and_student(address: str | None, student: Path | None, access: Clien
             findings.append(Finding("student", "bad", error.message, error.exit_code))
         else:
             fit = "the same as the teacher's" if info else "not compared: no teacher answered"
-            state = "ok" if info else "note"
+            state: State = "ok" if info else "note"
             findings.append(Finding("student", state, f"{vocabulary_size(student)} tokens, tokenizer {fit}"))
             if info is not None:
                 findings += _chats_and_ends(info, student)
@@ -185,6 +175,15 @@ def diagnose(address: str | None, student: Path | None, access: ClientAccess | N
     ]
 
 
+def _look_at(config: Path) -> int:
+    """What the trainer finds in a cohort's file, by its own command: it may not be installed here."""
+    found = [entry for entry in entry_points(group="tutelage.commands") if entry.name == "train"]
+    if not found:
+        print(Finding("config", "bad", f"{config} cannot be looked at: {_how_to_install('trainer', [])}"))
+        return EXIT_USAGE
+    return int(found[0].load()(["--config", str(config), "--preflight"]))
+
+
 def main(arguments: list[str]) -> int:
     """Say what is installed, which ports are free, whether a teacher answers and a student fits it."""
     from tutelage.config import user_path
@@ -197,12 +196,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--student", type=user_path, metavar="MODEL", help="compare this model's tokenizer with it")
     add_client_flags(parser, "info")
     parser.add_argument("--json", action="store_true", help="one JSON list instead of lines")
+    parser.add_argument("--config", type=user_path, metavar="COHORT", help="look at what this file trains")
     options = parser.parse_args(arguments)
     findings = diagnose(options.teacher, options.student, client_access(options))
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
-        mark = {"ok": "✓", "note": "·", "bad": "✗"}
         for finding in findings:
-            print(f"{mark[finding.state]} {finding.topic:<12} {finding.text}")
-    return max((finding.exit_code for finding in findings), default=EXIT_DONE)
+            print(finding)
+    code = max((finding.exit_code for finding in findings), default=EXIT_DONE)
+    if options.config is None:
+        return code
+    return max(code, _look_at(options.config))

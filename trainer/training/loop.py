@@ -30,6 +30,7 @@ from tutelage.data.hub import local_model
 from tutelage.data.prompts import completion_end_id
 from tutelage.errors import ConfigurationError
 from tutelage.files import write_durably
+from tutelage.findings import refuse_bad
 from tutelage.identity import vocabulary_size
 from tutelage.trainer.checkpoint.run_lock import folder_lock
 from tutelage.trainer.checkpoint.store import Checkpoint, CheckpointStore
@@ -44,9 +45,11 @@ from tutelage.trainer.model.process_group import ALONE, Workers
 from tutelage.trainer.model.student import Student
 from tutelage.trainer.teacher.base import Teacher
 from tutelage.trainer.teacher.several import members_of, require_named, unembeddings
+from tutelage.trainer.training import findings
 from tutelage.trainer.training.batch_builder import BatchBuilder
 from tutelage.trainer.training.control import Control
 from tutelage.trainer.training.equal_teacher import EqualTeacher
+from tutelage.trainer.training.findings import findings_of
 from tutelage.trainer.training.preflight import check_saving
 from tutelage.trainer.training.sources import read_data
 from tutelage.trainer.training.step import TrainStep
@@ -171,6 +174,9 @@ class _Training:
             check_saving(self._student, init, folder)
         self._data = data = read_data(config, tokenizer)
         self._notes = data.cost_of_length(config.batch.max_tokens)
+        found = findings_of(config, tokenizer, data, teacher.identity.end_token_ids if teacher else ())
+        refuse_bad(found)
+        self._notes += tuple(f"{each.topic}: {each.text}" for each in found if each.state == "note")
         held_out = [
             token_sequence(
                 example.prompt_ids,
@@ -196,6 +202,7 @@ class _Training:
         if workers.first:
             # Not before: a training that was just refused leaves the file of the one that it would have gone on with.
             write_durably(folder / "student.yaml", to_yaml(config))
+            findings.write(found, folder)
             write_durably(folder / "data.json", json.dumps(data.counts()) + "\n")
         self._report("asking the teacher about held-out sequences")
         if teacher is not None:

@@ -1,0 +1,128 @@
+"""Every finding before a run, from a configuration that has the fault; none from one that has not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from trainer_cases import student_config, write_rows
+from tutelage.errors import ConfigurationError
+from tutelage.findings import refuse_bad
+from tutelage.trainer.config.student import StudentConfig
+from tutelage.trainer.training.findings import findings_of, write
+from tutelage.trainer.training.sources import read_data
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def tokenizer(tiny_model):
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def found(config: StudentConfig, tokenizer, teacher_ends=()) -> dict[str, tuple[str, str]]:
+    findings = findings_of(config, tokenizer, read_data(config, tokenizer), teacher_ends)
+    return {finding.topic: (finding.state, finding.text) for finding in findings}
+
+
+def rows_file(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_nothing_is_raised_where_nothing_is_wrong(tiny_model, tokenizer, tmp_path):
+    for template in ("chat", "plain", "alpaca"):
+        data = {"path": write_rows(tmp_path / "rows.jsonl"), "template": template}
+        config = student_config(tiny_model, data["path"], batch={"max_tokens": 400})
+        config = StudentConfig.model_validate(config.model_dump() | {"data": data})
+        assert {state for state, _ in found(config, tokenizer).values()} == {"ok"}
+
+
+def test_begin_tokens_doubled_or_lost(tiny_model, tokenizer, tmp_path):
+    begin = "<|im_start|>"
+    tokenizer.bos_token = begin
+    rows = [{"prompt": f"{begin}{begin}What is {i}?", "completion": "It."} for i in range(8)]
+    plain = {"path": rows_file(tmp_path / "rows.jsonl", rows), "template": "plain"}
+    config = StudentConfig.model_validate(student_config(tiny_model, plain["path"]).model_dump() | {"data": plain})
+    state, text = found(config, tokenizer)["begin token"]
+    assert (state, text.partition(" begin with")[0]) == ("bad", "4 of 4 rows")
+
+    class WithBegin:
+        """A tokenizer that gives every text a begin token, with a template that gives none."""
+
+        bos_token, bos_token_id = "<|endoftext|>", tokenizer.eos_token_id
+
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+        def __call__(self, text, add_special_tokens=True, **more):
+            ids = tokenizer(text, add_special_tokens=False, **more)["input_ids"]
+            return {"input_ids": [self.bos_token_id, *ids] if add_special_tokens else ids}
+
+    config = student_config(tiny_model, write_rows(tmp_path / "others.jsonl"))
+    state, text = found(config, WithBegin())["begin token"]
+    assert state == "note"
+    assert text.startswith("36 of 36 rows lack the begin token")
+
+
+def test_end_tokens_doubled_lost_or_another_than_the_teachers(tiny_model, tokenizer, tmp_path):
+    end = tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id)
+    rows = [{"prompt": f"What is {i}?", "completion": f"It.{end}{end}"} for i in range(8)]
+    plain = {"path": rows_file(tmp_path / "rows.jsonl", rows), "template": "plain"}
+    config = StudentConfig.model_validate(student_config(tiny_model, plain["path"]).model_dump() | {"data": plain})
+    assert found(config, tokenizer)["end token"][0] == "bad"
+
+    # Of the longest prompt two tokens of its answer are left.
+    cut = student_config(tiny_model, write_rows(tmp_path / "cut.jsonl"), batch={"max_tokens": 54})
+    data = read_data(cut, tokenizer)
+    assert all(len(row.completion_ids) for row in data.read[0][1].examples)
+    state, text = found(cut, tokenizer)["end token"]
+    assert (state, "raise it" in text) == ("bad", True), text
+    with pytest.raises(ConfigurationError, match="end token: no completion has its end token"):
+        refuse_bad(findings_of(cut, tokenizer, data))
+
+    config = student_config(tiny_model, write_rows(tmp_path / "whole.jsonl"))
+    assert found(config, tokenizer, teacher_ends=[7])["end token"][0] == "note"
+
+
+def test_rows_that_are_cut(tiny_model, tokenizer, tmp_path):
+    rows = [{"prompt": f"What is {i}?", "completion": "It is. " * (40 if i % 4 == 0 else 1)} for i in range(20)]
+    config = student_config(tiny_model, rows_file(tmp_path / "rows.jsonl", rows))
+    state, text = found(config, tokenizer)["length"]
+    assert state == "note"
+    assert "completions lost their end" in text
+
+
+@pytest.mark.parametrize(
+    ("sampling", "state"),
+    [({}, "ok"), ({"temperature": 2.0}, "ok"), ({"temperature": 0.7}, "note"), ({"top_p": 0.9}, "note"),
+     ({"repetition_penalty": 1.2}, "note")],
+)  # fmt: skip
+def test_samples_that_are_not_the_students_own_distribution(sampling, state, tiny_model, tokenizer, tmp_path):
+    objective = {"name": "gkd", "temperature": 2.0}
+    config = student_config(tiny_model, write_rows(tmp_path / "rows.jsonl"), objective=objective, sampling=sampling)
+    assert found(config, tokenizer)["sampling"][0] == state
+
+
+@pytest.mark.parametrize(("shared", "state"), [(0, "ok"), (2, "note"), (4, "bad")])
+def test_held_out_rows_that_are_training_rows(shared, state, tiny_model, tokenizer, tmp_path):
+    def row(number: int) -> dict[str, str]:
+        return {"prompt": f"What is {number}?", "completion": f"It is {number}."}
+
+    train = rows_file(tmp_path / "train.jsonl", [row(number) for number in range(10)])
+    held = rows_file(tmp_path / "held.jsonl", [row(number) for number in range(10 - shared, 14 - shared)])
+    config = student_config(tiny_model, train, held_out={"sequences": 4, "data": {"path": held}})
+    assert found(config, tokenizer)["held out"][0] == state
+
+
+def test_they_are_kept_for_the_report(tiny_model, tokenizer, tmp_path):
+    config = student_config(tiny_model, write_rows(tmp_path / "rows.jsonl"))
+    findings = findings_of(config, tokenizer, read_data(config, tokenizer))
+    write(findings, tmp_path)
+    kept = json.loads((tmp_path / "preflight.json").read_text())
+    assert [each["topic"] for each in kept] == ["sampling", "begin token", "end token", "length", "held out"]
+    assert np.all([each.keys() == {"topic", "state", "text"} for each in kept])
