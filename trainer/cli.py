@@ -127,7 +127,7 @@ def _preflight(config: CohortConfig) -> int:
 
     console, code = output_console(), EXIT_DONE
     for student in config.students:
-        console.rule(student.id)
+        console.print(f"student {student.id}", highlight=False)
         found, row = look_at(config, student)
         for finding in found:
             console.print(str(finding), highlight=False, markup=False, soft_wrap=True)

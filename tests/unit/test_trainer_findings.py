@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -15,8 +14,6 @@ from tutelage.findings import refuse_bad
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.training.findings import findings_of, write
 from tutelage.trainer.training.sources import read_data
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -59,9 +56,12 @@ def test_begin_tokens_doubled_or_lost(tiny_model, tokenizer, tmp_path):
         def __getattr__(self, name):
             return getattr(tokenizer, name)
 
-        def __call__(self, text, add_special_tokens=True, **more):
-            ids = tokenizer(text, add_special_tokens=False, **more)["input_ids"]
-            return {"input_ids": [self.bos_token_id, *ids] if add_special_tokens else ids}
+        def encode(self, text, add_special_tokens=True):
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            return [self.bos_token_id, *ids] if add_special_tokens else ids
+
+        def __call__(self, *given, **more):
+            return tokenizer(*given, **more)
 
     config = student_config(tiny_model, write_rows(tmp_path / "others.jsonl"))
     state, text = found(config, WithBegin())["begin token"]
@@ -76,12 +76,12 @@ def test_end_tokens_doubled_lost_or_another_than_the_teachers(tiny_model, tokeni
     config = StudentConfig.model_validate(student_config(tiny_model, plain["path"]).model_dump() | {"data": plain})
     assert found(config, tokenizer)["end token"][0] == "bad"
 
-    # Of the longest prompt two tokens of its answer are left.
-    cut = student_config(tiny_model, write_rows(tmp_path / "cut.jsonl"), batch={"max_tokens": 54})
+    # Prompts have 27 tokens, which leaves two of each answer.
+    cut = student_config(tiny_model, write_rows(tmp_path / "cut.jsonl"), batch={"max_tokens": 29})
     data = read_data(cut, tokenizer)
-    assert all(len(row.completion_ids) for row in data.read[0][1].examples)
+    assert [len(row.completion_ids) for row in data.read[0][1].examples] == [2] * 36
     state, text = found(cut, tokenizer)["end token"]
-    assert (state, "raise it" in text) == ("bad", True), text
+    assert (state, "raise it" in text) == ("bad", True)
     with pytest.raises(ConfigurationError, match="end token: no completion has its end token"):
         refuse_bad(findings_of(cut, tokenizer, data))
 
@@ -125,4 +125,10 @@ def test_they_are_kept_for_the_report(tiny_model, tokenizer, tmp_path):
     write(findings, tmp_path)
     kept = json.loads((tmp_path / "preflight.json").read_text())
     assert [each["topic"] for each in kept] == ["sampling", "begin token", "end token", "length", "held out"]
-    assert np.all([each.keys() == {"topic", "state", "text"} for each in kept])
+    assert all(each.keys() == {"topic", "state", "text"} for each in kept)
+
+
+def test_a_row_that_is_there_twice_is_not_measured_on_and_trained_on(tiny_model, tokenizer, tmp_path):
+    rows = [{"prompt": f"What is {number % 8}?", "completion": f"It is {number % 8}."} for number in range(40)]
+    config = student_config(tiny_model, rows_file(tmp_path / "rows.jsonl", rows), held_out={"sequences": 4})
+    assert found(config, tokenizer)["held out"][0] == "ok"

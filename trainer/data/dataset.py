@@ -66,7 +66,7 @@ class Dataset:
         return tuple(line for line, count in lines.items() if count)
 
     def split(self, *, held_out: int, seed: int) -> tuple[Dataset, tuple[TokenizedExample, ...]]:
-        """The rows to train on, and `held_out` seeded rows that are not among them.
+        """The rows to train on, and `held_out` seeded rows that are not among them, however often they are there.
 
         Raises:
             DataError: no row would be left to train on.
@@ -79,8 +79,19 @@ class Dataset:
             )
         order = numpy_generator(seed, "held-out").permutation(len(self.examples))
         held = {int(index) for index in order[:held_out]}
-        rest = tuple(example for index, example in enumerate(self.examples) if index not in held)
+        same = {row_key(self.examples[index]) for index in held}
+        rest = tuple(example for example in self.examples if row_key(example) not in same) if held else self.examples
+        if not rest:
+            raise DataError(
+                f"all rows are the {held_out} held-out ones, some of them several times, which leaves none to train on; "
+                "give more data or lower held_out.sequences"
+            )
         return replace(self, examples=rest), tuple(self.examples[index] for index in sorted(held))
+
+
+def row_key(example: TokenizedExample) -> bytes:
+    """What makes two rows the same: prompt and completion."""
+    return example.prompt_ids.tobytes() + b"/" + example.completion_ids.tobytes()
 
 
 @dataclass(frozen=True)

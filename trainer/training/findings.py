@@ -11,8 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tutelage.data.dataset_files import TokenizedExample
 from tutelage.data.prompts import completion_end_id
 from tutelage.data.tokens import beginning_ids
@@ -20,7 +18,7 @@ from tutelage.errors import EXIT_DATA, EXIT_USAGE
 from tutelage.files import write_durably
 from tutelage.findings import Finding
 from tutelage.trainer.config.student import SourceConfig, StudentConfig
-from tutelage.trainer.data.dataset import Dataset
+from tutelage.trainer.data.dataset import Dataset, row_key
 from tutelage.trainer.training.sources import Data
 
 FILE = "preflight.json"
@@ -126,8 +124,8 @@ def _held_out(config: StudentConfig, data: Data) -> list[Finding]:
     """Whether what is measured on is trained on."""
     if not data.held_out:
         return [Finding("held out", "ok", "nothing is measured on held-out rows")]
-    trained = {_row(row) for _, dataset in data.read if dataset for row in dataset.examples}
-    shared = _count(data.held_out, lambda row: _row(row) in trained)
+    trained = {row_key(row) for _, dataset in data.read if dataset for row in dataset.examples}
+    shared = _count(data.held_out, lambda row: row_key(row) in trained)
     if shared == len(data.held_out):
         text = f"all {shared:,} held-out rows are training rows, so what is measured on them is memory; hold out others"
         return [Finding("held out", "bad", text, EXIT_USAGE)]
@@ -135,10 +133,6 @@ def _held_out(config: StudentConfig, data: Data) -> list[Finding]:
         text = f"{shared:,} of {len(data.held_out):,} held-out rows are training rows as well; take them out of one"
         return [Finding("held out", "note", text)]
     return [Finding("held out", "ok", f"{len(data.held_out):,} rows, none of them trained on")]
-
-
-def _row(row: TokenizedExample) -> bytes:
-    return np.concatenate([row.prompt_ids, row.completion_ids]).tobytes()
 
 
 def _count(rows: Sequence[TokenizedExample], holds: Callable[[TokenizedExample], bool]) -> int:
