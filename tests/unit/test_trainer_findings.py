@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from transformers import AutoTokenizer
 
 from trainer_cases import student_config, write_rows
 from tutelage.errors import ConfigurationError
 from tutelage.findings import refuse_bad
+from tutelage.trainer.cli import main as trained_by
+from tutelage.trainer.cluster.preflight import _against_itself
 from tutelage.trainer.config.student import StudentConfig
+from tutelage.trainer.data.sequences import token_sequence
+from tutelage.trainer.teacher.base import TeacherIdentity
 from tutelage.trainer.training.findings import findings_of, write
 from tutelage.trainer.training.sources import read_data
 
@@ -132,3 +138,63 @@ def test_a_row_that_is_there_twice_is_not_measured_on_and_trained_on(tiny_model,
     rows = [{"prompt": f"What is {number % 8}?", "completion": f"It is {number % 8}."} for number in range(40)]
     config = student_config(tiny_model, rows_file(tmp_path / "rows.jsonl", rows), held_out={"sequences": 4})
     assert found(config, tokenizer)["held out"][0] == "ok"
+
+
+def test_the_doctor_says_of_each_student_what_its_training_would_refuse(tiny_model, tmp_path, capsys):
+    students = [
+        {"id": "whole", "objective": {"name": "sft"}},
+        {
+            "id": "adapted",
+            "objective": {"name": "sft"},
+            "init": {"student": "whole"},
+            "lora": {"target_modules": ["nose"]},
+        },
+        {"id": "taught", "objective": {"name": "forward_kl"}},
+    ]
+    defaults = {
+        "init": str(tiny_model),
+        "data": {"path": str(write_rows(tmp_path / "rows.jsonl"))},
+        "batch": {"max_tokens": 96},
+    }
+    teacher = {"address": "127.0.0.1:1", "wait_seconds": 60}
+    (tmp_path / "cohort.yaml").write_text(
+        yaml.safe_dump(
+            {"output": str(tmp_path / "run"), "teacher": teacher, "defaults": defaults, "students": students}
+        )
+    )
+    # As `tutelage doctor --config` calls it.
+    assert trained_by(["--config", str(tmp_path / "cohort.yaml"), "--preflight"]) == 3
+    shown = capsys.readouterr().out
+    whole, adapted, taught = shown.split("student ")[1:]
+    assert "✗" not in whole
+    assert "the loss reaches all of them" in whole
+    assert "✗ model        lora.target_modules: 'nose' is no linear layer" in adapted
+    assert "✗ teacher" in taught
+    assert not (tmp_path / "run/students").exists()
+
+
+class Swaying:
+    """A teacher whose answers depend on what else it is asked."""
+
+    identity = TeacherIdentity("swaying", "", 512, 8, noise_floor_kl=1e-5)
+
+    def __init__(self, sway: float) -> None:
+        self._sway = sway
+
+    def score(self, sequences, spec):
+        answers = []
+        for each in sequences:
+            logits = np.linspace(0, -3, 8, dtype=np.float32)[None].repeat(each.rows, 0)
+            logsumexp = np.log(np.exp(logits).sum(-1, keepdims=True)) + 0.01
+            logits = logits + self._sway * (len(sequences) > 1) * np.arange(8, dtype=np.float32) / 8
+            ids = {"ids_RK": np.arange(8, dtype=np.int32)[None].repeat(each.rows, 0)} if spec.kind == "topk" else {}
+            answers.append({"logits_RK": logits, "logsumexp_RM": logsumexp, **ids})
+        return answers
+
+
+@pytest.mark.parametrize(("sway", "state"), [(0.0, "ok"), (0.5, "bad")])
+def test_a_teacher_that_is_far_from_itself_is_refused(sway, state):
+    ids = np.arange(6, dtype=np.int32)
+    rows = [token_sequence(ids[:2], ids[2:], loss_on_prompt=False)] * 3
+    (finding,) = _against_itself(Swaying(sway), rows, 512)
+    assert (finding.topic, finding.state) == ("noise floor", state)

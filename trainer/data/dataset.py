@@ -83,8 +83,8 @@ class Dataset:
         rest = tuple(example for example in self.examples if row_key(example) not in same) if held else self.examples
         if not rest:
             raise DataError(
-                f"all rows are the {held_out} held-out ones, some of them several times, which leaves none to train on; "
-                "give more data or lower held_out.sequences"
+                f"all rows are the {held_out} held-out ones, some of them several times, which leaves none to train "
+                "on; give more data or lower held_out.sequences"
             )
         return replace(self, examples=rest), tuple(self.examples[index] for index in sorted(held))
 
