@@ -19,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # The folders in the order in which their files take longest, so that no long one is begun last.
-LONGEST_FIRST = ("shared_teacher", "integration", "fault", "contract", "unit", "numerics", "security")
+LONGEST_FIRST = ("cluster", "shared_teacher", "integration", "fault", "contract", "unit", "numerics", "security")
 
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 
