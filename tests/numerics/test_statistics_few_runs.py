@@ -208,8 +208,8 @@ def mixed_models(count: int, generator: np.random.Generator) -> Iterator[Coverag
 
 
 # Studies of each family, since some cost a thousand times what others cost; below 93 % by two standard errors at most.
-FAMILIES = {differences: 40, true_nulls: 30, averages: 0, single_scores: 200, correlations: 40, mixed_models: 0}
-LONG = {differences: 2000, true_nulls: 1000, averages: 150, single_scores: 4000, correlations: 2000, mixed_models: 300}
+FAMILIES = {differences: 25, true_nulls: 25, averages: 0, single_scores: 100, correlations: 40, mixed_models: 0}
+LONG = {differences: 2000, true_nulls: 1000, averages: 150, single_scores: 4000, correlations: 2000, mixed_models: 1000}
 
 
 def floor(count: int) -> float:
