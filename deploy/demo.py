@@ -31,9 +31,13 @@ from tutelage.files import make_directory_once
 from tutelage.rpc.transport import CHANNEL_OPTIONS
 from tutelage.rpc.v1 import evaluator_pb2 as epb
 from tutelage.rpc.v1 import evaluator_pb2_grpc as erpc
-from tutelage.runtime.processes import left_behind, running, start, stop, wait_for_file
+from tutelage.runtime.processes import left_behind, start, stop
+from tutelage.runtime.programs import shared_machine
 from tutelage.studies.demo_inputs import write_inputs
 from tutelage.studies.prepare_models import unpack_teacher
+from tutelage.up.cli import waiting_shown
+from tutelage.up.config import EvaluatorService, TeacherService, UpConfig
+from tutelage.up.together import running
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
@@ -79,24 +83,19 @@ def models(teacher: str | None, student: str | None) -> tuple[Path, Path]:
     return chosen, make_directory_once(pruned, lambda out: prune_layers(chosen, out, layers=keep))
 
 
-def serve_teacher(model: Path, run: Path) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-    """A teacher in the scoring role, on a free port."""
-    options = ["--model", str(model), "--port", "0", "--address-file", str(run / "teacher.address")]
-    command = [TUTELAGE, "teacher", "serve", *options, "--roles", "score"]
-    return running(command, log=run / "logs" / "teacher.log", environment=_environment(run))
-
-
-def serve_evaluator(run: Path) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-    """An evaluator that writes `frames/`, on a free port."""
-    options = ["--port", "0", "--address-file", str(run / "evaluator.address")]
-    options += ["--frames", str(run / "frames"), "--queue", str(run / "queue"), "--prompt", "chat"]
-    options += ["--engine", "transformers"]  # a start of vLLM for each checkpoint would take longer than its items
-    command = [TUTELAGE, "evaluate", "serve", *options]
-    return running(command, log=run / "logs" / "evaluator.log", environment=_environment(run))
-
-
-def _environment(run: Path) -> dict[str, str]:
-    return {MARK: str(run), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+def services(run: Path, teacher: Path) -> UpConfig:
+    """A teacher in the scoring role and an evaluator that writes `frames/`; students have a Ray of their own."""
+    return UpConfig(
+        output=run,
+        teachers={
+            "demo": TeacherService(model=str(teacher), serve={"roles": "score", "served_model_name": teacher.name})
+        },
+        # A start of vLLM for each checkpoint would take longer than its items.
+        evaluator=EvaluatorService(serve={"prompt": "chat", "engine": "transformers"}),
+        ray=None,
+        prometheus=False,
+        ready_seconds=READY_SECONDS,
+    )
 
 
 def submit_teacher(stub: erpc.EvaluatorServiceStub, teacher: Path, task: Path) -> None:
@@ -131,7 +130,7 @@ def train(run: Path, teacher: str, evaluator: str, student: Path, inputs: Path, 
     }
     command = [TUTELAGE, "train", "--config", str(ROOT / "deploy" / "demo.yaml")]
     command += [part for key, value in options.items() for part in (f"--{key}", str(value))]
-    process = start(command, log=None, environment=_environment(run))
+    process = start(command, log=None, environment=shared_machine())
     try:
         code = process.wait()
     finally:
@@ -184,15 +183,11 @@ def demonstrate(run: Path, teacher_name: str | None, student_name: str | None, s
     say("preparing models and data")
     teacher, student = models(teacher_name, student_name)
     inputs = make_directory_once(BUILD / "data" / "numbers", write_inputs)
-    with serve_teacher(teacher, run) as server, serve_evaluator(run) as evaluator:
+    with running(services(run, teacher), shared_machine()) as served:
         say(f"starting the teacher {teacher.name} on vLLM (about a minute)")
-        evaluator_address = wait_for_file(
-            run / "evaluator.address", evaluator, log=run / "logs" / "evaluator.log", seconds=READY_SECONDS
-        )
-        teacher_address = wait_for_file(
-            run / "teacher.address", server, log=run / "logs" / "teacher.log", seconds=READY_SECONDS
-        )
-        say(f"teacher at {teacher_address}, evaluator at {evaluator_address}")
+        with waiting_shown(console) as watch:
+            served.wait(watch)
+        teacher_address, evaluator_address = served["teacher-demo"].address, served["evaluator"].address
         with grpc.insecure_channel(evaluator_address, options=CHANNEL_OPTIONS) as channel:
             stub = erpc.EvaluatorServiceStub(channel)
             submit_teacher(stub, teacher, inputs / "numbers.yaml")
@@ -229,6 +224,7 @@ def main() -> int:
     (run / "logs").mkdir(parents=True)
     started = time.monotonic()
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars of a second each
+    os.environ[MARK] = str(run)  # of every process that is started
     code = 0
     try:
         with interruptible():

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import signal
 import sys
 import time
-from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from tutelage.cli import Command, dispatch
 from tutelage.config import user_path
 from tutelage.errors import EXIT_DONE, ConfigurationError, Terminated
+from tutelage.runtime.owner import end_owner
+from tutelage.runtime.ray_jobs import add_submit_flags, submit
 
 if TYPE_CHECKING:
     from tutelage.study.folder import Folder
@@ -54,11 +52,14 @@ def plan(arguments: list[str]) -> int:
 def run(arguments: list[str]) -> int:
     """Does what is missing of the study."""
     parser = _parser("run")
-    parser.add_argument("--submit", metavar="ADDRESS", help="of a Ray dashboard: run there, as one job")
+    add_submit_flags(parser)
     options = parser.parse_args(arguments)
     study, folder = planned(options.file)
     if options.submit:
-        return _submit(options.file, options.submit)
+        entry = ["study", "run", str(find_file(options.file).resolve())]
+        job = submit(options.submit, options.submit_token, f"study-{options.file.stem}", entry)
+        print(f"job {job}; watch it at {options.submit}, or with `tutelage study status {options.file}`")
+        return EXIT_DONE
     from tutelage.study.driver import Driver
     from tutelage.study.printing import progress
 
@@ -87,14 +88,10 @@ def stop(arguments: list[str]) -> int:
     """Ends the run of the study."""
     options = _parser("stop").parse_args(arguments)
     folder = folder_of(options.file)
-    process = folder.driver()
+    process = end_owner(folder.root, "driver", seconds=_STOP_SECONDS)
     if process is None:
         print(f"nothing runs the study in {folder.root}")
         return EXIT_DONE
-    os.kill(process, signal.SIGTERM)  # at which `run` ends every service before itself
-    deadline = time.monotonic() + _STOP_SECONDS
-    while folder.driver() is not None and time.monotonic() < deadline:
-        time.sleep(0.2)
     print(f"process {process} was told to stop; `tutelage study resume {options.file}` goes on")
     return EXIT_DONE
 
@@ -109,8 +106,8 @@ def report(arguments: list[str]) -> int:
     study, folder = planned_or_last_run(options.file)
     import subprocess
 
+    from tutelage.runtime.programs import flags, tutelage
     from tutelage.study.driver import write_description
-    from tutelage.study.programs import flags, tutelage
 
     write_description(study, folder)
     out = (options.output or folder.path("report")).resolve()
@@ -214,21 +211,3 @@ def _content_of(name: Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"{error.message}; mend it, or give the study's own folder in its place", "file"
         ) from error
-
-
-def _submit(file: Path, address: str) -> int:
-    """One Ray job that runs the study where the cluster is; the files must be there under the same paths."""
-    from ray.job_submission import JobSubmissionClient
-
-    from tutelage.study.programs import tutelage
-
-    entry = shlex.join([*tutelage("study", "run", str(find_file(file).resolve()))])
-    name = f"study-{file.stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    variables = {key: os.environ[key] for key in ("PYTHONPATH",) if key in os.environ}
-    job = JobSubmissionClient(address).submit_job(
-        entrypoint=f"cd {shlex.quote(str(Path.cwd()))} && {entry}",
-        submission_id=name,
-        runtime_env={"env_vars": variables},
-    )
-    print(f"job {job}; watch it at {address}, or with `tutelage study status {file}`")
-    return EXIT_DONE

@@ -21,18 +21,18 @@ from tutelage.data.hub import is_on_hub
 from tutelage.data.merging import whole_model
 from tutelage.errors import ConfigurationError, TutelageError
 from tutelage.files import write_durably
-from tutelage.runtime.processes import start, stop
+from tutelage.runtime.processes import last_lines, start, stop
+from tutelage.runtime.programs import flags, shared_machine, tutelage
 from tutelage.study.cells import Cell
 from tutelage.study.config import Settings
 from tutelage.study.folder import Folder
 from tutelage.study.models import local_folder
-from tutelage.study.programs import environment, flags, tutelage
 from tutelage.study.resolution import Study, check_inputs, cohort
-from tutelage.study.services import Evaluator, Service, note_usage, serve_teacher
+from tutelage.study.services import Evaluator, note_usage, serve_teacher
+from tutelage.up.services import Service
 
 _POLL_SECONDS = 1.0
 _USAGE_SECONDS = 15.0  # a killed teacher takes at most so much of its counting with it
-_LOG_LINES = 15
 Say = Callable[[str], None]
 
 
@@ -197,7 +197,7 @@ class Driver:
 
         """
         log = self._folder.path("logs", f"{log_name}.log")
-        process = start(command, log=log, environment=environment())
+        process = start(command, log=log, environment=shared_machine())
         try:
             while process.poll() is None:
                 self._look()
@@ -205,11 +205,15 @@ class Driver:
         finally:
             code = stop(process)
         if code:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
-            raise TutelageError(f"{log_name} ended with {code}; what is done stays. The end of {log}:\n{tail}")
+            raise TutelageError(
+                f"{log_name} ended with {code}; what is done stays. The end of {log}:\n{last_lines(log)}"
+            )
 
     def _look(self) -> None:
-        """Hands over what is trained, marks what is scored, notes what the teacher counted."""
+        """Hands over what is trained, marks what is scored, notes what the teacher counted, revives who died."""
+        revived = [self._evaluator.revive(), *(service.revive() for service in self._teachers.values())]
+        for said in filter(None, revived):
+            self._say(said)
         for cell in self._study.cells:
             evaluation_id = self._study.evaluation_id(cell)
             if evaluation_id in self._submitted or self._is_done(cell) or not self._folder.is_trained(cell):

@@ -12,16 +12,15 @@ driver.json, driver.lock        who runs it
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tutelage.errors import CheckpointError, Conflict
-from tutelage.files import requiring_locks, write_durably
+from tutelage.errors import CheckpointError
+from tutelage.files import write_durably
 from tutelage.manifest import is_committed
+from tutelage.runtime.owner import owner, owning
 from tutelage.study.cells import Cell
 from tutelage.study.config import EndsBy
 
@@ -108,29 +107,10 @@ class Folder:
             ConfigurationError: the folder's file system has no locks.
 
         """
-        descriptor = os.open(self.root / "driver.lock", os.O_RDWR | os.O_CREAT)
-        try:
-            try:
-                # The kernel lets go of it with the process, however that ends; a number in a file would outlive a kill.
-                with requiring_locks(self.root, "output"):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise Conflict(
-                    f"process {self.driver()} runs the study in {self.root}; watch it with `status`, end it with `stop`"
-                ) from error
-            write_durably(self.root / "driver.json", json.dumps({"process_id": os.getpid()}))
+        what = f"runs the study in {self.root}; watch it with `status`, end it with `stop`"
+        with owning(self.root, "driver", what=what):
             yield
-        finally:
-            os.close(descriptor)
 
     def driver(self) -> int | None:
         """The process that drives the study now, if one does."""
-        path, lock = self.root / "driver.json", self.root / "driver.lock"
-        if not lock.exists() or not path.exists():
-            return None
-        with lock.open() as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(json.loads(path.read_text())["process_id"])
-        return None
+        return owner(self.root, "driver")

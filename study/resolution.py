@@ -21,6 +21,7 @@ from tutelage.data.hub import local_file, local_model
 from tutelage.data.models import check_model
 from tutelage.data.rows import read_rows
 from tutelage.errors import ConfigurationError, DataError
+from tutelage.runtime.programs import flags, tutelage
 from tutelage.study.cells import (
     Cell,
     CellKey,
@@ -34,7 +35,6 @@ from tutelage.study.cells import (
 from tutelage.study.config import ComparisonConfig, Settings, Side, StudyConfig
 from tutelage.study.controls import SAME_TOKENS, all_methods
 from tutelage.study.folder import Folder
-from tutelage.study.programs import flags, tutelage
 
 _UNNAMED_TEACHER = "127.0.0.1:50051"
 _LONGEST_STUDY_NAME = 59  # in an evaluation's id, which has 128 characters at most: 59 + 1 + a cell's 59 + 1 + 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from subprocess import Popen
 from typing import Any
 
 import grpc
@@ -18,53 +17,14 @@ from tutelage.rpc.v1 import evaluator_pb2 as epb
 from tutelage.rpc.v1 import evaluator_pb2_grpc as erpc
 from tutelage.rpc.v1 import teacher_pb2 as tpb
 from tutelage.rpc.v1 import teacher_pb2_grpc as trpc
-from tutelage.runtime.processes import start, stop, wait_for_file
+from tutelage.runtime.programs import shared_machine
 from tutelage.study.cells import Cell
 from tutelage.study.config import EvaluationConfig, TeacherConfig
 from tutelage.study.folder import Folder
-from tutelage.study.programs import environment, flags, tutelage
+from tutelage.up import services
+from tutelage.up.services import Service
 
-# A large teacher is read from disk and hashed before it serves; what is asked then answers from memory.
-_READY_SECONDS, _TIMEOUT_SECONDS = 600.0, 30.0
-
-
-class Service:
-    """A server that the study starts, or one that is there already.
-
-    Args:
-        name: for people and for the files that it leaves.
-        folder: the study's.
-        command: what to start; None attaches to `address`.
-        address: host:port of what is there.
-
-    """
-
-    def __init__(self, name: str, folder: Folder, command: list[str] | None, address: str = "") -> None:
-        self.name, self._folder, self._address = name, folder, address
-        self._log, self._address_file = folder.path("logs", f"{name}.log"), folder.path("logs", f"{name}.address")
-        self._process: Popen[bytes] | None = None
-        if command is not None:
-            self._address_file.unlink(missing_ok=True)  # an earlier run's would be taken for the new server's
-            options = ["--address-file", str(self._address_file)]
-            self._process = start([*command, *options], log=self._log, environment=environment())
-
-    @property
-    def address(self) -> str:
-        """host:port, once it serves.
-
-        Raises:
-            Unreachable: it ended or did not get ready; the end of its log is in the message.
-
-        """
-        if not self._address:
-            assert self._process is not None
-            self._address = wait_for_file(self._address_file, self._process, log=self._log, seconds=_READY_SECONDS)
-        return self._address
-
-    def close(self) -> None:
-        """Ends what was started."""
-        if self._process is not None:
-            stop(self._process)
+_TIMEOUT_SECONDS = 30.0  # it answers from memory
 
 
 def serve_teacher(
@@ -72,12 +32,13 @@ def serve_teacher(
 ) -> Service:
     """Starts a teacher, or attaches to one that is served already."""
     if teacher.address is not None:
-        return Service(f"teacher-{name}", folder, None, teacher.address)
-    options: dict[str, Any] = {"model": model, "port": 0, "served_model_name": name}
+        return Service(f"teacher-{name}", folder.path("logs"), None, address=teacher.address)
+    options: dict[str, Any] = {"model": model, "served_model_name": name}
     options["roles"] = "score,write" if writes else "score"
     if store:
         options |= {"store.path": folder.path("store")}
-    return Service(f"teacher-{name}", folder, [*tutelage("teacher", "serve"), *flags(options), *flags(teacher.serve)])
+    options |= teacher.serve
+    return services.serve_teacher(f"teacher-{name}", folder.path("logs"), options, environment=shared_machine())
 
 
 def note_usage(name: str, address: str, folder: Folder) -> None:
@@ -111,9 +72,8 @@ class Evaluator:
 
     def __init__(self, config: EvaluationConfig, folder: Folder, run: str) -> None:
         self._config, self._run = config, run
-        options = {"port": 0, "frames": folder.path("frames"), "queue": folder.path("queue")}
-        command = [*tutelage("evaluate", "serve"), *flags(options), *flags(config.serve)]
-        self._service = Service("evaluator", folder, command)
+        options = {"frames": folder.path("frames"), "queue": folder.path("queue"), **config.serve}
+        self._service = services.serve_evaluator(folder.path("logs"), options, environment=shared_machine())
         self._channel: grpc.Channel | None = None
 
     def submit(self, cell: Cell, evaluation_id: str, checkpoint: Path, *, step: int) -> None:
@@ -154,6 +114,10 @@ class Evaluator:
                 raise TutelageError(f"evaluation {status.evaluation_id} failed: {status.error}", "evaluation")
             if status.state == epb.EVALUATION_STATE_DONE:
                 yield status
+
+    def revive(self) -> str:
+        """Starts it again if it has ended; says so."""
+        return self._service.revive()
 
     def close(self) -> None:
         """Ends the server."""

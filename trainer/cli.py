@@ -1,6 +1,7 @@
 """`tutelage train --config cohort.yaml`: trains the students of a cohort and shows how they do.
 
 `--steps`, `--lr` and `--students` are short ways for what everybody sets: of every student, whatever the file says.
+`--submit` hands the command to a Ray cluster, as one job of its dashboard.
 
 `tutelage students list | pause | resume | stop | scale` steers them while they train; `tutelage data show` prints what
 they are trained on.
@@ -19,6 +20,7 @@ from tutelage.cli import Command as Subcommand
 from tutelage.cli import dispatch, output_console
 from tutelage.config import user_path
 from tutelage.errors import EXIT_DONE, ConfigurationError, Terminated
+from tutelage.runtime.ray_jobs import add_submit_flags, submit
 from tutelage.trainer.cluster.run_control import (
     Command,
     RunStatus,
@@ -45,7 +47,10 @@ def main(arguments: list[str]) -> int:
     from tutelage.config import load
     from tutelage.trainer.config.run import CohortConfig
 
-    short, rest = _short_ways(arguments)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_submit_flags(own)
+    options, given = own.parse_known_args(arguments)
+    short, rest = _short_ways(given)
 
     def check(config: CohortConfig) -> CohortConfig:
         from tutelage.trainer.config.inputs import checked
@@ -59,6 +64,11 @@ def main(arguments: list[str]) -> int:
     config = load(CohortConfig, rest, program="tutelage train", environment_prefix="TUTELAGE_TRAIN_", check=check)
     if looks:
         return _preflight(config)
+    if options.submit:
+        entry = ["train", *given, "--ray.address", "auto"]
+        job = submit(options.submit, options.submit_token, f"train-{config.run}", entry)
+        print(f"job {job}; watch it at {options.submit}, or with `tutelage students list --output {config.output}`")
+        return EXIT_DONE
     try:
         return _train(config)
     except (KeyboardInterrupt, Terminated) as end:

@@ -46,6 +46,9 @@ _SUMMARIES = {
     "evaluate": "score checkpoints on tasks, with or without a server",
     "report": "turn frames into an HTML report",
     "study": "plan, run and report a whole study from one file",
+    "up": "start teachers, evaluator, Ray and Prometheus on this machine; Ctrl-C ends them",
+    "down": "end what `tutelage up` started",
+    "logs": "print, and follow, the logs of what `tutelage up` started",
     "certificates": "make an authority and certificates, by which servers and clients know each other",
     "doctor": "say what is installed, which ports are free, whether a teacher answers",
 }

@@ -23,12 +23,12 @@ from study_cases import study_values, write_study
 from tutelage import cli as command_line
 from tutelage.config import validate
 from tutelage.errors import ConfigurationError
+from tutelage.runtime.programs import flags
 from tutelage.study import cli
 from tutelage.study.config import StudyConfig
 from tutelage.study.driver import Driver, write_description
 from tutelage.study.folder import Folder
 from tutelage.study.plan import cost_of
-from tutelage.study.programs import flags
 from tutelage.study.resolution import Study, resolve
 
 MODEL = Path("/models/tiny")

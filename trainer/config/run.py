@@ -27,7 +27,7 @@ class CohortConfig(Config):
     """Trains students of one served teacher, each in its own Ray actor.
 
     Short ways, of every student and whatever the file says: --steps N, --lr RATE, and --students ID,ID to train these
-    only.
+    only. --submit ADDRESS runs all of it as one job of the Ray dashboard there (--submit-token FILE).
     """
 
     ELSEWHERE: ClassVar[dict[str, str]] = other_names.COHORT

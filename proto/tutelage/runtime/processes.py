@@ -25,6 +25,7 @@ _ENDS_WITH_PARENT = (
     "os.execvp(sys.argv[2], sys.argv[2:])"
 )
 STOP_SECONDS = 30.0
+_KILLED_SECONDS = 5.0
 
 
 def start(command: Sequence[str], *, log: Path | None, environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -58,13 +59,21 @@ def sparing_children_interrupts() -> Iterator[None]:
 
 def stop(process: subprocess.Popen[bytes], seconds: float = STOP_SECONDS) -> int:
     """Asks a program to end, insists after `seconds`, and returns its exit code; its group is gone then."""
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
+    try:
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+    finally:  # also of a second Ctrl-C, which comes while the first is obeyed
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    code = process.wait()
+    deadline = time.monotonic() + _KILLED_SECONDS
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    return process.wait()
+        while time.monotonic() < deadline:  # what was killed takes a moment to go, longer with much memory
+            os.killpg(process.pid, 0)
+            time.sleep(0.02)
+    return code
 
 
 @contextlib.contextmanager
@@ -86,12 +95,33 @@ def wait_for_file(path: Path, process: subprocess.Popen[bytes], *, log: Path, se
     """
     deadline = time.monotonic() + seconds
     while not path.exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            state = "did not get ready" if process.poll() is None else f"ended with {process.returncode}"
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            raise Unreachable(f"{log.stem} {state}; the end of {log}:\n{tail}")
+        require_starting(process, log=log, deadline=deadline)
         time.sleep(0.2)
     return path.read_text().strip()
+
+
+def require_starting(process: subprocess.Popen[bytes], *, log: Path, deadline: float) -> None:
+    """Looks whether a program that is not ready yet may still become so.
+
+    Args:
+        process: the program.
+        log: where its output goes.
+        deadline: when it has to be ready, by the monotonic clock.
+
+    Raises:
+        Unreachable: it ended, or it is too late; the end of its log is in the message.
+
+    """
+    if process.poll() is not None or time.monotonic() > deadline:
+        state = "did not get ready" if process.poll() is None else f"ended with {process.returncode}"
+        raise Unreachable(f"{log.stem} {state}; the end of {log}:\n{last_lines(log)}")
+
+
+def last_lines(log: Path, count: int = 15) -> str:
+    """The end of a log, of which a program that fails says why at its end."""
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - 200 * count))
+        return "\n".join(stream.read().decode(errors="replace").splitlines()[-count:])
 
 
 def left_behind(mark: str, value: str) -> list[psutil.Process]:

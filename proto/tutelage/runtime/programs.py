@@ -24,6 +24,6 @@ def flags(options: Mapping[str, object]) -> list[str]:
     return parts
 
 
-def environment() -> dict[str, str]:
-    """Of every service of a study: one thread a process, since many share the machine."""
+def shared_machine() -> dict[str, str]:
+    """The environment of programs that share a machine with many: one thread a process."""
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "TOKENIZERS_PARALLELISM": "false"}
