@@ -4,10 +4,10 @@
 
 writes `base.jsonl` (what base models learn: sums, differences and products of small numbers, and to read numbers
 off a sentence), `train.jsonl` (word problems with a worked answer; `train-300.jsonl` and `train-1000.jsonl` are its
-beginnings, `prompts.jsonl` its questions alone), `tasks/<task>.yaml` with `tasks/<task>.jsonl` (test problems: of four
-kinds with operands that training problems have, too; `new-operands`, of all kinds with operands that none has; and
-`rates`, problems that are no one else's, by which learning rates are chosen), and `models/<size>/`. Nothing is
-downloaded.
+beginnings, `prompts.jsonl` its questions alone; `held-out.jsonl` other rows with answers), `tasks/<task>.yaml` with
+`tasks/<task>.jsonl` (test problems: of four kinds with operands that training problems have, too; `new-operands`, of
+all kinds with operands that none has; and `rates`, problems that are no one else's, by which learning rates are
+chosen), and `models/<size>/`. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SIZES = {"t": (96, 4, 32), "l": (80, 3, 16), "m": (64, 2, 16), "s": (48, 2, 16),
 """Hidden width, layers and width of a head by name, the teacher first: on a CPU vLLM takes heads of 32 and more."""
 TRAIN_PROBLEMS, TEST_PROBLEMS, FACT_ROWS, READING_ROWS = 4000, 100, 40_000, 40_000
 FEW_ANSWERS = (300, 1000)
+HELD_OUT_ROWS = 32
 _TOKENIZER_PROBLEMS = 300  # of each kind
 _VOCABULARY, _CONTEXT_TOKENS = 448, 128
 _NEW_SHARE = 4  # one set of operands in four is in no training problem
@@ -172,13 +173,17 @@ def write_data(out: Path) -> None:
     _write_lines(out / "prompts.jsonl", [{"question": row["question"]} for row in train])
     asked = {row["question"] for row in train}
     (out / "tasks").mkdir()
+    rates: list[dict[str, str]] = []
     held_out: list[dict[str, str]] = []
     for kind in KINDS:
         tested = problems(kind, new=False, count=TEST_PROBLEMS, seed=1, besides=asked)
         _write_task(out / "tasks", kind, tested)
         besides = asked | {row["question"] for row in tested}
-        held_out += problems(kind, new=False, count=TEST_PROBLEMS, seed=2, besides=besides)
-    _write_task(out / "tasks", "rates", held_out)
+        rates += problems(kind, new=False, count=TEST_PROBLEMS, seed=2, besides=besides)
+        besides |= {row["question"] for row in rates}
+        held_out += problems(kind, new=False, count=HELD_OUT_ROWS // len(KINDS), seed=3, besides=besides)
+    _write_task(out / "tasks", "rates", rates)
+    _write_lines(out / "held-out.jsonl", [{"question": row["question"], "answer": row["answer"]} for row in held_out])
     new = [row for kind in KINDS for row in problems(kind, new=True, count=TEST_PROBLEMS // len(KINDS), seed=1)]
     _write_task(out / "tasks", "new-operands", new)
     stream = facts(random.Random(2))

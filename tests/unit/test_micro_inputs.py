@@ -19,5 +19,7 @@ def test_few_answers_begin_all_prompts_have_none_and_rates_are_chosen_on_problem
     assert rows("prompts") == [{"question": row["question"]} for row in answered]
     rates = {row["question"] for row in rows("tasks/rates")}
     asked = {row["question"] for task in (*KINDS, "new-operands") for row in rows(f"tasks/{task}")}
-    assert len(rates) == 400
+    held_out = {row["question"] for row in rows("held-out")}
+    assert (len(rates), len(held_out)) == (400, 32)
+    assert held_out.isdisjoint(rates | asked | {row["question"] for row in answered})
     assert rates.isdisjoint(asked | {row["question"] for row in answered})
