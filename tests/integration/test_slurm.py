@@ -24,6 +24,7 @@ wait $step
     "scontrol": 'if [ "$1" = show ]; then tr , "\\n" <<< "$3"; fi\n',
     "ray": '[ "$1" = status ] || exec sleep 60\n',
     "tutelage": """[ "$1" = train ] || exec sleep 60
+until [ "$(grep -c -e '^ray start' -e '^tutelage teacher' "$RECORD")" -ge 4 ]; do sleep 0.05; done
 [ -e "$RUN/saved" ] && exit 0
 trap 'sleep 0.3; touch "$RUN/saved"; exit "${ENDS_WITH:-143}"' TERM
 [ "$CODE" = run ] || exit "$CODE"
