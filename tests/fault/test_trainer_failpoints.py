@@ -91,8 +91,9 @@ def test_killed_at_one_place_after_another_it_equals_an_undisturbed_one(context,
 
 
 def test_killed_over_several_data_sets_it_equals_an_undisturbed_one(context, init, tiny_model, tmp_path):
-    talk = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
-    (tmp_path / "talks.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 9)
+    turns = ("user", "assistant", "user", "assistant")
+    talks = [{"messages": [{"role": role, "content": str(number)} for role in turns]} for number in range(9)]
+    (tmp_path / "talks.jsonl").write_text("".join(f"{json.dumps(talk)}\n" for talk in talks))
     (tmp_path / "folder").mkdir()
     write_rows(tmp_path / "folder" / "train.jsonl")
     sources = [

@@ -70,10 +70,10 @@ class State:
     """Weights of the teacher; of several, NAME=digest of each; empty without one."""
     best: Best = field(default_factory=Best)
     """The best measurement so far."""
-    spent_tokens: int = 0
-    """Tokens of its budget that are spent, if it ends by tokens."""
     rollouts: tuple[Rollout, ...] = ()
     """Of later batches: with `sampling.max_staleness` the weights that wrote them are gone."""
+    spent_tokens: int = 0
+    """Tokens of its budget that are spent, if it ends by tokens."""
 
     @property
     def training_digest(self) -> str:
