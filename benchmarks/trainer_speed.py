@@ -1,13 +1,15 @@
 """How long does an on-policy step take, against TRL's `DistillationTrainer`? Same work, same two cores, in one run.
 
     python benchmarks/trainer_speed.py [--rounds 8] [--trl-dtype bfloat16] [--profile]
+    python benchmarks/trainer_speed.py --prompt-tokens 512 --completions 8 --new-tokens 128
 
 Work: the packaged teacher (135M) and its 8-layer student (57M), every sequence written by the student, batch 8, 64 new
 tokens, GKD with β = 0.5 over the whole vocabulary, full fine-tuning. Ours: the teacher in `tutelage teacher serve`,
 asked for `hidden` over gRPC, and the student in this process: bfloat16 with float32 weights in the optimizer. TRL
 1.16.0: both models in its process, bfloat16 throughout by default, which is its fastest (its own default, float32
 weights, is `--trl-dtype float32`), without activation checkpointing. All processes are bound to the same cores, as many
-as `--threads`, the teacher's included; the sides take steps in turn. Prompts are the same in the same order.
+as `--threads`, the teacher's included; the sides take steps in turn. Prompts are the same in the same order; with
+`--completions` both sides continue each of them so often in a step.
 
 Also prints the floor: what the arithmetic and the reading of weights of a step take at the rates that the same cores
 reach on plain matrix products.
@@ -52,15 +54,16 @@ PHASES = ("sampling", "scoring", "stepping")
 WARM_UP_ROUNDS = 2
 
 
-def write_prompts(path: Path, count: int) -> Path:
-    """Word problems of 40 to 60 tokens, with the chat template's."""
+def write_prompts(path: Path, count: int, *, more_tokens: int = 0, times: int = 1) -> Path:
+    """Word problems of 40 to 60 tokens, with the chat template's, after so many more, each so many times."""
     names, things = ("Ann", "Bob", "Mona", "Samir"), ("apples", "stones", "marbles", "shells")
     rows = [
         f"{names[i % 4]} has {13 + i} {things[i // 4 % 4]} and gets {2 + i % 9} more from {names[(i + 1) % 4]}. "
         f"Half of them are lost on the way home. How many {things[i // 4 % 4]} are left?"
         for i in range(count)
     ]
-    path.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    before = "She counts. " * (more_tokens // 3)  # of three tokens
+    path.write_text("".join(f"{json.dumps({'prompt': before + row})}\n" * times for row in rows))
     return path
 
 
@@ -115,7 +118,7 @@ class Ours:
                 "data": {"path": prompts},
                 "objective": {"name": "gkd", "beta": 0.5, "on_policy_fraction": 1.0, "signal": "hidden"},
                 "sampling": {"max_new_tokens": NEW_TOKENS},
-                "batch": {"sequences": BATCH, "micro_batch_sequences": BATCH, "max_tokens": 512},
+                "batch": {"sequences": BATCH, "micro_batch_sequences": BATCH, "max_tokens": 1024},
                 "optimizer": {"learning_rate": 1e-6},
                 "threads": options.student_threads,
                 **changes,
@@ -158,9 +161,9 @@ def best_seconds(rounds: int, work: object) -> float:
 
 
 @torch.no_grad()
-def floor_seconds(ours: Ours, teacher_layers: int, threads: int) -> dict[str, float]:
+def floor_seconds(ours: Ours, teacher_layers: int, options: argparse.Namespace) -> dict[str, float]:
     """What a step's matrix products take at the best rates seen on plain ones, by phase."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
     left, right = torch.randn(1024, 1536).bfloat16(), torch.randn(1536, 1536).bfloat16()
     flops_a_second = 2 * 1024 * 1536 * 1536 / best_seconds(20, lambda: left @ right)
     weights, few = torch.randn(64 * 2**20 // 1024, 1024).bfloat16(), torch.randn(1024, BATCH).bfloat16()
@@ -168,12 +171,13 @@ def floor_seconds(ours: Ours, teacher_layers: int, threads: int) -> dict[str, fl
     config, head = ours.student.model.config, ours.student.head().matrix_VD.numel()
     layers = ours.student.parameters_count - head
     prompt_tokens = sum(len(example.prompt_ids) for example in ours.examples) / len(ours.examples)
-    tokens, rows = BATCH * (prompt_tokens + NEW_TOKENS), BATCH * NEW_TOKENS
+    rows = BATCH * options.new_tokens
+    tokens, scored = BATCH * prompt_tokens + rows, BATCH / options.completions * prompt_tokens + rows
     teacher = layers / config.num_hidden_layers * teacher_layers
     print(f"\nrates: {flops_a_second / 1e9:.0f} GFLOP/s, weights read at {bytes_a_second / 1e9:.1f} GB/s")
     return {
-        "sampling": NEW_TOKENS * 2 * (layers + head) / bytes_a_second,
-        "scoring": 2 * teacher * tokens / flops_a_second,
+        "sampling": options.new_tokens * 2 * (layers + head) / bytes_a_second,
+        "scoring": 2 * teacher * scored / flops_a_second,
         # Forward once and backward twice through the layers; four products with a head: the student's logits, the
         # teacher's, and two gradients.
         "stepping": (6 * layers * tokens + 4 * 2 * head * rows) / flops_a_second,
@@ -184,13 +188,16 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     """Steps in turn, then the table."""
     teacher, student = prepare(BUILD / "models")
     teacher_layers = json.loads((teacher / "config.json").read_text())["num_hidden_layers"]
-    prompts = write_prompts(folder / "prompts.jsonl", BATCH * 64)
+    more = max(0, options.prompt_tokens - 55)
+    prompts = write_prompts(folder / "prompts.jsonl", BATCH * 64, more_tokens=more)
+    repeated = write_prompts(folder / "repeated.jsonl", BATCH * 64, more_tokens=more, times=options.completions)
     cores = sorted(os.sched_getaffinity(0))[: options.teacher_threads]
     engines = ("--score-cores", ",".join(map(str, cores)), "--score-engines", str(options.teacher_engines))
-    flags = ["--teacher", str(teacher), "--student", str(student), "--prompts", str(prompts), "--dtype"]
-    flags += [options.trl_dtype, "--new-tokens", str(NEW_TOKENS), "--batch", str(BATCH)]
+    flags = ["--teacher", str(teacher), "--student", str(student), "--prompts", str(repeated), "--dtype"]
+    flags += [options.trl_dtype, "--new-tokens", str(options.new_tokens), "--batch", str(BATCH)]
     with trl(*flags, threads=options.threads) as theirs, served_teacher(teacher, folder, *engines) as (address, _):
-        ours = Ours(options, student, prompts, address)
+        sampling = {"max_new_tokens": options.new_tokens, "completions": options.completions}
+        ours = Ours(options, student, prompts, address, sampling=sampling)
         rounds = []
         for number in range(WARM_UP_ROUNDS + options.rounds):
             their_seconds, mine = theirs.step()["seconds"], ours.step()
@@ -206,7 +213,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
                 rounds.append((their_seconds, mine))
         if options.profile:
             profile(ours)
-        report(rounds, floor_seconds(ours, teacher_layers, options.threads))
+        report(rounds, floor_seconds(ours, teacher_layers, options))
 
 
 def report(rounds: list[tuple[float, dict[str, float]]], floor: dict[str, float]) -> None:
@@ -219,7 +226,7 @@ def report(rounds: list[tuple[float, dict[str, float]]], floor: dict[str, float]
     for phase in PHASES:
         median = statistics.median(mine[f"seconds/{phase}"] for _, mine in rounds)
         print(f"| ours: {phase} | {median:.2f} | {floor[phase]:.2f} |")
-    print(f"\nours / TRL: {ours / theirs:.2f} (promised: at most 0.50)")
+    print(f"\nours / TRL: {ours / theirs:.2f}")
 
 
 def profile(ours: Ours) -> None:
@@ -236,6 +243,9 @@ def main() -> None:
     """Prints seconds a step of both sides."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--prompt-tokens", type=int, default=55, help="about how long a prompt is, at least 40")
+    parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS)
+    parser.add_argument("--completions", type=int, default=1, help="of each prompt in a batch of 8")
     parser.add_argument("--threads", type=int, default=2, help="cores that everything runs on, and TRL's threads")
     parser.add_argument("--student-threads", type=int, default=2, help="ours; the teacher is idle when it works")
     parser.add_argument("--teacher-threads", type=int, default=2, help="ours; the student is idle when it works")

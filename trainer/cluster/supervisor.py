@@ -191,6 +191,7 @@ def _initialised(config: CohortConfig, common: dict[str, Any]) -> Any:
 
     if config.ray.address is not None:
         return ray.init(address=config.ray.address, **common)
+    _stay_on_loopback()
     # What all students ask for: how many run at once is the supervisor's affair, and may grow.
     cpus = sum(int(asked["CPU"]) for student in config.students for asked in processes_of(student))
     # As large as what they come from: some of them start from what is yet to be trained.
@@ -203,6 +204,18 @@ def _initialised(config: CohortConfig, common: dict[str, Any]) -> Any:
         _node_ip_address="127.0.0.1",  # Else Ray listens where other machines reach it.
         **common,
     )
+
+
+def _stay_on_loopback() -> None:
+    """Keeps a Ray that this process starts with the address 127.0.0.1 from listening on all of the machine's.
+
+    Ray makes of it an address that other machines reach (`services.get_node_ip_address`), unless told not to by a
+    variable that is named after the systems where that is the default; it has read it already, its processes have not.
+    """
+    import ray._private.ray_constants
+
+    os.environ[ray._private.ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def _nodes_to_file(path: Path) -> None:
