@@ -71,17 +71,16 @@ def test_a_shuffled_teacher_is_another_teacher_of_the_same_batches(objective, te
     assert first["own"] == first["others"]
 
 
-def test_from_a_teacher_equal_to_the_student_nothing_of_the_runs_teacher_is_learned(teacher, student, data, tmp_path):
+def test_from_a_teacher_equal_to_the_student_nothing_is_learned(teacher, student, data, tmp_path):
     objective = {"name": "forward_kl", "equal_teacher": True}
     for dtype in ("float32", "bfloat16"):
         folder = tmp_path / dtype
         train(student_config(student, data, objective=objective, dtype=dtype), folder=folder, teacher=teacher)
-        # What rounding states to bfloat16 costs. AdamW makes steps of their usual length of it (0.38 nats after one at
-        # 1e-3 in float32), from which the loss then comes back.
-        assert losses(folder)[0] < 1e-3
-        assert losses(folder)[-1] < losses(folder)[1]
+        assert losses(folder)[0] < 1e-6
         held = [row["heldout/forward_kl"] for row in metric_rows(folder) if "heldout/forward_kl" in row]
-        assert held[-1] > 0.9 * held[0] > 0.1  # as far as before
+        assert held[0] == pytest.approx(held[-1], rel=0.1)  # of the run's own teacher, as far as before
+        assert held[0] > 0.1
+        assert max(losses(folder)) < 1e-2
 
 
 def test_the_start_stays_the_teacher_after_a_stop(teacher, student, data, tmp_path):

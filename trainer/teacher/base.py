@@ -18,7 +18,7 @@ SignalArrays: TypeAlias = dict[str, npt.NDArray[Any]]
 - `candidates`: `logits_RK` float32, -inf where the asked id is -1.
 - `topk` and `candidates`: `logsumexp_RM` float32, one column for each temperature; `target_logits` float32, one for
   each row but that of the sequence's last position.
-- `hidden`: `hidden_RD` uint16, bfloat16 bit patterns.
+- `hidden`: `hidden_RD` uint16, bfloat16 bit patterns; float32 of a teacher in the student's process.
 """
 
 

@@ -191,7 +191,7 @@ class HiddenRows:
     """The teacher's final hidden states, from which every logit follows."""
 
     hidden_ND: Tensor
-    """bfloat16 [N, D of the teacher]."""
+    """bfloat16 [N, D of the teacher]; float32 of a teacher in the student's process."""
     sequence_digest_N: Tensor
     """int64 [N]: the digest of the row's sequence, as `tutelage.rpc.codec.sequence_digest` (two's complement)."""
     position_N: Tensor

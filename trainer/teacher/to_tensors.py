@@ -51,7 +51,10 @@ def teacher_rows(
     digest_N, position_N = sequence_digests(sequences).to(device), positions(sequences).to(device)
     if "hidden_RD" in tensors:
         assert unembedding is not None
-        return HiddenRows(tensors["hidden_RD"].view(torch.bfloat16), digest_N, position_N, unembedding)
+        hidden_ND = tensors["hidden_RD"]
+        if hidden_ND.dtype == torch.uint16:
+            hidden_ND = hidden_ND.view(torch.bfloat16)
+        return HiddenRows(hidden_ND, digest_N, position_N, unembedding)
     logits_NK, logsumexp_N, target_logits_N = (
         tensors["logits_RK"],
         tensors["logsumexp_RM"][:, 0],

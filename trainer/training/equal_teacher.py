@@ -18,7 +18,10 @@ _SEQUENCES = 8
 
 
 class EqualTeacher:
-    """A `Teacher` with the signal `hidden`, in bfloat16 as every teacher's.
+    """A `Teacher` with the signal `hidden`, in float32.
+
+    Rounded to bfloat16, as served, its states would differ from the student's, and AdamW makes steps of their usual
+    length of a difference however small.
 
     Args:
         student: before its first step; copied.
@@ -29,19 +32,18 @@ class EqualTeacher:
 
     def __init__(self, student: Student) -> None:
         self._twin = copy(student)
-        self._twin.model = deepcopy(student.model).eval().requires_grad_(requires_grad=False)
+        self._twin.model = deepcopy(student.model).eval()
         hidden_size = self._twin.head().matrix_VD.shape[1]
         self.identity = TeacherIdentity("the student as it starts", "", student.vocabulary_size, hidden_size, 0.0)
 
-    @torch.no_grad()
     def score(self, sequences: Sequence[TokenSequence], spec: SignalSpec) -> list[SignalArrays]:
         """As `Teacher.score`."""
         answers: list[SignalArrays] = []
         for first in range(0, len(sequences), _SEQUENCES):
             part = [replace(each, mask=None) for each in sequences[first : first + _SEQUENCES]]
-            hidden_ND = self._twin.hidden(part).to(torch.bfloat16).cpu()
-            for rows_RD in hidden_ND.split([each.rows for each in part]):
-                answers.append({"hidden_RD": rows_RD.contiguous().view(torch.int16).numpy().view(np.uint16)})
+            # With the gradient's graph, as the student computes: without one, attention in bfloat16 rounds otherwise.
+            hidden_ND = self._twin.hidden(part).detach().float().cpu()
+            answers += [{"hidden_RD": rows_RD.numpy()} for rows_RD in hidden_ND.split([each.rows for each in part])]
         return answers
 
     @torch.no_grad()
