@@ -18,7 +18,7 @@ from tutelage.identity import vocabulary_size
 from tutelage.trainer.cluster.connections import open_teacher
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.config.student import StudentConfig
-from tutelage.trainer.data.sequences import TokenSequence, token_sequence
+from tutelage.trainer.data.sequences import TokenSequence, answered
 from tutelage.trainer.data.shown import shown
 from tutelage.trainer.teacher.base import SignalSpec, Teacher
 from tutelage.trainer.teacher.same_teacher import bucketed_kl
@@ -102,17 +102,7 @@ def _teacher(config: CohortConfig, student: StudentConfig, found: list[Finding],
 def _rows(student: StudentConfig, data: Data) -> list[TokenSequence]:
     """The first rows that have an answer, as they are trained on."""
     examples = [row for _, dataset in data.read if dataset for row in dataset.examples if len(row.completion_ids)]
-    return [
-        token_sequence(
-            row.prompt_ids,
-            row.completion_ids,
-            loss_on_prompt=student.loss_on_prompt,
-            mask=row.mask,
-            teacher=row.teacher,
-            teacher_prompt_ids=row.teacher_prompt_ids,
-        )
-        for row in examples[:4]
-    ]
+    return [answered(row, loss_on_prompt=student.loss_on_prompt) for row in examples[:4]]
 
 
 def _against_itself(teacher: Teacher, rows: Sequence[TokenSequence], vocabulary: int) -> list[Finding]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from tutelage.data.dataset_files import TokenizedExample
 from tutelage.errors import DataError
 from tutelage.rpc import codec
 
@@ -108,6 +109,18 @@ class TokenSequence:
     def digest(self) -> int:
         """As the teacher announces with each frame which sequence it is about: 0 … 2⁶⁴-1."""
         return codec.sequence_digest(self.ids)
+
+
+def answered(example: TokenizedExample, *, loss_on_prompt: bool) -> TokenSequence:
+    """The sequence of a row and the answer that the data has; see `token_sequence`."""
+    return token_sequence(
+        example.prompt_ids,
+        example.completion_ids,
+        loss_on_prompt=loss_on_prompt,
+        mask=example.mask,
+        teacher=example.teacher,
+        teacher_prompt_ids=example.teacher_prompt_ids,
+    )
 
 
 def token_sequence(

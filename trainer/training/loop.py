@@ -37,7 +37,7 @@ from tutelage.trainer.checkpoint.store import Checkpoint, CheckpointStore
 from tutelage.trainer.checkpoint.trainer_state import State, config_digest, differing_settings, read_state
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.data.seeding import derived_seed
-from tutelage.trainer.data.sequences import TokenSequence, token_sequence
+from tutelage.trainer.data.sequences import TokenSequence, answered
 from tutelage.trainer.metrics.log import MetricsLog
 from tutelage.trainer.metrics.progress import Outcome, Progress
 from tutelage.trainer.metrics.trackers import open_trackers
@@ -177,17 +177,7 @@ class _Training:
         found = findings_of(config, tokenizer, data, teacher.identity.end_token_ids if teacher else ())
         refuse_bad(found)
         self._notes += tuple(f"{each.topic}: {each.text}" for each in found if each.state == "note")
-        held_out = [
-            token_sequence(
-                example.prompt_ids,
-                example.completion_ids,
-                loss_on_prompt=config.loss_on_prompt,
-                mask=example.mask,
-                teacher=example.teacher,
-                teacher_prompt_ids=example.teacher_prompt_ids,
-            )
-            for example in data.held_out
-        ]
+        held_out = [answered(example, loss_on_prompt=config.loss_on_prompt) for example in data.held_out]
         if config.epochs is not None:
             steps = max(1, config.epochs * data.rows // config.prompts_per_step)
             config = self._config = config.model_copy(update={"steps": steps})
