@@ -124,9 +124,10 @@ class SamplingConfig(Config):
     rollout: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
     """package.module:function that writes a sequence with the student, such as one that has tools; it is given the row,
     a function that lets the student write, and the tokenizer (docs/training.md). None lets the student write once."""
-    stream: bool = True
-    """Whether the teacher scores what is written while it is written, if it reuses prefixes (docs/training.md). Changes
-    no objective, and may change between a stop and going on."""
+    stream: bool = False
+    """Whether the teacher scores what is written while it is written, if it reuses prefixes: for one with processors of
+    its own; on the student's each waits for the other (docs/training.md). Changes no objective, and may change between
+    a stop and going on."""
     max_staleness: NotNegative = 0
     """Steps by which the weights that wrote a sequence may be older than those that learn from it. 0 is strictly
     on-policy; with more, the teacher scores so many batches ahead while the student steps."""
