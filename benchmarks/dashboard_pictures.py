@@ -10,6 +10,7 @@ the pictures without a window; then the job is stopped. Also prints what one stu
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import os
 import subprocess
@@ -100,7 +101,9 @@ def take(url: str, path: Path, height: int) -> None:
 
 def gauges_of(folder: Path, student: str) -> str:
     """A student's gauges, as every node offers them to Prometheus."""
-    discovery = next(folder.rglob("prom_metrics_service_discovery.json"))
+    # Not Path.rglob, which fails when a folder that it has seen goes away meanwhile.
+    name = "**/prom_metrics_service_discovery.json"
+    discovery = folder / next(glob.iglob(name, root_dir=folder, recursive=True))
     targets = [target for entry in json.loads(discovery.read_text()) for target in entry["targets"]]
     pages = [urllib.request.urlopen(f"http://{target}/metrics", timeout=10).read().decode() for target in targets]
     lines = [line for page in pages for line in page.splitlines() if line.startswith("ray_tutelage_student")]

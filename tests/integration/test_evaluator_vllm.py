@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import signal
@@ -95,7 +96,7 @@ def test_a_signal_to_all_its_processes_ends_it_in_one_line(
     # Of the command, the reaper of its orphans and multiprocessing's tracker vLLM's process is the fourth.
     there = {
         "starting": lambda: len(left_behind("TUTELAGE_TEST", str(tmp_path))) >= 4,
-        "generating": lambda: any(tmp_path.glob("frames.unfinished/**/*.parquet")),
+        "generating": lambda: glob.glob("frames.unfinished/**/*.parquet", root_dir=tmp_path, recursive=True),
     }
     deadline = time.monotonic() + 120
     while not there[moment]():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import subprocess
 import sys
@@ -63,7 +64,9 @@ def steps_done(output: Path) -> int:
 
 def exported(temporary: Path) -> str:
     """All metrics of all nodes, as Prometheus would scrape them."""
-    discovery = next(temporary.rglob("prom_metrics_service_discovery.json"))
+    # Not Path.rglob, which fails when a folder that it has seen goes away meanwhile.
+    name = "**/prom_metrics_service_discovery.json"
+    discovery = temporary / next(glob.iglob(name, root_dir=temporary, recursive=True))
     targets = [target for entry in json.loads(discovery.read_text()) for target in entry["targets"]]
     return "".join(urllib.request.urlopen(f"http://{target}/metrics", timeout=5).read().decode() for target in targets)
 
