@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> int:
             say(f"all {len(study.cells)} cells are done, {(time.monotonic() - started) / 60:.1f} minutes")
     except (KeyboardInterrupt, Terminated) as end:
         raise type(end)(f"what is done stays; to go on: tutelage study resume {options.file}") from end
-    print(f"frames are in {folder.path('frames')}; next: tutelage study report {options.file}")
+    print(f"frames are in {study.config.frames}; next: tutelage study report {options.file}")
     return EXIT_DONE
 
 
@@ -111,7 +111,7 @@ def report(arguments: list[str]) -> int:
 
     write_description(study, folder)
     out = (options.output or folder.path("report")).resolve()
-    chosen = {"frames": folder.path("frames"), "study": folder.root, "out": out / "report.html"}
+    chosen = {"frames": study.config.frames.resolve(), "study": folder.root, "out": out / "report.html"}
     return subprocess.run([*tutelage("report"), *flags(chosen)], check=False).returncode
 
 

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tutelage.config import Config
 from tutelage.errors import ConfigurationError
-from tutelage.names import check_name
+from tutelage.names import check_address, check_name
+from tutelage.rpc.tls import ClientAccess
 from tutelage.tasks import TaskConfig
 
 Positive = Annotated[int, Field(ge=1)]
@@ -37,6 +38,11 @@ class ModelConfig(Config):
     """Width of its hidden states, for the bytes that a teacher sends."""
 
 
+def access_of(server: ClientAccess) -> Settings:
+    """How a server is asked, as the other commands' `tls` and `token_file` have it."""
+    return server.model_dump(mode="json", include={"tls", "token_file"}, exclude_none=True)
+
+
 class TrainingConfig(Config):
     """A fine-tuning with targets: of base models, or of a teacher on the domain."""
 
@@ -46,8 +52,8 @@ class TrainingConfig(Config):
     """The trainer's keys; over the study's `settings`."""
 
 
-class TeacherConfig(Config):
-    """One teacher, or several that students have as one."""
+class TeacherConfig(ClientAccess):
+    """One teacher, or several that students have as one; `tls` and `token_file` are for those who ask it."""
 
     model: str = ""
     """Of `models`; empty for one that has `members`."""
@@ -55,7 +61,7 @@ class TeacherConfig(Config):
     """Others of `teachers`, all asked by one student: each row of the data names one of them in its field `teacher`."""
     tuned: bool = True
     """Whether it is fine-tuned on the domain (`tuning`) before it teaches."""
-    address: str | None = None
+    address: Annotated[str, AfterValidator(check_address)] | None = None
     """host:port of a teacher that is served already; none means that the study serves it."""
     serve: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Flags of `tutelage teacher serve` besides model, address, roles and store."""
@@ -64,7 +70,7 @@ class TeacherConfig(Config):
     def _check(self) -> TeacherConfig:
         if bool(self.model) == bool(self.members):
             raise ConfigurationError("a teacher is of a model, or has members; give one of the two", "teachers")
-        if self.members and (self.address or self.serve):
+        if self.members and (self.address or self.serve or self.tls or self.token_file):
             raise ConfigurationError("its members are served, each with its own address and flags", "teachers.members")
         return self
 
@@ -158,13 +164,31 @@ class RationalesConfig(Config):
     """Sampling temperature; 0 is greedy."""
 
 
-class EvaluationConfig(Config):
-    """What is measured of each trained model."""
+class EvaluationConfig(ClientAccess):
+    """What is measured of each trained model; `tls` and `token_file` are for those who ask the evaluator."""
 
     tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
     """Tasks."""
     serve: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Flags of `tutelage evaluate serve` besides its port and folders."""
+    address: Annotated[str, AfterValidator(check_address)] | None = None
+    """host:port of an evaluator that is served already and sees the study's folder; none means that the study serves
+    one."""
+    frames: Path | None = None
+    """Folder that the one at `address` writes its frames to."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluationConfig:
+        if (self.address is None) != (self.frames is None):
+            raise ConfigurationError(
+                "an evaluator that is served already has an address and the folder of its frames; give both or neither",
+                "evaluation",
+            )
+        if self.address and self.serve:
+            raise ConfigurationError(
+                "the evaluator at `address` was told by who served it; leave it out", "evaluation.serve"
+            )
+        return self
 
 
 class ComparisonConfig(Config):
@@ -267,6 +291,11 @@ class StudyConfig(Config):
     """Whether served teachers keep hidden states, so that cells over the same sequences share one pass."""
     rates: RateConfig | None = None
     """For the plan's hours while no cell has run."""
+
+    @property
+    def frames(self) -> Path:
+        """Folder of the rows of its items."""
+        return self.evaluation.frames or self.output / "frames"
 
     @model_validator(mode="after")
     def _check(self) -> StudyConfig:

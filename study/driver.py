@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,7 +25,7 @@ from tutelage.files import write_durably
 from tutelage.runtime.processes import last_lines, start, stop
 from tutelage.runtime.programs import flags, shared_machine, tutelage
 from tutelage.study.cells import Cell
-from tutelage.study.config import Settings
+from tutelage.study.config import Settings, access_of
 from tutelage.study.folder import Folder
 from tutelage.study.models import local_folder
 from tutelage.study.resolution import Study, check_inputs, cohort
@@ -70,13 +71,13 @@ class Driver:
             self._evaluator = Evaluator(self._config.evaluation, self._folder, self._config.name)
             stack.callback(self._evaluator.close)
             # Each wave starts from what the one before it trained.
-            self._train("base", self._study.base, None)
-            self._train("teachers", self._study.tuned, None)
+            self._train("base", self._study.base, {})
+            self._train("teachers", self._study.tuned, {})
             untrained = {cell.teacher for cell in self._study.students if not self._folder.is_trained(cell)}
             teachers = [name for name in self._config.teachers if name in untrained]
             # The first loads while others train; one more at a time would only slow them all down.
             ahead = self._serve_members(teachers[0], stack) if teachers else None
-            self._train("no-teacher", self._study.students_of(""), None)
+            self._train("no-teacher", self._study.students_of(""), {})
             for name in teachers:
                 self._teach(name, ahead or self._serve_members(name, stack))
                 ahead = None
@@ -108,8 +109,13 @@ class Driver:
         for file, example in examples.items():
             self._write_rationales(name, services[name], example, self._folder.path("rationales", file))
         self._teachers = services
-        addresses = {member: service.address for member, service in services.items()}
-        self._train(name, cells, addresses if self._config.teachers[name].members else addresses[name])
+        asked = {
+            member: {"address": service.address, **access_of(self._config.teachers[member])}
+            for member, service in services.items()
+        }
+        self._train(
+            name, cells, {"teachers": asked} if self._config.teachers[name].members else {"teacher": asked[name]}
+        )
         self._note_usage(0.0)  # the last counts, before they end
         self._teachers = {}
         for service in services.values():
@@ -119,7 +125,7 @@ class Driver:
         if path.exists():
             return
         self._say(f"the teacher {name} writes its completions")
-        data, writing = example.settings["data"], self._config.rationales
+        data, writing, teacher = example.settings["data"], self._config.rationales, self._config.teachers[name]
         options = {
             "address": service.address,
             "data": data["path"],
@@ -127,10 +133,13 @@ class Driver:
             "tokenizer": self._start_of(example),
             "out": path,
             **writing.model_dump(),
+            **{
+                key: value if isinstance(value, str) else json.dumps(value) for key, value in access_of(teacher).items()
+            },
         }
         self._command([*tutelage("teacher", "write"), *flags(options)], f"rationales-{name}")
 
-    def _train(self, wave: str, cells: Sequence[Cell], teacher: str | dict[str, str] | None) -> None:
+    def _train(self, wave: str, cells: Sequence[Cell], asked: Mapping[str, Any]) -> None:
         """Trains those of a wave that are not trained yet, each after the cells that it needs."""
         missing = [cell for cell in cells if not self._folder.is_trained(cell)]
         part = 0
@@ -141,12 +150,12 @@ class Driver:
             part += 1
             name = wave if part == 1 and not missing else f"{wave}-{part}"
             self._say(f"{name}: {len(ready)} of {len(cells)} cells to train")
-            self._train_at_once(name, ready, teacher)
+            self._train_at_once(name, ready, asked)
         self._look()
 
-    def _train_at_once(self, name: str, cells: Sequence[Cell], teacher: str | dict[str, str] | None) -> None:
+    def _train_at_once(self, name: str, cells: Sequence[Cell], asked: Mapping[str, Any]) -> None:
         """Trains cells that all can begin."""
-        content = cohort(self._config, cells, {cell.id: self._start_of(cell) for cell in cells}, teacher)
+        content = cohort(self._config, cells, {cell.id: self._start_of(cell) for cell in cells}, asked)
         for student, cell in zip(content["students"], cells, strict=True):
             if cell.rationales:
                 file = self._folder.path("rationales", self._study.rationales_file(cell))
@@ -234,7 +243,7 @@ class Driver:
     def _note_usage(self, seconds: float) -> None:
         if self._teachers and time.monotonic() - self._usage_noted >= seconds:
             for name, service in self._teachers.items():
-                note_usage(name, service.address, self._folder)
+                note_usage(name, service.address, self._config.teachers[name], self._folder)
             self._usage_noted = time.monotonic()
 
     def _model(self, cell: Cell) -> Path:

@@ -21,6 +21,8 @@ from tutelage.data.hub import local_file, local_model
 from tutelage.data.models import check_model
 from tutelage.data.rows import read_rows
 from tutelage.errors import ConfigurationError, DataError
+from tutelage.rpc.tls import ServerTls
+from tutelage.rpc.transport import check_access, check_server
 from tutelage.runtime.programs import flags, tutelage
 from tutelage.study.cells import (
     Cell,
@@ -86,7 +88,8 @@ class Study:
     def evaluation_id(self, cell: Cell) -> str:
         """Names the scoring of a cell on the study's tasks; other tasks, another name."""
         # Over all tasks and flags: what was scored otherwise must not stand beside it under one name.
-        digest = hashlib.sha256(self.config.evaluation.model_dump_json().encode()).hexdigest()
+        what = self.config.evaluation.model_dump_json(include={"tasks", "serve"})
+        digest = hashlib.sha256(what.encode()).hexdigest()
         return f"{self.config.name[:_LONGEST_STUDY_NAME]}.{cell.id}.{digest[:8]}"
 
     def to_json(self) -> dict[str, Any]:
@@ -107,7 +110,7 @@ class Study:
 
 
 def cohort(
-    study: StudyConfig, cells: Iterable[Cell], inits: Mapping[str, Path], teacher: str | Mapping[str, str] | None
+    study: StudyConfig, cells: Iterable[Cell], inits: Mapping[str, Path], asked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The trainer's configuration file of some cells.
 
@@ -115,18 +118,16 @@ def cohort(
         study: the study.
         cells: with ids.
         inits: what each starts from, by id.
-        teacher: host:port, or that of each member of several; None if no cell needs one.
+        asked: the trainer's `teacher` or `teachers`; nothing if no cell needs one.
 
     """
-    students = [{"id": cell.id, "init": str(inits[cell.id]), **cell.settings} for cell in cells]
-    several = {} if teacher is None or isinstance(teacher, str) else teacher
     return {
         "run": study.name,
         "output": str(study.output.resolve()),
-        "teacher": {"address": teacher} if isinstance(teacher, str) else None,
-        "teachers": {name: {"address": address} for name, address in several.items()},
+        "teacher": None,
+        **asked,
         "concurrency": study.concurrency,
-        "students": students,
+        "students": [{"id": cell.id, "init": str(inits[cell.id]), **cell.settings} for cell in cells],
     }
 
 
@@ -188,6 +189,9 @@ def check_inputs(study: Study) -> None:
     for name in sorted({cell.model for cell in study.cells}):
         field = f"models.{name}.path"
         check_model(local_model(Path(study.config.models[name].path), field), field)
+    for name, teacher in study.config.teachers.items():
+        check_access(teacher, f"teachers.{name}")
+    check_access(study.config.evaluation, "evaluation")
     files = {"data": study.config.data}
     for field in ("base", "tuning"):
         training = getattr(study.config, field)
@@ -256,9 +260,21 @@ def _check_servers(study: StudyConfig) -> None:
     for name, teacher in study.teachers.items():
         if teacher.serve and teacher.serve not in checked:
             command = [*tutelage("teacher", "serve"), *flags({"model": "."}), *flags(teacher.serve)]
-            _dry_run("teacher", command, f"teachers.{name}.serve")
+            _check_listening(_dry_run("teacher", command, f"teachers.{name}.serve"), f"teachers.{name}.serve")
             checked.append(teacher.serve)
-    _dry_run("evaluator", [*tutelage("evaluate", "serve"), *flags(study.evaluation.serve)], "evaluation.serve")
+    if study.evaluation.address is None:
+        command = [*tutelage("evaluate", "serve"), *flags(study.evaluation.serve)]
+        _check_listening(_dry_run("evaluator", command, "evaluation.serve"), "evaluation.serve")
+
+
+def _check_listening(filled: Mapping[str, Any], field: str) -> None:
+    """Refuses a server that would listen beyond loopback in plaintext, and one whose files cannot be read."""
+    tls = validate(ServerTls, filled["tls"]) if filled["tls"] else None
+    tokens = Path(filled["token_file"]) if filled["token_file"] else None
+    try:
+        check_server(filled["host"], insecure=filled["insecure"], tls=tls, token_file=tokens, address_file=None)
+    except ConfigurationError as error:
+        raise ConfigurationError(error.message, f"{field}.{error.field}") from error
 
 
 def _dry_run(service: str, command: list[str], field: str) -> dict[str, Any]:

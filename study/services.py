@@ -12,7 +12,8 @@ from google.protobuf.json_format import MessageToDict
 
 from tutelage.errors import TutelageError
 from tutelage.files import write_durably
-from tutelage.rpc.transport import ask, error_of_rpc, open_channel
+from tutelage.rpc.tls import ClientAccess
+from tutelage.rpc.transport import ask, error_of_rpc, open_channel, token_metadata
 from tutelage.rpc.v1 import evaluator_pb2 as epb
 from tutelage.rpc.v1 import evaluator_pb2_grpc as erpc
 from tutelage.rpc.v1 import teacher_pb2 as tpb
@@ -41,7 +42,7 @@ def serve_teacher(
     return services.serve_teacher(f"teacher-{name}", folder.path("logs"), options, environment=shared_machine())
 
 
-def note_usage(name: str, address: str, folder: Folder) -> None:
+def note_usage(name: str, address: str, access: ClientAccess, folder: Folder) -> None:
     """Writes what a teacher counted since its start, one file a start; a teacher that is away is left out."""
     request = tpb.GetTeacherUsageRequest()
     try:
@@ -52,6 +53,7 @@ def note_usage(name: str, address: str, folder: Folder) -> None:
             address,
             server="teacher",
             timeout_seconds=_TIMEOUT_SECONDS,
+            access=access,
         )
     except TutelageError:
         return
@@ -72,8 +74,13 @@ class Evaluator:
 
     def __init__(self, config: EvaluationConfig, folder: Folder, run: str) -> None:
         self._config, self._run = config, run
+        logs = folder.path("logs")
         options = {"frames": folder.path("frames"), "queue": folder.path("queue"), **config.serve}
-        self._service = services.serve_evaluator(folder.path("logs"), options, environment=shared_machine())
+        self._service = (
+            Service("evaluator", logs, None, address=config.address)
+            if config.address
+            else services.serve_evaluator(logs, options, environment=shared_machine())
+        )
         self._channel: grpc.Channel | None = None
 
     def submit(self, cell: Cell, evaluation_id: str, checkpoint: Path, *, step: int) -> None:
@@ -127,8 +134,10 @@ class Evaluator:
 
     def _call(self, method: str, request: Any) -> Any:
         if self._channel is None:
-            self._channel = open_channel(self._service.address)
+            self._channel = open_channel(self._service.address, self._config.tls)
         try:
-            return getattr(erpc.EvaluatorServiceStub(self._channel), method)(request, timeout=_TIMEOUT_SECONDS)
+            metadata = token_metadata(self._config.token_file)
+            stub = erpc.EvaluatorServiceStub(self._channel)
+            return getattr(stub, method)(request, timeout=_TIMEOUT_SECONDS, metadata=metadata)
         except grpc.RpcError as error:
             raise error_of_rpc(error, self._service.address, "evaluator") from error

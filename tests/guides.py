@@ -38,6 +38,13 @@ def script_of(page: str, instead: Mapping[str, str]) -> str:
     return _HEAD + "".join(parts)
 
 
+def section(page: str, title: str) -> str:
+    """What stands below a heading, up to the next one of any level."""
+    _, found, rest = page.partition(f"# {title}\n")
+    assert found, f"the page has no section {title!r} any more"
+    return rest.partition("\n#")[0]
+
+
 def run(script: str, here: Path, seconds: float, **environment: str) -> str:
     """What the script printed; it must end with 0."""
     own = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

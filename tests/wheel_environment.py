@@ -146,16 +146,21 @@ class Environment:
         install += ["--disable-pip-version-check", "--no-deps", "--no-index", str(wheel)]
         subprocess.run(install, check=True, timeout=120)
 
-    def run(self, *command: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-        """A command of the environment's `bin`, which sees nothing of the one that the tests run in."""
+    @property
+    def variables(self) -> dict[str, str]:
+        """Of a process that sees nothing of the environment that the tests run in."""
         kept = {
             key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "TUTELAGE", "VIRTUAL"))
         }
         own = {"PATH": f"{self.python.parent}:/usr/bin:/bin", "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        return kept | own
+
+    def run(self, *command: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        """A command of the environment's `bin`."""
         return subprocess.run(
             [str(self.python.with_name(command[0])), *command[1:]],
             cwd=cwd,
-            env=kept | own | variables,
+            env=self.variables | variables,
             capture_output=True,
             text=True,
             check=False,

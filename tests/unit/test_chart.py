@@ -191,7 +191,14 @@ def test_jobs_run_what_their_commands_take(example):
             assert config.ray.address == "auto"
         else:
             assert words[:-1] == ["tutelage", "study", "run"]
-            validate(StudyConfig, found[file.name])
+            study = validate(StudyConfig, found[file.name])
+            # Nothing of either is in the image that drives it.
+            assert study.evaluation.frames == Path(settings(example)["evaluator.yaml"]["frames"])
+            for each in (study.evaluation, *study.teachers.values()):
+                assert each.address
+                assert each.tls
+                assert each.tls.key
+                assert each.token_file
 
 
 def selected(policy: dict, labels: dict) -> bool:

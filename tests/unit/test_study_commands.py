@@ -29,7 +29,7 @@ from tutelage.study.config import StudyConfig
 from tutelage.study.driver import Driver, write_description
 from tutelage.study.folder import Folder
 from tutelage.study.plan import cost_of
-from tutelage.study.resolution import Study, resolve
+from tutelage.study.resolution import Study, check_inputs, resolve
 
 MODEL = Path("/models/tiny")
 TEACHER = {"teachers": {"big": {"model": "tiny"}}, "tuning": {"data": "train.jsonl"}}
@@ -224,7 +224,7 @@ def test_every_method_finds_what_its_teacher_wrote_for_it(tiny_model, tmp_path, 
 
 def test_a_teacher_of_several_is_all_its_members_at_once(tiny_model, tmp_path, monkeypatch):
     noted = []
-    monkeypatch.setattr("tutelage.study.driver.note_usage", lambda name, address, _: noted.append((name, address)))
+    monkeypatch.setattr("tutelage.study.driver.note_usage", lambda name, address, *_: noted.append((name, address)))
     teachers = {
         "math": {"model": "tiny", "tuned": False},
         "code": {"model": "other", "tuned": False},
@@ -278,6 +278,46 @@ def test_data_on_the_hub_stays_the_hubs_in_every_command(tiny_model, tmp_path, m
     before = [cell.id for cell in study.students]
     cached.write_text(cached.read_text().replace("Ann", "Ben"))
     assert [cell.id for cell in resolve(study.config).students] != before
+
+
+def test_whoever_asks_a_studys_teacher_is_told_how(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("tutelage.study.driver.note_usage", lambda *_: None)
+    access = {"tls": {"ca": "ca.pem", "certificate": "me.pem", "key": "me.key"}, "token_file": "my.token"}
+    values = study_values(tmp_path, tiny_model, **RATIONALES)
+    values["teachers"] = {"big": {"model": "tiny", "tuned": False, "address": "teacher.example:50051", **access}}
+    study, folder = resolve(validate(StudyConfig, values)), Folder(tmp_path / "run")
+    written, cohort = taught(study, folder, tiny_model)
+    assert cohort["teacher"] == {"address": "127.0.0.1:1", **access}
+    told = subprocess.run([*written[0], "--print-config"], check=True, capture_output=True).stdout
+    assert {key: yaml.safe_load(told)[key] for key in access} == access
+    with pytest.raises(ConfigurationError, match=r"teachers\.big\.tls\.ca: cannot read ca\.pem"):
+        check_inputs(study)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("teachers.big.serve", {"teachers": {"big": {"model": "tiny", "tuned": False, "serve": {"host": "10.0.0.4"}}}}),
+        ("evaluation.serve", {"evaluation": {"tasks": [{"task": "gsm8k"}], "serve": {"host": "10.0.0.4"}}}),
+    ],
+)
+def test_a_server_of_a_study_that_would_be_open_is_refused_before_anything_is_started(tmp_path, section, changes):
+    with pytest.raises(ConfigurationError, match=rf"{section}\.host: 10\.0\.0\.4 can be reached .* without encryption"):
+        resolved(tmp_path, **changes)
+
+
+def test_an_evaluator_that_is_served_already_is_named_with_its_frames(tmp_path):
+    tasks = {"tasks": [{"task": "gsm8k"}]}
+    with pytest.raises(ConfigurationError, match="give both or neither"):
+        resolved(tmp_path, evaluation=tasks | {"address": "evaluator:50052"})
+    served = {"address": "evaluator:50052", "frames": "/frames"}
+    with pytest.raises(ConfigurationError, match="told by who served it"):
+        resolved(tmp_path, evaluation=tasks | served | {"serve": {"prompt": "chat"}})
+    study = resolved(tmp_path, evaluation=tasks | served)
+    assert study.config.frames == Path("/frames")
+    other = replace(study, config=validate(StudyConfig, study_values(tmp_path, MODEL, evaluation=tasks)))
+    # Where it is scored is no part of what is scored.
+    assert study.evaluation_id(study.students[0]) == other.evaluation_id(other.students[0])
 
 
 def test_flags_of_a_served_teacher_are_those_of_its_command():
