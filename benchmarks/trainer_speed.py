@@ -1,6 +1,7 @@
 """How long does an on-policy step take, against TRL's `DistillationTrainer`? Same work, same two cores, in one run.
 
     python benchmarks/trainer_speed.py [--rounds 8] [--trl-dtype bfloat16] [--profile]
+    python benchmarks/trainer_speed.py --staleness 1 --writer-threads 1
     python benchmarks/trainer_speed.py --prompt-tokens 512 --completions 8 --new-tokens 128
 
 Work: the packaged teacher (135M) and its 8-layer student (57M), every sequence written by the student, batch 8, 64 new
@@ -10,6 +11,10 @@ asked for `hidden` over gRPC, and the student in this process: bfloat16 with flo
 weights, is `--trl-dtype float32`), without activation checkpointing. All processes are bound to the same cores, as many
 as `--threads`, the teacher's included; the sides take steps in turn. Prompts are the same in the same order; with
 `--completions` both sides continue each of them so often in a step.
+
+With `--staleness` batches are written ahead, and with `--writer-threads` by a writer on a local Ray while the student
+steps. The sides then take four steps in a row, and ours has taken them when all that it began ahead is written and
+scored: nothing of it is done in the other's time.
 
 Also prints the floor: what the arithmetic and the reading of weights of a step take at the rates that the same cores
 reach on plain matrix products.
@@ -25,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +44,8 @@ from trl_environment import trl  # noqa: E402
 from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
 from tutelage.runtime.processes import running, wait_for_file  # noqa: E402
 from tutelage.studies.prepare_models import prepare  # noqa: E402
+from tutelage.trainer.cluster.supervisor import local_or_connected_ray  # noqa: E402
+from tutelage.trainer.config.run import CohortConfig  # noqa: E402
 from tutelage.trainer.config.student import StudentConfig  # noqa: E402
 from tutelage.trainer.data.dataset import TokenizedExample, read_dataset  # noqa: E402
 from tutelage.trainer.model.student import Student  # noqa: E402
@@ -52,6 +59,7 @@ TUTELAGE = (sys.executable, "-c", "import sys; from tutelage.cli import main; sy
 BATCH, NEW_TOKENS = 8, 64
 PHASES = ("sampling", "scoring", "stepping")
 WARM_UP_ROUNDS = 2
+STEPS_IN_A_ROW = 4
 
 
 def write_prompts(path: Path, count: int, *, more_tokens: int = 0, times: int = 1) -> Path:
@@ -89,6 +97,23 @@ class EndlessStudent(Student):
         return frozenset()
 
 
+def config_of(options: argparse.Namespace, student: Path, prompts: Path, **changes: Any) -> StudentConfig:
+    """Of a student that writes all of its sequences."""
+    return StudentConfig.model_validate(
+        {
+            "id": "speed",
+            "init": student,
+            "data": {"path": prompts},
+            "objective": {"name": "gkd", "beta": 0.5, "on_policy_fraction": 1.0, "signal": "hidden"},
+            "sampling": {"max_new_tokens": NEW_TOKENS},
+            "batch": {"sequences": BATCH, "micro_batch_sequences": BATCH, "max_tokens": 1024},
+            "optimizer": {"learning_rate": 1e-6},
+            "threads": options.student_threads,
+            **changes,
+        }
+    )
+
+
 class Ours:
     """A student of the served teacher, one step at a time.
 
@@ -111,19 +136,7 @@ class Ours:
         kind: type[Student] = Student,
         **changes: Any,
     ) -> None:
-        config = StudentConfig.model_validate(
-            {
-                "id": "speed",
-                "init": student,
-                "data": {"path": prompts},
-                "objective": {"name": "gkd", "beta": 0.5, "on_policy_fraction": 1.0, "signal": "hidden"},
-                "sampling": {"max_new_tokens": NEW_TOKENS},
-                "batch": {"sequences": BATCH, "micro_batch_sequences": BATCH, "max_tokens": 1024},
-                "optimizer": {"learning_rate": 1e-6},
-                "threads": options.student_threads,
-                **changes,
-            }
-        )
+        config = config_of(options, student, prompts, **changes)
         torch.set_num_threads(config.threads)
         size = vocabulary_size(student)
         self.student = kind(student, dtype=config.dtype, optimizer=config.optimizer, vocabulary_size=size)
@@ -133,9 +146,19 @@ class Ours:
         digests = tokenizer_digests(student)
         self.teacher = TeacherClient(address, student_id="speed", wait_seconds=60, tokenizer_digests=digests)
         unembedding = unembedding_of(self.teacher.unembedding(), self.student.device)
-        batches = BatchBuilder(config, self.student, self.teacher, {None: unembedding})
-        self._train_step = TrainStep(config, self.student, batches)
+        self.batches = BatchBuilder(config, self.student, self.teacher, {None: unembedding})
+        self.batches.take_weights(0)
+        self._train_step = TrainStep(config, self.student, self.batches)
         self._steps, self._size = 0, config.prompts_per_step
+
+    def steps(self, count: int) -> dict[str, float]:
+        """The mean of so many steps, in whose `seconds` all that they began ahead was done."""
+        started = time.perf_counter()
+        taken = [self.step() for _ in range(count)]
+        for pending in self.batches._pending.values():
+            pending.of_own.result().result()
+        seconds = (time.perf_counter() - started) / count
+        return {name: statistics.fmean(each[name] for each in taken) for name in taken[0]} | {"seconds": seconds}
 
     def step(self) -> dict[str, float]:
         """One optimizer step: its metrics, and `seconds` of wall clock."""
@@ -195,12 +218,24 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     engines = ("--score-cores", ",".join(map(str, cores)), "--score-engines", str(options.teacher_engines))
     flags = ["--teacher", str(teacher), "--student", str(student), "--prompts", str(repeated), "--dtype"]
     flags += [options.trl_dtype, "--new-tokens", str(options.new_tokens), "--batch", str(BATCH)]
-    with trl(*flags, threads=options.threads) as theirs, served_teacher(teacher, folder, *engines) as (address, _):
-        sampling = {"max_new_tokens": options.new_tokens, "completions": options.completions}
+    sampling: dict[str, Any] = {
+        "max_new_tokens": options.new_tokens,
+        "completions": options.completions,
+        "max_staleness": options.staleness,
+    }
+    with ExitStack() as stack:
+        if options.writer_threads:
+            sampling |= {"writers": {"threads": options.writer_threads}}
+            students = (config_of(options, student, prompts, sampling=sampling),)
+            stack.enter_context(local_or_connected_ray(CohortConfig(output=folder, students=students)))
+        theirs = stack.enter_context(trl(*flags, threads=options.threads))
+        address, _ = stack.enter_context(served_teacher(teacher, folder, *engines))
         ours = Ours(options, student, prompts, address, sampling=sampling)
-        rounds = []
+        stack.callback(ours.batches.close)
+        rounds, in_a_row = [], STEPS_IN_A_ROW if options.staleness else 1
         for number in range(WARM_UP_ROUNDS + options.rounds):
-            their_seconds, mine = theirs.step()["seconds"], ours.step()
+            their_seconds = statistics.fmean(theirs.step()["seconds"] for _ in range(in_a_row))
+            mine = ours.steps(in_a_row)
             warm_up = number < WARM_UP_ROUNDS
             phases = ", ".join(f"{phase} {mine[f'seconds/{phase}']:.2f}" for phase in PHASES)
             tokens = f"{mine['train/tokens']:.0f} tokens"
@@ -250,6 +285,10 @@ def main() -> None:
     parser.add_argument("--student-threads", type=int, default=2, help="ours; the teacher is idle when it works")
     parser.add_argument("--teacher-threads", type=int, default=2, help="ours; the student is idle when it works")
     parser.add_argument("--teacher-engines", type=int, default=2, help="ours; they share those threads")
+    parser.add_argument("--staleness", type=int, default=0, help="ours: sampling.max_staleness")
+    parser.add_argument(
+        "--writer-threads", type=int, default=0, help="ours: of a writer on Ray; 0 writes in the process"
+    )
     parser.add_argument("--trl-dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--profile", action="store_true", help="also where the time of one of our steps goes")
     options = parser.parse_args()
