@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -38,9 +39,19 @@ def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 @pytest.fixture(scope="module")
-def with_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def ray_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with local_ray(tmp_path_factory.mktemp("ray")):
         yield
+
+
+@pytest.fixture
+def with_ray(ray_of_module: None) -> Iterator[None]:
+    yield
+    assert threads_of_writers() == []
+
+
+def threads_of_writers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("writer-")]
 
 
 def student_of(config: StudentConfig) -> Student:
@@ -98,6 +109,21 @@ def test_writers_outside_of_ray_are_refused(folders, tmp_path, tiny_model):
     config = student_config(*folders, objective=OWN, sampling={"writers": {}})
     with pytest.raises(ConfigurationError, match="train with `tutelage train`"):
         train(config, folder=tmp_path, teacher=InProcessTeacher(tiny_model))
+
+
+@pytest.mark.long
+def test_closed_while_it_writes_nobody_asks_ray_any_more(with_ray, folders):
+    """Ray may be gone the next moment: whoever then still waits for an answer of it is ended by `SystemExit`."""
+    own = {"writers": {"count": 2}, "max_new_tokens": 80}
+    config = student_config(*folders, objective=OWN, sampling=own)
+    pool = open_sampler(config, student_of(config))
+    pool.take_weights(0)
+    begun = threading.Event()
+    written = pool.write(0, range(4), PROMPTS, on_piece=lambda *_: begun.set())
+    assert begun.wait(60)
+    pool.close()
+    assert threads_of_writers() == []
+    assert written.cancelled()
 
 
 @pytest.mark.long

@@ -132,6 +132,7 @@ class RemoteControl(Control):
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
+        self._thread.join()  # Whoever waits for an answer of Ray's when it is shut down is ended by `SystemExit`.
 
     def report(self, progress: Progress) -> None:
         """Tells the actor where the training is."""

@@ -38,6 +38,7 @@ from tutelage.trainer.rollout.writer_actor import Pieces, Share, WriterActor
 # So many writers may fail by one share; the next one would, too.
 _ATTEMPTS = 3
 _NAME_SECONDS, _POLL_SECONDS = 30.0, 0.2
+_END_SECONDS = 30.0
 _END = -1
 _log = logging.getLogger(__name__)
 
@@ -92,8 +93,12 @@ class Writers:
         self._lost: list[TutelageError] = []
         """Of writers that are not started again, why."""
         self._actors = [self._started(number) for number in range(self._count)]
-        for number, actor in enumerate(self._actors):
-            threading.Thread(target=self._serve, args=(number, actor), name=f"writer-{number}", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=self._serve, args=(number, actor), name=f"writer-{number}", daemon=True)
+            for number, actor in enumerate(self._actors)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def write(
         self,
@@ -155,6 +160,9 @@ class Writers:
         for actor in self._actors:
             self._orders.put((_END, None))
             ray.kill(actor)
+        for thread in self._threads:
+            # Whoever waits for an answer of Ray's when it is shut down is ended by `SystemExit`, wherever it is.
+            thread.join(_END_SECONDS)
 
     def _name(self, number: int) -> str:
         return f"student-{self._config.id}-writer-{number}"
