@@ -1,6 +1,6 @@
 """`tutelage certificates`: an authority of one's own, and certificates by which servers and clients know each other.
 
-    tutelage certificates --out certificates --server teacher=teacher,10.0.0.4 --client trainer
+    tutelage certificates --out certificates --server teacher=teacher,10.0.0.4 --client trainer --node head=10.0.0.5
 
 Run again with other names it adds certificates of the same authority; it never overwrites a file.
 """
@@ -11,6 +11,7 @@ import argparse
 import datetime
 import ipaddress
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,13 +64,14 @@ class Authority:
             raise ConfigurationError(f"{key} is no elliptic key, as this command makes them", "out")
         self._key = loaded
 
-    def issue(self, name: str, hosts: list[str], days: int) -> None:
+    def issue(self, name: str, hosts: list[str], days: int, *, asks: bool = False) -> None:
         """Writes `<name>.pem` and `<name>.key`.
 
         Args:
             name: of the files, and who the certificate says that it is.
             hosts: DNS names and addresses that a server is reached by; none makes it a client's.
             days: how long it is good.
+            asks: whether a server shows it to others too, as the nodes of a Ray cluster do.
 
         """
         from cryptography import x509
@@ -77,11 +79,12 @@ class Authority:
         from cryptography.x509.oid import ExtendedKeyUsageOID
 
         key = ec.generate_private_key(ec.SECP256R1())
-        usage = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH] * bool(hosts)
+        usages += [ExtendedKeyUsageOID.CLIENT_AUTH] * (asks or not hosts)
         builder = (
             self._builder(_name_of(name), key, days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         )
         if hosts:
             builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_host, hosts))), critical=False)
@@ -141,12 +144,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--server", action="append", default=[], metavar="NAME=HOST[,HOST…]",
                         help="a server and the DNS names and addresses that it is reached by")  # fmt: skip
     parser.add_argument("--client", action="append", default=[], metavar="NAME", help="somebody who asks servers")
+    parser.add_argument("--node", action="append", default=[], metavar="NAME=HOST[,HOST…]",
+                        help="a node of Ray, which is both to the others")  # fmt: skip
     parser.add_argument("--days", type=int, default=365, help="how long the certificates are good (365)")
     options = parser.parse_args(arguments)
-    wanted = dict(map(_server, options.server)) | {name: [] for name in options.client}
-    if not wanted or len(wanted) < len(options.server) + len(options.client) or options.days < 1:
-        raise ConfigurationError("name servers as --server NAME=HOST[,HOST…] and clients as --client NAME, "
-                                 "each once, for a day at least", "server")  # fmt: skip
+    nodes = dict(map(_server, options.node))
+    wanted = dict(map(_server, options.server)) | {name: [] for name in options.client} | nodes
+    given = len(options.server) + len(options.client) + len(options.node)
+    if not wanted or len(wanted) < given or options.days < 1:
+        raise ConfigurationError("name servers as --server NAME=HOST[,HOST…], clients as --client NAME, Ray's nodes "
+                                 "as --node NAME=HOST[,HOST…]; each once, for a day at least", "server")  # fmt: skip
     for name in wanted:
         if check_name(name, "server") == "ca":
             raise ConfigurationError("ca is the authority's own name; choose another", "server")
@@ -159,8 +166,8 @@ def main(arguments: list[str]) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
     authority = _authority(options.out)
     for name, hosts in wanted.items():
-        authority.issue(name, hosts, options.days)
-    print(_what_goes_where(options.out, wanted))
+        authority.issue(name, hosts, options.days, asks=name in nodes)
+    print(_what_goes_where(options.out, wanted, nodes))
     return EXIT_DONE
 
 
@@ -180,12 +187,14 @@ def _server(text: str) -> tuple[str, list[str]]:
     return name, names
 
 
-def _what_goes_where(folder: Path, wanted: dict[str, list[str]]) -> str:
+def _what_goes_where(folder: Path, wanted: dict[str, list[str]], nodes: Collection[str]) -> str:
     lines = [
         f"{folder}/ca.pem  to everybody: a server's tls.client_ca, a client's tls.ca",
         f"{folder}/ca.key  to nobody: whoever has it can make certificates; keep it off every server",
     ]
     for name, hosts in wanted.items():
-        who = f"the server {name} ({', '.join(hosts)})" if hosts else f"the client {name}"
-        lines.append(f"{folder}/{name}.pem, {name}.key  to {who} alone: tls.certificate, tls.key")
+        kind = "node" if name in nodes else "server" if hosts else "client"
+        who = f"the {kind} {name}" + (f" ({', '.join(hosts)})" if hosts else "")
+        to = "RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY" if name in nodes else "tls.certificate, tls.key"
+        lines.append(f"{folder}/{name}.pem, {name}.key  to {who} alone: {to}")
     return "\n".join(lines)

@@ -250,6 +250,38 @@ def test_checkpoints_go_to_the_evaluator_before_between_and_after(teacher, stude
     assert len(list((tmp_path / "checkpoints").iterdir())) == 3
 
 
+def test_what_a_process_that_ended_owed_the_evaluator_is_sent_by_the_next(teacher, student, data, tmp_path):
+    class Recorder:
+        every_steps = 2
+
+        def __init__(self) -> None:
+            self.submitted: list[int] = []
+            self.again: list[tuple[int, Path]] = []
+
+        def submit(self, step: int, checkpoint: Path) -> None:
+            self.submitted.append(step)
+
+        def submit_again(self, step: int, checkpoint: Path) -> None:
+            self.again.append((step, checkpoint))
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 5:
+            control.stop()
+
+    control, first, second = Control(), Recorder(), Recorder()
+    config = student_config(student, data, save_every_steps=1, keep_checkpoints=1, objective={"name": "sft"})
+    train(config, folder=tmp_path, teacher=None, evaluations=first, report=stop, control=control)
+    assert (first.submitted, first.again) == ([0, 2, 4], [])
+    train(config, folder=tmp_path, teacher=None, evaluations=second)
+    assert second.submitted == [6]
+    assert [step for step, _ in second.again] == [0, 2, 4]
+    assert second.again[0][1] == student
+    assert all((path / "MANIFEST.json").exists() for _, path in second.again[1:])
+    third = Recorder()
+    assert train(config, folder=tmp_path, teacher=None, evaluations=third).finished
+    assert (third.submitted, [step for step, _ in third.again]) == ([6], [0, 2, 4])
+
+
 def test_the_wire_changes_nothing(teacher, student, data, tmp_path, tiny_model):
     """The same training over gRPC, through streams that break, equals the one in this process bit for bit."""
     config = student_config(student, data)

@@ -18,6 +18,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,7 +35,9 @@ from tutelage.config import validate
 from tutelage.errors import CheckpointError, ConfigurationError, Conflict, CorruptFrame, IdentityMismatch
 from tutelage.identity import tokenizer_digests
 from tutelage.rpc import codec
+from tutelage.trainer.checkpoint.run_lock import folder_lock
 from tutelage.trainer.checkpoint.store import CheckpointStore
+from tutelage.trainer.cluster.student_actor import StudentActor
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.config.student import StudentConfig
 from tutelage.trainer.metrics.progress import Progress
@@ -140,6 +143,38 @@ def test_two_processes(init, tmp_path):
             train(config, folder=folder, teacher=None)
         holder.send_signal(signal.SIGKILL)
     assert train(config, folder=folder, teacher=None).finished
+
+
+def test_a_student_on_ray_waits_for_its_predecessor_to_end(init, tmp_path):
+    """Ray starts a student again whose host is cut off, where its process is still alive."""
+    student = plain_config(init, tmp_path, steps=1)
+    config = CohortConfig(teacher=None, output=tmp_path / "run", students=(student,))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", _HOLDER, str(config.folder("ann"))]
+    phases: list[str] = []
+
+    class Follower(StudentActor):
+        def take_progress(self, progress: Progress) -> None:
+            super().take_progress(progress)
+            phases.append(progress.phase)
+            if progress.phase.startswith("waiting for"):
+                holder.send_signal(signal.SIGKILL)
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as holder:
+        assert holder.stdout.readline() == "held\n"
+        outcome = Follower(config, "ann").run()
+    assert outcome.finished
+    predecessor = f"process {holder.pid} on {socket.gethostname()}"
+    assert phases[1] == f"waiting for the end of {predecessor}, which trains this student"
+
+
+def test_a_student_that_waits_for_its_predecessor_can_be_stopped(init, tmp_path):
+    student = plain_config(init, tmp_path, steps=1)
+    config = CohortConfig(teacher=None, output=tmp_path / "run", students=(student,))
+    actor = StudentActor(config, "ann")
+    actor.stop()
+    with folder_lock(config.folder("ann"), advice="wait", field="output"):
+        assert not actor.run().finished
 
 
 @pytest.fixture(scope="module")

@@ -24,14 +24,14 @@ def folder(tmp_path):
     return made
 
 
-async def answer(folder, *, client: str, of=None) -> int:
+async def answer(folder, *, client: str, of=None, server: str = "teacher") -> int:
     """The health that a mutually authenticated server tells this client."""
     of = of or folder
-    server = grpc.aio.server()
-    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(), server)
-    tls = ServerTls(certificate=folder / "teacher.pem", key=folder / "teacher.key", client_ca=folder / "ca.pem")
-    port = bind(server, "127.0.0.1", 0, insecure=False, tls=tls)
-    await server.start()
+    serves = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(), serves)
+    tls = ServerTls(certificate=folder / f"{server}.pem", key=folder / f"{server}.key", client_ca=folder / "ca.pem")
+    port = bind(serves, "127.0.0.1", 0, insecure=False, tls=tls)
+    await serves.start()
     files = [folder / "ca.pem", of / f"{client}.key", of / f"{client}.pem"]
     try:
         credentials = grpc.ssl_channel_credentials(*[file.read_bytes() for file in files])
@@ -39,7 +39,7 @@ async def answer(folder, *, client: str, of=None) -> int:
             stub = health_pb2_grpc.HealthStub(channel)
             return (await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)).status
     finally:
-        await server.stop(0)
+        await serves.stop(0)
 
 
 async def test_both_sides_know_each_other(folder):
@@ -59,6 +59,13 @@ async def test_a_client_of_another_authority_and_a_server_as_a_client_are_not_le
         await answer(folder, client="trainer", of=tmp_path / "other")
     with pytest.raises(grpc.aio.AioRpcError):
         await answer(folder, client="teacher")
+
+
+async def test_a_node_of_ray_is_server_and_client(folder, capsys):
+    main(["--out", str(folder), "--node", "head=localhost,127.0.0.1"])
+    assert "to the node head (localhost, 127.0.0.1) alone: RAY_TLS_SERVER_CERT" in capsys.readouterr().out
+    assert await answer(folder, client="head") == health_pb2.HealthCheckResponse.SERVING
+    assert await answer(folder, client="head", server="head") == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_keys_are_their_owners_and_it_says_what_goes_where(folder, capsys):

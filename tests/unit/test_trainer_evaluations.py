@@ -55,14 +55,15 @@ def client_of(address, tmp_path, tiny_model):
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(evaluator_client, "_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(evaluator_client, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(evaluator_client, "_PATIENCE_SECONDS", 1.0)
 
 
 def lines(tmp_path):
     return [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("failures", [0, 2])
+@pytest.mark.parametrize("failures", [0, 2, 20])
 def test_a_checkpoint_is_submitted_with_all_its_labels(failures, tmp_path, tiny_model):
     recorder = Recorder(failures)
     with serving(recorder) as address, client_of(address, tmp_path, tiny_model) as client:
@@ -99,6 +100,30 @@ def test_a_failure_is_logged_and_recorded_and_nothing_waits(code, tmp_path, tiny
     assert not line["submitted"]
     assert "not now" in line["error"]
     assert "run.ann.step-3" in caplog.text
+
+
+def test_what_is_sent_while_the_evaluator_is_away_is_waited_for_once(tmp_path, tiny_model):
+    with serving(Recorder(10**6)) as address, client_of(address, tmp_path, tiny_model) as client:
+        for step in range(4):
+            client.submit(step, tmp_path)
+        begin = time.monotonic()
+        client.close()
+        assert 0.5 < time.monotonic() - begin < 2.5
+    assert [line["submitted"] for line in lines(tmp_path)] == [False] * 4
+
+
+def test_what_the_log_says_was_taken_is_not_sent_again(tmp_path, tiny_model):
+    recorder = Recorder()
+    (tmp_path / "evaluations.jsonl").write_text(
+        '{"evaluation_id": "run.ann.step-2", "step": 2, "submitted": false, "error": "away"}\n'
+        '{"evaluation_id": "run.ann.step-4", "step": 4, "submitted": true, "error": ""}\n'
+        '{"evaluation_id": "run.ann.st'
+    )
+    with serving(recorder) as address, client_of(address, tmp_path, tiny_model) as client:
+        for step in (2, 4, 6):
+            client.submit_again(step, tmp_path)
+        client.submit(4, tmp_path)
+    assert [request.labels.step for request in recorder.requests] == [2, 6, 4]
 
 
 def test_every_run_and_student_has_evaluations_that_the_evaluator_takes_and_none_shares_one():

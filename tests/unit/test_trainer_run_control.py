@@ -454,6 +454,18 @@ def test_an_actor_that_cannot_be_imported_ends_its_student_with_the_import_s_err
     )
 
 
+def test_the_look_at_imports_on_a_host_that_was_lost_is_made_again(cohort, monkeypatch):
+    monkeypatch.setattr(Actor, "status", SimpleNamespace(remote=lambda: Ref(Gone())), raising=False)
+    monkeypatch.setattr(supervisor, "_IMPORT_SECONDS", 0.0)
+    tell(cohort)
+    cohort._imports.value = Gone()
+    tell(cohort)
+    assert states(cohort)[:2] == ["running", "running"]
+    cohort._imports.value = "ImportError: libfoo.so.1"
+    tell(cohort)
+    assert states(cohort)[:2] == ["failed", "failed"]
+
+
 @pytest.mark.parametrize(
     ("raised", "says", "code"),
     [

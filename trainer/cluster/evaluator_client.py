@@ -1,7 +1,7 @@
 """Sends checkpoints to the evaluator without making the training wait.
 
-A failure does not stop a training: it is logged, and every submission and its fate is a line of
-`evaluations.jsonl` in the student's folder.
+An evaluator that is away is waited for, five minutes since it last took something. A failure does not stop a training:
+it is logged, and every submission and its fate is a line of `evaluations.jsonl` in the student's folder.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_fixed
 
 from tutelage.errors import TutelageError
 from tutelage.rpc.transport import STUDENT_METADATA_KEY, error_of_rpc, open_channel, token_metadata
@@ -22,7 +24,9 @@ from tutelage.rpc.v1 import evaluator_pb2_grpc as rpc
 from tutelage.trainer.config.services import EvaluatorConfig
 from tutelage.trainer.config.student import StudentConfig
 
-_ATTEMPTS, _TIMEOUT_SECONDS, _PAUSE_SECONDS = 5, 10.0, 2.0
+_TIMEOUT_SECONDS, _PAUSE_SECONDS = 10.0, 2.0
+# Long enough for a host that is cut off, or restarted; a training that has ended waits no longer for its last scores.
+_PATIENCE_SECONDS = 300.0
 # Longer ones the evaluator refuses: they become names of its files.
 _LONGEST_ID = 128
 _WORTH_ANOTHER_TRY = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
@@ -72,6 +76,8 @@ class EvaluatorClient:
         self._metadata()  # a token that cannot be read is better known now than in the thread
         self._channel = open_channel(config.address, config.tls)
         self._stub = rpc.EvaluatorServiceStub(self._channel)
+        self._taken = _taken(self._log_path)
+        self._away_since: float | None = None
         # One thread: checkpoints arrive in the order of their steps, and lines of the log do not interleave.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="evaluations")
 
@@ -79,6 +85,11 @@ class EvaluatorClient:
         """Hands a checkpoint over and returns at once; the same one twice is the same work."""
         # The full path: the evaluator was started in another folder.
         self._thread.submit(self._send, step, checkpoint.resolve())
+
+    def submit_again(self, step: int, checkpoint: Path) -> None:
+        """Hands over what an earlier process of this student had to, unless the log says that it was taken."""
+        if evaluation_id_of(self._run, self._student.id, step) not in self._taken:
+            self.submit(step, checkpoint)
 
     def close(self) -> None:
         """Waits for submissions that are under way."""
@@ -96,7 +107,7 @@ class EvaluatorClient:
         request, problem = self._request(step, checkpoint), ""
         try:
             for attempt in Retrying(
-                stop=stop_after_attempt(_ATTEMPTS),
+                stop=self._gives_up,
                 wait=wait_fixed(_PAUSE_SECONDS),
                 # Of other answers the second is the first: the request itself is refused.
                 retry=retry_if_exception(lambda error: getattr(error, "status", "") in _WORTH_ANOTHER_TRY),
@@ -107,6 +118,7 @@ class EvaluatorClient:
                         self._stub.SubmitEvaluation(request, timeout=_TIMEOUT_SECONDS, metadata=self._metadata())
                     except grpc.RpcError as error:
                         raise error_of_rpc(error, self._config.address, "evaluator") from error
+            self._away_since = None
         except TutelageError as error:
             problem = str(error)
             _log.warning("evaluation %s was not submitted: %s", request.evaluation_id, problem)
@@ -116,6 +128,12 @@ class EvaluatorClient:
                 stream.write(json.dumps(line) + "\n")
         except OSError as error:  # In this thread nobody would hear of it.
             _log.warning("%s cannot be written: %s; what it was to say: %s", self._log_path, error, line)
+
+    def _gives_up(self, _state: RetryCallState) -> bool:
+        """Whether the evaluator has been away for too long; what is sent next is then tried once."""
+        now = time.monotonic()
+        self._away_since = self._away_since or now
+        return now - self._away_since > _PATIENCE_SECONDS
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return ((STUDENT_METADATA_KEY, self._student.id), *token_metadata(self._config.token_file))
@@ -141,3 +159,14 @@ class EvaluatorClient:
             ],
             seed=student.seed,
         )
+
+
+def _taken(log: Path) -> set[str]:
+    """The evaluations that the log says were taken; of a line that a kill cut off nothing is known."""
+    taken = set()
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
+        with suppress(ValueError):
+            entry = json.loads(line)
+            if entry["submitted"]:
+                taken.add(entry["evaluation_id"])
+    return taken

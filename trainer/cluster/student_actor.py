@@ -24,6 +24,9 @@ from tutelage.trainer.metrics.progress import ActorStatus, Outcome, Progress, me
 from tutelage.trainer.metrics.prometheus import PrometheusGauges
 from tutelage.trainer.training.control import Control, Stopped
 
+# What a host runs that is cut off lives on: its node of Ray ends when it has not reached the head for 60 s, or when the
+# head, which has given it up, can tell it so. By then Ray has started its students elsewhere.
+PREDECESSOR_SECONDS = 180.0
 _log = logging.getLogger(__name__)
 
 
@@ -87,6 +90,7 @@ class StudentActor:
                 report=self.take_progress,
                 evaluations=open_evaluator(config, student, teacher, stack),
                 control=self._control,
+                predecessor_seconds=PREDECESSOR_SECONDS,
             )
 
     # Asked for twice a second: as events these calls would bury everything else that the dashboard lists.
@@ -126,7 +130,8 @@ class StudentActor:
             if note not in self._progress.notes:
                 _log.warning(note)
         # Phases are logged one by one until there are steps, then one line with each step.
-        if progress.step != self._progress.step or not progress.metrics:
+        before = self._progress
+        if progress.step != before.step or (not progress.metrics and progress.phase != before.phase):
             _log.info(progress_line(progress.step, progress.steps, metric_texts(progress.metrics), progress.phase))
         self._progress, self._updated_at_seconds = progress, time.time()
         self._gauges.update(progress)

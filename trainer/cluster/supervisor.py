@@ -472,7 +472,11 @@ class Cohort:
             self._imports = ray.remote(num_cpus=0, max_retries=0)(_import_of_actor()).remote()
         if self._imports is None or not silent or not ray.wait([self._imports], timeout=0)[0]:
             return
-        problem = ray.get(self._imports)
+        try:
+            problem = ray.get(self._imports)
+        except ray.exceptions.RayError:  # The host that looked is lost; what it would have said is asked again.
+            self._imports = None
+            return
         for student in silent if problem else ():
             student.error = ConfigurationError(
                 f"student {student.config.id} cannot start where Ray runs it: {one_line(problem)}; install what is "

@@ -92,6 +92,7 @@ def train_loop_per_worker(settings: dict[str, WorkerTask]) -> Outcome:
 
     """
     from tutelage.trainer.cluster.connections import open_evaluator, open_teacher
+    from tutelage.trainer.cluster.student_actor import PREDECESSOR_SECONDS
     from tutelage.trainer.model.process_group import workers_of_process_group
     from tutelage.trainer.training.loop import train
 
@@ -110,6 +111,7 @@ def train_loop_per_worker(settings: dict[str, WorkerTask]) -> Outcome:
             evaluations=open_evaluator(config, student, teacher, stack) if workers.first else None,
             control=control,
             workers=workers,
+            predecessor_seconds=PREDECESSOR_SECONDS,
         )
 
 

@@ -7,7 +7,7 @@ import threading
 
 # No TutelageError: nothing failed, and nothing should turn it into a message or an exit code.
 class Stopped(Exception):
-    """The training was asked to stop while it waited for the teacher."""
+    """The training was asked to stop while it waited for the teacher, or for another process of this student."""
 
 
 class Control:

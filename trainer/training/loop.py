@@ -32,6 +32,7 @@ from tutelage.errors import ConfigurationError
 from tutelage.files import write_durably
 from tutelage.findings import refuse_bad
 from tutelage.identity import vocabulary_size
+from tutelage.manifest import is_committed
 from tutelage.trainer.checkpoint.run_lock import folder_lock
 from tutelage.trainer.checkpoint.store import Checkpoint, CheckpointStore
 from tutelage.trainer.checkpoint.trainer_state import State, config_digest, differing_settings, read_state
@@ -67,6 +68,9 @@ class Evaluations(Protocol):
     def submit(self, step: int, checkpoint: Path) -> None:
         """Hands a checkpoint over without waiting."""
 
+    def submit_again(self, step: int, checkpoint: Path) -> None:
+        """Hands over what another process of this student had to, unless it did."""
+
 
 class NoEvaluations:
     """Sends nothing."""
@@ -74,6 +78,9 @@ class NoEvaluations:
     every_steps = 0
 
     def submit(self, step: int, checkpoint: Path) -> None:
+        """Does nothing."""
+
+    def submit_again(self, step: int, checkpoint: Path) -> None:
         """Does nothing."""
 
 
@@ -90,6 +97,7 @@ def train(
     evaluations: Evaluations | None = None,
     control: Control | None = None,
     workers: Workers = ALONE,
+    predecessor_seconds: float = 0.0,
 ) -> Outcome:
     """Trains a student to its last step, or until it is asked to stop.
 
@@ -101,21 +109,23 @@ def train(
         evaluations: sent the first, the last and the best checkpoint, and some between.
         control: asked between steps whether to pause or stop.
         workers: who train it together; `report`, `evaluations` and `control` are the first one's.
+        predecessor_seconds: how long to wait for another process that trains this student to end.
 
     Returns:
         How it ended; the checkpoint is known to the first worker only.
 
     Raises:
-        Conflict: another process trains this student.
+        Conflict: another process trains this student, and does not end in time.
         CheckpointError: the folder holds another configuration's training, or cannot be written.
         ConfigurationError: the objective or the metric of the best checkpoint needs a teacher and there is none; or
             as `Student` and `open_trackers`.
         DataError: the data is not as it must be.
         IdentityMismatch: the folder's training began with another teacher.
-        Stopped: it was asked to stop while it waited for the teacher.
+        Stopped: it was asked to stop while it waited for the teacher or another process.
         TutelageError: as the teacher's `score`.
 
     """
+    control = control or Control()
     if teacher is None and config.objective.needs_teacher:
         raise ConfigurationError(f"{config.objective.label} needs a teacher; give teacher.address", "teacher")
     if teacher is None and config.best and config.best.metric != "heldout/cross_entropy":
@@ -125,14 +135,25 @@ def train(
     if not workers.first:
         with closing(_Training(config, folder, teacher, _ignore, workers)) as training:
             return training.follow()
+
+    def waiting(holder: str) -> None:
+        control.check_stopped()
+        report(Progress(config.id, 0, config.steps, f"waiting for the end of {holder}, which trains this student"))
+
     # The lock first: what is read after it may be what another process is writing.
     with (
-        folder_lock(folder, advice="stop that one, or give this student another id", field="students.id"),
+        folder_lock(
+            folder,
+            advice="stop that one, or give this student another id",
+            field="students.id",
+            wait_seconds=predecessor_seconds,
+            waiting=waiting,
+        ),
         closing(_Training(config, folder, teacher, report, workers)) as training,
     ):
         trackers = open_trackers(config.report_to, folder, training=training.digest, next_step=training.next_row_step)
         with MetricsLog(folder, offset_bytes=training.metrics_bytes, trackers=trackers) as metrics:
-            return training.run(metrics, control or Control(), evaluations or NoEvaluations())
+            return training.run(metrics, control, evaluations or NoEvaluations())
 
 
 class _Training:
@@ -249,6 +270,11 @@ class _Training:
         if self._state.metrics_bytes == 0:
             evaluations.submit(0, self._init)
             self._record(metrics, self._validation.run(self._student))
+        else:
+            evaluations.submit_again(0, self._init)
+            for step in self._scored_steps(evaluations):
+                if is_committed(self._checkpoints.path(step)):  # it was not kept if `every_steps` was another
+                    evaluations.submit_again(step, self._checkpoints.path(step))
         while self._all_do(not self._finished and not control.stopped):
             row = self._do_step()
             self._record(metrics, row)
@@ -349,11 +375,15 @@ class _Training:
             state.save(folder)
 
         # Kept, however old: the evaluator may not have got to them yet, and only then makes links of its own (`pin`).
-        every = evaluations.every_steps
-        scored_steps = range(every, self._step + 1, every) if every else ()
-        self._checkpoint = self._checkpoints.save(self._step, write, protected=scored_steps, best=self._state.best.step)
-        if self._step in scored_steps and not self._finished:
+        scored = self._scored_steps(evaluations)
+        self._checkpoint = self._checkpoints.save(self._step, write, protected=scored, best=self._state.best.step)
+        if self._step in scored:
             evaluations.submit(self._step, self._checkpoint.path)
+
+    def _scored_steps(self, evaluations: Evaluations) -> range:
+        """Those until now that are scored between the first and the last."""
+        every = evaluations.every_steps
+        return range(every, self._step + (not self._finished), every) if every else range(0)
 
     def _resume(self, folder: Path) -> Checkpoint | None:
         """Takes the state of the newest checkpoint, if there is one."""
