@@ -9,6 +9,7 @@ tutelage evaluate wait ID
 tutelage evaluate cancel ID
 tutelage evaluate export --frames frames --format lm-eval --out exported
 tutelage evaluate tasks
+tutelage evaluate items --tasks gsm8k,arc_easy
 tutelage evaluate generate-arithmetic --split train --count 400 --seed 0 --out train.json
 tutelage report --frames frames --run-dir runs/demo --out report.html
 tutelage report --frames runs/micro/frames --study runs/micro --out report.html
@@ -17,6 +18,7 @@ tutelage report --frames runs/micro/frames --study runs/micro --out report.html
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import textwrap
 import uuid
@@ -33,6 +35,7 @@ from tutelage.evaluator.config import (
     EvaluateConfig,
     EvaluationSettings,
     ExportConfig,
+    ItemsConfig,
     ListConfig,
     ReportConfig,
     ServeConfig,
@@ -62,6 +65,7 @@ def main(arguments: list[str]) -> int:
         "watch": Command("score every checkpoint of a run as its students write them", _watch),
         "export": Command("write what the rows say in a form that other tools read", _export),
         "tasks": Command("list the tasks, what is known against them, and whether their data is here", _tasks),
+        "items": Command("print what the items of tasks ask, one JSON object a line", _items),
         "generate-arithmetic": Command("write arithmetic word problems to train on", _generate_arithmetic),
     }
     return dispatch("tutelage evaluate", commands, arguments, default=_evaluate)
@@ -357,6 +361,18 @@ def _tasks(arguments: list[str]) -> int:
             textwrap.fill(next(filter(None, missing.values())), 80, break_long_words=False, break_on_hyphens=False),
             sep="\n",
         )
+    return EXIT_DONE
+
+
+def _items(arguments: list[str]) -> int:
+    config = load(ItemsConfig, arguments, program="tutelage evaluate items", environment_prefix=_PREFIX)
+    from tutelage.evaluator.tasks import task_of_name
+    from tutelage.evaluator.tasks.base import default_data_dir
+
+    for name in config.tasks.split(","):
+        for item in task_of_name(name).items(config.data_dir or default_data_dir()):
+            text = "\n".join(filter(None, (item.instruction, item.input)))
+            print(json.dumps({"task": name, "item": item.item_id, "text": text}))
     return EXIT_DONE
 
 

@@ -302,6 +302,15 @@ class ReportConfig(Config):
     writes `report.md`, `report.html` and `tables/` to the folder of `out`."""
 
 
+class ItemsConfig(Config):
+    """Prints what the items of tasks ask, one JSON object a line."""
+
+    tasks: str
+    """Comma-separated names of tasks, ours or lm-evaluation-harness', or YAML files."""
+    data_dir: Path | None = None
+    """Folder with `tasks/<task>/test.json`; by default what TUTELAGE_DATA_DIR names."""
+
+
 class TasksConfig(Config):
     """Lists the tasks, what is known against them, and whether their data is here."""
 

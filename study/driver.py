@@ -52,6 +52,7 @@ class Driver:
         self._study, self._config, self._folder = study, study.config, folder
         self._say, self._watch = say, watch
         self._submitted: set[str] = set()
+        self._noted: set[str] = set()
         self._teachers: dict[str, Service] = {}
         self._usage_noted = time.monotonic()
 
@@ -219,7 +220,11 @@ class Driver:
             )
 
     def _look(self) -> None:
-        """Hands over what is trained, marks what is scored, notes what the teacher counted, revives who died."""
+        """Hands over what is trained, marks what is scored, says what was noted, notes what teachers counted."""
+        for noted in self._folder.noted(self._study.cells):
+            if noted not in self._noted:
+                self._say(noted)
+                self._noted.add(noted)
         revived = [self._evaluator.revive(), *(service.revive() for service in self._teachers.values())]
         for said in filter(None, revived):
             self._say(said)

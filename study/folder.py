@@ -2,6 +2,7 @@
 
 cells/<id>.json                 a finished cell: trained, scored, its frames in place; renamed into place whole
 students/<id>/checkpoints/…     what the trainer writes
+preflight.json                  what it found of the tasks' items among the rows, by cell
 frames/, queue/                 what the evaluator writes
 rationales/, cohorts/, usage/, logs/
 study.json                      every cell with what it is, for the report
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,13 @@ class Folder:
             return True
         step = self.last_step(cell)
         return step > 0 and is_committed(self.root / "students" / cell.id / "checkpoints" / f"step-{step:08d}")
+
+    def noted(self, cells: Iterable[Cell]) -> list[str]:
+        """What the trainer noted of the tasks that cells are scored on, such as items among their rows; alike once."""
+        path = self.root / "preflight.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        of_cells = [finding for cell in cells for finding in found.get(cell.id, ()) if finding["state"] == "note"]
+        return list(dict.fromkeys(f"{finding['topic']}: {finding['text']}" for finding in of_cells))
 
     def spent(self, cell: Cell, unit: EndsBy) -> int:
         """Tokens of a kind that a cell's training spent so far."""

@@ -126,6 +126,7 @@ def cohort(
         "output": str(study.output.resolve()),
         "teacher": None,
         **asked,
+        "evaluator": {"address": None, "tasks": [task.model_dump() for task in study.evaluation.tasks]},
         "concurrency": study.concurrency,
         "students": [{"id": cell.id, "init": str(inits[cell.id]), **cell.settings} for cell in cells],
     }

@@ -102,6 +102,7 @@ def _train(config: CohortConfig) -> int:
     from tutelage.trainer.checkpoint.trainer_state import refuse_other_settings
     from tutelage.trainer.cluster.console import Display
     from tutelage.trainer.cluster.supervisor import local_or_connected_ray, supervise
+    from tutelage.trainer.cluster.task_items import FILE, findings_of_cohort, keep
 
     console = Console()
 
@@ -112,16 +113,21 @@ def _train(config: CohortConfig) -> int:
     # Before anything is written: what an earlier run left stays as it is when this one is refused.
     for student in config.students:
         refuse_other_settings(config.started(student), config.folder(student.id))
-    cohort = config.output / "cohort.yaml"
+    of_tasks = findings_of_cohort(config)
+    for finding in {each: None for found in of_tasks.values() for each in found if each.state == "note"}:
+        say(str(finding))
+    kept = [config.output / "cohort.yaml", config.output / FILE]
     with folder_lock(config.output / "commands", advice="stop that run, or give this one another", field="output"):
-        before = cohort.read_bytes() if cohort.exists() else None
-        write_durably(cohort, to_yaml(config))
+        before = {path: path.read_bytes() for path in kept if path.exists()}
+        write_durably(kept[0], to_yaml(config))
+        keep(of_tasks, config.output)
         with local_or_connected_ray(config) as dashboard:
             say(_about_dashboard(dashboard))
             with Display(console) as display:
                 students = supervise(config, display.update)
-        if before is not None and all(ended.was_refused for ended in students):
-            write_durably(cohort, before)
+        if all(ended.was_refused for ended in students):
+            for path, content in before.items():
+                write_durably(path, content)
     for ended in students:
         if ended.outcome and ended.outcome.checkpoint:
             say(f"{ended.config.id}: {ended.outcome.checkpoint}")
@@ -134,11 +140,13 @@ def _train(config: CohortConfig) -> int:
 def _preflight(config: CohortConfig) -> int:
     """What `tutelage doctor --config` shows: each student's findings, and a row with what is scored in colour."""
     from tutelage.trainer.cluster.preflight import look_at
+    from tutelage.trainer.cluster.task_items import findings_of_cohort
 
-    console, code = output_console(), EXIT_DONE
+    console, code, of_tasks = output_console(), EXIT_DONE, findings_of_cohort(config)
     for student in config.students:
         console.print(f"student {student.id}", highlight=False)
         found, row = look_at(config, student)
+        found += of_tasks.get(student.id, [])
         for finding in found:
             console.print(str(finding), highlight=False, markup=False, soft_wrap=True)
         if row is not None and console.is_terminal:

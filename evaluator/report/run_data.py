@@ -30,7 +30,7 @@ class RunData:
         metrics: one row a student and training step; empty without a run folder.
         usage: the teacher's counters, if it left them.
         data: by student what its data's length cost, as its trainer counted it; empty without a run folder.
-        preflight: what each training found before its first step: student, topic, state, text.
+        preflight: what was found of each student before its first step: student, topic, state, text.
         chance: what guessing scores, by task and protocol; of a task of one's own as its file says.
 
     """
@@ -170,11 +170,25 @@ def read_metrics(run_dir: Path) -> pl.DataFrame:
 
 
 def read_preflight(run_dir: Path) -> tuple[dict[str, str], ...]:
-    """What each student's training found before its first step: student, topic, state, text."""
+    """What was found of each student before its first step, by its training and of the run's tasks.
+
+    Returns:
+        student, topic, state, text, in the order of the students' names.
+
+    """
+    found = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in run_dir.glob("students/*/preflight.json")
+    }
+    of_tasks = run_dir / "preflight.json"
+    if of_tasks.exists():
+        for student, findings in json.loads(of_tasks.read_text(encoding="utf-8")).items():
+            found.setdefault(student, []).extend(findings)
+    keys = ("topic", "state", "text")
     return tuple(
-        {"student": path.parent.name, **finding}
-        for path in sorted(run_dir.glob("students/*/preflight.json"))
-        for finding in json.loads(path.read_text(encoding="utf-8"))
+        {"student": student, **{key: finding[key] for key in keys}}
+        for student, findings in sorted(found.items())
+        for finding in findings
     )
 
 

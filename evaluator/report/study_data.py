@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from tutelage.errors import DataError
-from tutelage.evaluator.report.run_data import read_metrics
+from tutelage.evaluator.report.run_data import read_metrics, read_preflight
 from tutelage.evaluator.results.frames import LEFT_OUT, naming_unreadable, read
 from tutelage.evaluator.statistics.planned_comparisons import ITEMS, Comparison, rows_with
 
@@ -37,6 +37,7 @@ class StudyData:
         teachers: name to cell id and whether it was fine-tuned; the first is the study's default.
         metrics: one row a training step, with the columns of `cells`; empty if there is none.
         usage: what the teachers counted, one entry a start.
+        preflight: what was found of each cell before its first step: student (the cell), topic, state, text.
 
     """
 
@@ -49,6 +50,7 @@ class StudyData:
     teachers: dict[str, dict[str, Any]]
     metrics: pl.DataFrame
     usage: tuple[dict[str, Any], ...]
+    preflight: tuple[dict[str, str], ...]
 
     @property
     def main(self) -> pl.DataFrame:
@@ -176,6 +178,7 @@ def read_study(folder: Path, frames: Path) -> StudyData:
         teachers=declared["teachers"],
         metrics=metrics,
         usage=tuple(json.loads(path.read_text()) for path in sorted((folder / "usage").glob("*.json"))),
+        preflight=tuple(found for found in read_preflight(folder) if found["student"] in set(cells["cell"])),
     )
 
 

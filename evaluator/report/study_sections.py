@@ -13,6 +13,7 @@ from tutelage.evaluator.report import error_kinds, study_controls
 from tutelage.evaluator.report import study_figures as figures
 from tutelage.evaluator.report import study_tables as tables
 from tutelage.evaluator.report.page import Figure, Section
+from tutelage.evaluator.report.preflight import of_several
 from tutelage.evaluator.report.study_data import StudyData, complete
 from tutelage.evaluator.statistics import verdicts
 from tutelage.evaluator.statistics.planned_comparisons import COMPARED, cells_of_items, compare
@@ -243,6 +244,11 @@ def spending(data: StudyData, found: StudyResults) -> Section | None:
     return study_controls.spending(data)
 
 
+def preflight(data: StudyData, found: StudyResults) -> Section | None:
+    """What could make the numbers mean something else."""
+    return of_several(data.preflight)
+
+
 SECTIONS = (
     claims,
     scores,
@@ -256,4 +262,5 @@ SECTIONS = (
     learning,
     spending,
     cost,
+    preflight,
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tutelage.data.overlap import overlaps
 from tutelage.evaluator.tasks.custom import read_task
 from tutelage.studies.demo_inputs import ITEMS, TRAIN_ROWS, write_inputs
 from tutelage.trainer.model.layer_pruning import prune_layers
@@ -22,6 +23,9 @@ def test_no_number_of_an_item_is_in_a_training_row(tmp_path: Path) -> None:
     trained = {number for row in rows for number in re.findall(r"\d+", row["question"])}
     assert trained.isdisjoint(item.target for item in items)
     assert all(item.target in item.instruction for item in items)
+    texts = [(row["question"], [row["question"], row["answer"]]) for row in rows]
+    found = overlaps({"numbers": [item.instruction for item in items]}, texts)["numbers"]
+    assert (found.items, found.exact, found.shared) == (ITEMS, 0, 0)
 
 
 def test_layers_that_are_named_are_kept(tiny_model: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from tutelage.errors import DataError
 from tutelage.evaluator.report import write_study_report
+from tutelage.evaluator.report.preflight import of_several
 from tutelage.evaluator.report.study_data import read_study
 from tutelage.evaluator.results.frames import SCHEMA, frame_of_rows, frame_path, write_frame
 from tutelage.evaluator.tasks import TASKS
@@ -239,16 +240,26 @@ def test_a_study_of_open_questions_reports(tmp_path):
 
 
 def test_a_study_of_one_training_a_method_says_what_it_cannot_tell(tmp_path):
+    known = {"topic": "test items", "state": "note", "text": "sums: 2 of 9"}
     cells = [cell("tuned", "big"), *(cell("student", "small", method, 0, teacher="big") for method in ("kd", "seq_kd"))]
     cells.append(cell("student", "small", "sft", 0))
     generator = np.random.default_rng(1)
     for described in cells:
         write_rows(tmp_path / "frames", described, generator)
     (tmp_path / "study.json").write_text(json.dumps(declared(cells)))
+    (tmp_path / "preflight.json").write_text(json.dumps({cells[-1]["id"]: [known], "another's": [known]}))
     out = write_study_report(frames=tmp_path / "frames", study=tmp_path, out=tmp_path / "out" / "report.html")
     text = out.with_name("report.md").read_text()
     assert "cannot be told from one score a method" in text
+    assert "| 1 | · test items | sums: 2 of 9 |" in text
     assert "| sums | kruskal | 1 | – | cannot tell | – |" in text
+
+
+def test_what_was_found_before_the_trainings_is_shown_once():
+    found = [{"student": name, "topic": "length", "state": "ok", "text": "all fit"} for name in ("a", "b")]
+    section = of_several([*found, {"student": "b", "topic": "test items", "state": "note", "text": "sums: 2 of 9"}])
+    assert section.tables[0].cells == [["2", "✓ length", "all fit"], ["1", "· test items", "sums: 2 of 9"]]
+    assert of_several([]) is None
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tutelage.data.overlap import overlaps
 from tutelage.studies.micro_inputs import FEW_ANSWERS, KINDS, write_data
 
 
@@ -23,3 +24,6 @@ def test_few_answers_begin_all_prompts_have_none_and_rates_are_chosen_on_problem
     assert (len(rates), len(held_out)) == (400, 32)
     assert held_out.isdisjoint(rates | asked | {row["question"] for row in answered})
     assert rates.isdisjoint(asked | {row["question"] for row in answered})
+    texts = [(row["question"], [row["question"], row["answer"]]) for row in answered]
+    found = overlaps({"tests": list(asked), "rates": list(rates)}, texts)
+    assert [(each.exact, each.shared) for each in found.values()] == [(0, 0)] * 2

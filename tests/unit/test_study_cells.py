@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from tutelage.study.cells import Cell, base_cells, student_cells, tuning_cells
 from tutelage.study.config import StudyConfig
 from tutelage.study.folder import Folder
 from tutelage.study.plan import cost_of
-from tutelage.study.resolution import Study, resolve
+from tutelage.study.resolution import Study, cohort, resolve
+from tutelage.trainer.config.run import CohortConfig
 
 MODEL = Path("/models/tiny")
 TEACHER = {"teachers": {"big": {"model": "tiny"}}, "tuning": {"data": "train.jsonl"}}
@@ -166,6 +168,22 @@ def test_a_plan_counts_what_is_missing_and_shared(resolved):
     folder.finish(cell, {"evaluation_id": resolved.evaluation_id(cell)})
     assert (cost_of(resolved, folder).done, cost_of(resolved, folder).missing) == (1, 2)
     assert before.hours is None
+
+
+def test_the_trainer_is_told_the_tasks_and_what_it_notes_of_them_is_said_once(resolved):
+    config, cells = resolved.config, resolved.students
+    content = cohort(config, cells, {cell.id: Path("start") for cell in cells}, {"teacher": {"address": "127.0.0.1:1"}})
+    told = CohortConfig.model_validate(content).evaluator
+    assert (told.address, told.tasks) == (None, config.evaluation.tasks)
+    folder = Folder(config.output)
+    folder.make()
+    assert folder.noted(cells) == []
+    note, ok = ({"topic": "test items", "state": state, "text": state} for state in ("note", "ok"))
+    (config.output / "preflight.json").write_text(
+        json.dumps({cell.id: [ok, note] for cell in cells} | {"gone": [note]})
+    )
+    assert folder.noted(cells) == ["test items: note"]
+    assert folder.noted(cells[:0]) == []
 
 
 def test_one_process_drives_a_study(tmp_path):

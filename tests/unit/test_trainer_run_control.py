@@ -29,12 +29,13 @@ from tutelage.errors import (
     Terminated,
     Unreachable,
 )
+from tutelage.findings import Finding
 from tutelage.manifest import commit
 from tutelage.trainer.checkpoint.run_lock import folder_lock
 from tutelage.trainer.checkpoint.trainer_state import refuse_other_settings
 from tutelage.trainer.cli import main as train
 from tutelage.trainer.cli import students as main
-from tutelage.trainer.cluster import run_control, supervisor
+from tutelage.trainer.cluster import run_control, supervisor, task_items
 from tutelage.trainer.cluster.run_control import (
     Command,
     RunControl,
@@ -629,10 +630,14 @@ def test_a_cohort_none_of_which_trained_leaves_the_earlier_ones_file(trained, fi
 
     monkeypatch.setattr(supervisor, "supervise", supervise)
     monkeypatch.setattr(supervisor, "local_or_connected_ray", lambda config: nullcontext(""))
-    before = (finished / "run/cohort.yaml").read_text()
+    files = [finished / "run/cohort.yaml", finished / "run/preflight.json"]
+    files[1].write_text("{}\n")
+    before = [path.read_text() for path in files]
+    found = {"ann": [Finding("test items", "ok", "none")]}
+    monkeypatch.setattr(task_items, "findings_of_cohort", lambda config: found)
     with pytest.raises(CheckpointError, match="other data"):
         train(["--config", str(finished / "cohort.yaml")])
-    assert ((finished / "run/cohort.yaml").read_text() == before) is not trained
+    assert [path.read_text() == old for path, old in zip(files, before, strict=True)] == [not trained] * 2
 
 
 def test_two_runs_do_not_write_one_folder(finished):

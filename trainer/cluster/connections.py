@@ -59,7 +59,7 @@ def open_evaluator(
     config: CohortConfig, student: StudentConfig, teacher: Teacher | None, stack: ExitStack
 ) -> EvaluatorClient | None:
     """Where this student's checkpoints go, for as long as the stack is open; None means nowhere."""
-    if config.evaluator is None:
+    if config.evaluator is None or config.evaluator.address is None:
         return None
     client = EvaluatorClient(
         config.evaluator,

@@ -74,7 +74,9 @@ class EvaluatorClient:
         self._config, self._run, self._student, self._teacher = config, run, student, teacher
         self._log_path = folder / "evaluations.jsonl"
         self._metadata()  # a token that cannot be read is better known now than in the thread
-        self._channel = open_channel(config.address, config.tls)
+        assert config.address is not None  # else nobody is asked (`connections.open_evaluator`)
+        self._address = config.address
+        self._channel = open_channel(self._address, config.tls)
         self._stub = rpc.EvaluatorServiceStub(self._channel)
         self._taken = _taken(self._log_path)
         self._away_since: float | None = None
@@ -117,7 +119,7 @@ class EvaluatorClient:
                     try:
                         self._stub.SubmitEvaluation(request, timeout=_TIMEOUT_SECONDS, metadata=self._metadata())
                     except grpc.RpcError as error:
-                        raise error_of_rpc(error, self._config.address, "evaluator") from error
+                        raise error_of_rpc(error, self._address, "evaluator") from error
             self._away_since = None
         except TutelageError as error:
             problem = str(error)

@@ -34,8 +34,9 @@ class TeacherConfig(ClientAccess):
 class EvaluatorConfig(ClientAccess):
     """Where the evaluator is and what it is asked for."""
 
-    address: Annotated[str, AfterValidator(check_address)] = "127.0.0.1:50052"
-    """host:port of the evaluator."""
+    address: Annotated[str, AfterValidator(check_address)] | None = "127.0.0.1:50052"
+    """host:port of the evaluator; none means that others have checkpoints scored, as a study does, and the tasks' items
+    are only looked for in the rows."""
     tasks: tuple[TaskConfig, ...]
     """Tasks for each evaluated checkpoint, for example `[gsm8k:paper]`."""
     every_steps: NotNegative = 0
