@@ -73,7 +73,6 @@ def decode(
         next_ids=next_ids,
         room=[max_new_tokens] * len(prompts),
         end_ids=end_ids,
-        new_cache=decoding.growing_cache,
         share_prefix=share_prefix,
     )
 

@@ -34,7 +34,6 @@ def decode(
     next_ids: NextIds,
     room: Sequence[int],
     end_ids: frozenset[int],
-    new_cache: Callable[[Any], DynamicCache] | None = None,
     share_prefix: bool = False,
     on_piece: Callable[[int, list[int]], None] | None = None,
 ) -> list[list[int]]:
@@ -46,13 +45,12 @@ def decode(
         next_ids: draws the next tokens; nothing else here is random.
         room: tokens of each continuation at most; at least one is always written.
         end_ids: tokens that end a continuation.
-        new_cache: makes an empty one for a model; by default `DynamicCache`, which knows its kinds of layers.
         share_prefix: computes the tokens that all prompts begin with once. The padding then stands between them and
             the rest, so it is only for models that count distances by position ids and not by places in the row.
         on_piece: told a prompt's number and all that is written after it, every `PIECE_TOKENS` tokens and at its end.
 
     """
-    cache = new_cache(model) if new_cache else DynamicCache(config=model.config)
+    cache = growing_cache(model)
     if len(prompts) > 1 and any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
         # A recurrent state (Mamba, gated delta nets) cannot be cut to the rows that go on (transformers 5.19), and some
         # models would also read the padding into it: each prompt by itself.
@@ -63,7 +61,6 @@ def decode(
                 next_ids=lambda logits_BV, rows, row=row: next_ids(logits_BV, [row]),  # type: ignore[misc]
                 room=[room[row]],
                 end_ids=end_ids,
-                new_cache=new_cache,
                 on_piece=on_piece and (lambda _row, ids, row=row: on_piece(row, ids)),  # type: ignore[misc]
             )[0]
             for row, prompt in enumerate(prompts)

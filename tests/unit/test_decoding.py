@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
-from tutelage.decoding import decode, growing_cache
+from tutelage import decoding
+from tutelage.decoding import decode
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -74,6 +76,8 @@ def test_it_ends_at_an_end_token_or_when_there_is_no_more_room(model: Any) -> No
             assert len(continuation) == room or continuation[-1] in (60, 61)
 
 
-def test_a_cache_that_grows_in_place_changes_no_token(model: Any) -> None:
+def test_a_cache_that_grows_in_place_changes_no_token(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     room = [90, 70, 80]  # more than the cache's first room
-    assert decoded(model, PROMPTS, [1, 2, 3], room, new_cache=growing_cache) == decoded(model, PROMPTS, [1, 2, 3], room)
+    growing = decoded(model, PROMPTS, [1, 2, 3], room)
+    monkeypatch.setattr(decoding, "growing_cache", lambda model: DynamicCache(config=model.config))
+    assert growing == decoded(model, PROMPTS, [1, 2, 3], room)
