@@ -4,7 +4,7 @@
 
 The vocabulary is the first `VOCABULARY_SIZE` ids of the model's, so that all continuations of `TOKENS` tokens can be
 counted. As a script, which vLLM needs: p-values of what vLLM draws in this process and in writers, for a student that
-is trained in full and one with adapters, after two large steps; and of the same draws against the student before them.
+is trained in full and ones with adapters, after two large steps; and of the same draws against the student before them.
 """
 
 from __future__ import annotations
@@ -120,12 +120,17 @@ def main(model: Path, output: Path) -> None:
 
     found = {}
     with tempfile.TemporaryDirectory() as temporary, local_ray(Path(temporary)):
-        for kind, lora in (("full", None), ("lora", {"r": 4})):
+        # With adapters vLLM computes in float32: the student that does so as well tells that from bfloat16's rounding.
+        for kind, lora, dtype in (
+            ("full", None, "bfloat16"),
+            ("lora", {"r": 4}, "bfloat16"),
+            ("float32 lora", {"r": 4}, "float32"),
+        ):
             for where, sampling in (
                 ("in process", {"engine": "vllm"}),
                 ("writer", {"writers": {"engine": "vllm"}, "max_staleness": 1000}),
             ):
-                config = config_of(model, lora=lora, sampling=sampling)
+                config = config_of(model, lora=lora, dtype=dtype, sampling=sampling)
                 student = student_of(config)
                 before, sampler = exact(student), open_sampler(config, student)
                 sampler.take_weights(0)

@@ -25,7 +25,7 @@ from tutelage.trainer.training.control import Control, Stopped
 # Ray reads it when a trainer is made: paths of a configuration are relative to where the command was started.
 os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 
-_POLL_SECONDS = 0.3
+_POLL_SECONDS, _END_SECONDS = 0.3, 30.0
 # Workers wait for the first one, which may be paused. One that dies is noticed by its connections.
 _LONGEST_PAUSE_SECONDS = 30 * 24 * 3600
 # What workers in their place would meet as well.
@@ -134,7 +134,9 @@ class RemoteControl(Control):
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join()  # Whoever waits for an answer of Ray's when it is shut down is ended by `SystemExit`.
+        self._thread.join(
+            _END_SECONDS
+        )  # Whoever waits for an answer of Ray's when it is shut down is ended by `SystemExit`.
 
     def report(self, progress: Progress) -> None:
         """Tells the actor where the training is."""
