@@ -15,7 +15,15 @@ import psutil
 import pytest
 
 from tutelage.errors import Unreachable
-from tutelage.runtime.processes import left_behind, running, sparing_children_interrupts, start, stop, wait_for_file
+from tutelage.runtime.processes import (
+    left_behind,
+    running,
+    sparing_children_interrupts,
+    start,
+    stop,
+    uninterrupted,
+    wait_for_file,
+)
 
 PROTO = Path(__file__).resolve().parents[2] / "proto"
 # A program that ignores SIGTERM and has a child of its own that does, too.
@@ -44,6 +52,21 @@ def test_stopping_ends_the_whole_group_even_if_it_refuses(stubborn, tmp_path):
     assert len(left_behind("TUTELAGE_TEST", str(tmp_path))) == 2
     assert stop(process, seconds=0.2) == -signal.SIGKILL
     _wait_until(lambda: not left_behind("TUTELAGE_TEST", str(tmp_path)))
+
+
+def test_ctrl_c_waits_until_what_is_being_started_is_known():
+    known = []
+
+    def start_something() -> None:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            known.append("started")
+
+    with pytest.raises(KeyboardInterrupt):
+        start_something()
+    assert known == ["started"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_killed_parent_takes_its_children_along(tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 
 from tutelage.files import write_durably
 from tutelage.runtime.owner import owning
+from tutelage.runtime.processes import uninterrupted
 from tutelage.up.config import UpConfig
 from tutelage.up.services import RayHead, Service, free_port, serve_evaluator, serve_prometheus, serve_teacher
 
@@ -157,7 +158,8 @@ def running(config: UpConfig, environment: Mapping[str, str] | None = None) -> I
     with owning(config.output, OWNER, what=what):
         services = Services(config, environment or {})
         try:
-            services.start()
+            with uninterrupted():
+                services.start()
             yield services
         finally:
             services.close()
