@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,7 @@ def operator(tiny_model, tmp_path) -> Shell:
     (folder / "build" / "models").mkdir(parents=True)
     (folder / "build" / "models" / "teacher").symlink_to(tiny_model)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    own = {"PYTHONPATH": str(ROOT / "proto"), "PATH": path, "OMP_NUM_THREADS": "1"}
+    own = {"PYTHONPATH": str(ROOT / "proto"), "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return Shell(folder, os.environ | own, free_port())
 
 
@@ -83,7 +84,7 @@ def test_a_student_of_another_team_attaches_with_its_own_token_and_is_refused_wi
 
         code, said = operator.types("What the team is given", **{"info,score": "info"})
         assert code == 0, said
-        (operator.folder / "biology").rename(team.folder / "biology")
+        shutil.copytree(operator.folder / "biology", team.folder / "biology")
         code, said = team.types("The team trains", **INSTALL)
         assert code == 2, said
         assert "this token has not the scope 'score'" in said
