@@ -7,7 +7,7 @@ LOCKS := requirements/cpu.lock requirements/no-deps.lock
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo study test test-long check format bench stubs lock clean
+.PHONY: help install demo study test test-long test-cluster check format bench stubs lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,7 +34,10 @@ test: $(STAMP) check ## style, types, boundaries, and the whole test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 test-long: $(STAMP) ## the long forms of the tests
-	@$(BIN)/python -m pytest -m long --timeout 3600 $(PYTEST_FLAGS)
+	@$(BIN)/python -m pytest -m "long and not cluster" --timeout 3600 $(PYTEST_FLAGS)
+
+test-cluster: $(STAMP) ## five hosts in network namespaces, cut off and lost while students train (root; under 15 minutes)
+	@$(BIN)/python -m pytest -m cluster -s tests/cluster $(PYTEST_FLAGS)
 
 check: $(STAMP) ## ruff, mypy, import-linter, buf, stubs up to date
 	@$(BIN)/ruff check --quiet .
@@ -49,7 +52,7 @@ format: $(STAMP) ## ruff's formatter and its safe fixes
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 bench: $(STAMP) ## what we measure (benchmarks/README.md)
-	@for file in $(filter-out benchmarks/harness_% benchmarks/trl_% benchmarks/environments.py benchmarks/slow_teacher.py benchmarks/dashboard_pictures.py benchmarks/demo_start.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/harness_% benchmarks/trl_% benchmarks/environments.py benchmarks/slow_teacher.py benchmarks/dashboard_% benchmarks/demo_start.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
 
 stubs: $(STAMP) ## the Python stubs of proto/
 	@$(BIN)/python deploy/make_stubs.py

@@ -1,15 +1,23 @@
 """Hosts of a network on this machine: network namespaces with addresses of their own behind one bridge.
 
-`with hosts("teacher", "head") as net:` gives each an address; what is left in them is ended with the block.
+`with hosts("teacher", "head") as net:` gives each an address; what is left in them is ended with the block. Run as a
+program on one of them it says what others' ports answer: CA ADDRESS….
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import signal
+import socket
+import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +57,33 @@ class Host:
         """Its cable is put back."""
         _ip("-n", self.bridge, "link", "set", self.interface, "up")
 
+    def close(self, *ports: int) -> None:
+        """Its firewall lets no other host in at these ports."""
+        numbers = ", ".join(map(str, ports))
+        _filter(self.namespace, "inet", "input", f'iifname "eth0" tcp dport {{ {numbers} }} drop')
+
+    def slow_down(self, kilobits: int) -> None:
+        """It sends no more than so much a second."""
+        shaper = ("tbf", "rate", f"{kilobits}kbit", "burst", "16kb", "latency", "2s")
+        subprocess.run(
+            ["tc", "-n", self.namespace, "qdisc", "add", "dev", "eth0", "root", *shaper],
+            check=True, timeout=10, capture_output=True,
+        )  # fmt: skip
+
+    def lose(self, percent: int) -> None:
+        """From now on so many of a hundred packets to it and from it get lost."""
+        loss = f"numgen random mod 100 < {percent} counter drop"
+        # On the bridge: what its own rules dropped, its kernel would send again at once.
+        _filter(
+            self.bridge, "bridge", "forward", *(f'{way} "{self.interface}" {loss}' for way in ("iifname", "oifname"))
+        )
+
+    def lose_no_more(self) -> int:
+        """Ends `lose`; how many packets were lost by it."""
+        rules = _nft(self.bridge, "list table bridge forward")
+        _nft(self.bridge, "delete table bridge forward")
+        return sum(map(int, re.findall(r"counter packets (\d+)", rules)))
+
     def listening(self) -> list[str]:
         """What its processes listen on where other hosts reach it: address:port and the process."""
         lines = subprocess.run(
@@ -59,14 +94,23 @@ class Host:
         found = [f"{each[3].replace('[::ffff:', '').replace(']', '')} {each[-1]}" for each in sockets]
         return [each for each in found if not each.startswith(("127.", "[::1"))]
 
+    def ports(self) -> set[int]:
+        """Of `listening`."""
+        return {int(each.split()[0].rpartition(":")[2]) for each in self.listening()}
+
+    def process_ids(self) -> list[int]:
+        """Of every process that runs here."""
+        command = ["ip", "netns", "pids", self.namespace]
+        return [
+            int(each) for each in subprocess.run(command, timeout=10, capture_output=True, check=False).stdout.split()
+        ]
+
     def kill_all(self) -> None:
         """Ends every process that runs here, as a machine does whose power is cut."""
-        while pids := subprocess.run(
-            ["ip", "netns", "pids", self.namespace], timeout=10, capture_output=True, check=False
-        ).stdout.split():
-            for pid in pids:
+        while process_ids := self.process_ids():
+            for process_id in process_ids:
                 with suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+                    os.kill(process_id, signal.SIGKILL)
             for process in self.processes:
                 process.poll()
             time.sleep(0.1)
@@ -74,10 +118,14 @@ class Host:
             process.wait(10)
 
 
-def why_not() -> str:
-    """Why this machine has no such hosts; empty if it has."""
+def why_not(*, firewall: bool = False) -> str:
+    """Why this machine has no such hosts, or none that `close` and `lose`; empty if it has."""
+    if firewall and shutil.which("nft") is None:
+        return "there is no nft (Debian's package nftables)"
     try:
-        with hosts("probe"):
+        with hosts("probe") as net:
+            if firewall:
+                net["probe"].lose(5)
             return ""
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", b"") or b""
@@ -117,3 +165,39 @@ def hosts(*names: str) -> Iterator[dict[str, Host]]:
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, timeout=10, capture_output=True)
+
+
+def _filter(namespace: str, family: str, hook: str, *rules: str) -> None:
+    lines = "\n".join(rules)
+    chain = f"chain {hook} {{ type filter hook {hook} priority 0;\n{lines}\n}}"
+    _nft(namespace, f"table {family} {hook} {{\n{chain}\n}}")
+
+
+def _nft(namespace: str, rules: str) -> str:
+    command = ["ip", "netns", "exec", namespace, "nft", "-f", "-"]
+    return subprocess.run(command, check=True, timeout=10, capture_output=True, input=rules.encode()).stdout.decode()
+
+
+def hello(address: str, ca: str) -> str:
+    """What a port is to somebody without a certificate: closed, mutual TLS, TLS for anybody, or plaintext."""
+    host, _, port = address.rpartition(":")
+    try:
+        connection = socket.create_connection((host, int(port)), timeout=3)
+    except OSError:
+        return "closed"
+    context = ssl.create_default_context(cafile=ca)
+    context.set_alpn_protocols(["h2"])
+    try:
+        with context.wrap_socket(connection, server_hostname=host) as channel:
+            # In TLS 1.3 a server refuses when the client believes that it is through, by an end instead of a greeting.
+            return "TLS for anybody" if channel.recv(1) else "mutual TLS"
+    except ssl.SSLError as error:
+        return "mutual TLS" if "CERTIFICATE_REQUIRED" in str(error) else f"plaintext ({error.reason})"
+    except OSError as error:
+        return f"plaintext ({error})"
+
+
+if __name__ == "__main__":
+    with ThreadPoolExecutor() as pool:
+        answers = pool.map(lambda address: hello(address, sys.argv[1]), sys.argv[2:])
+    print(json.dumps(dict(zip(sys.argv[2:], answers, strict=True))))
