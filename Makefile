@@ -5,6 +5,8 @@ BIN := $(CURDIR)/$(VENV)/bin
 # What is installed is what these files say; the stamp is written last, so a broken install is done again.
 LOCKS := requirements/cpu.lock requirements/no-deps.lock
 STAMP := $(VENV)/.installed
+# What is ours to check: a file of your own beside it is yours.
+SOURCES := benchmarks deploy evaluator proto study teacher_server tests trainer
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo study test test-long test-cluster check format bench stubs lock clean
@@ -40,8 +42,8 @@ test-cluster: $(STAMP) ## five hosts in network namespaces, cut off and lost whi
 	@$(BIN)/python -m pytest -m cluster -s tests/cluster $(PYTEST_FLAGS)
 
 check: $(STAMP) ## ruff, mypy, import-linter, buf, stubs up to date
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/ruff check --quiet $(SOURCES)
+	@$(BIN)/ruff format --quiet --check $(SOURCES)
 	@$(BIN)/mypy --no-error-summary
 	@PATH="$(BIN):$$PATH" $(BIN)/lint-imports --no-cache > build-lint-imports.log 2>&1 || { cat build-lint-imports.log; rm -f build-lint-imports.log; exit 1; }
 	@rm -f build-lint-imports.log
@@ -49,7 +51,7 @@ check: $(STAMP) ## ruff, mypy, import-linter, buf, stubs up to date
 	@$(BIN)/python deploy/make_stubs.py --check
 
 format: $(STAMP) ## ruff's formatter and its safe fixes
-	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+	@$(BIN)/ruff check --fix $(SOURCES) ; $(BIN)/ruff format $(SOURCES)
 
 bench: $(STAMP) ## what we measure (benchmarks/README.md)
 	@for file in $(filter-out benchmarks/harness_% benchmarks/trl_% benchmarks/environments.py benchmarks/slow_teacher.py benchmarks/dashboard_% benchmarks/demo_start.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done

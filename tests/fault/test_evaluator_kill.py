@@ -35,7 +35,7 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
         process = subprocess.Popen(
             [sys.executable, "-c", program, "evaluate", "serve", *flags], env=environment, stdout=log, stderr=log
         )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not address_file.exists():
         assert process.poll() is None, (folder / "log").read_text()
         assert time.monotonic() < deadline

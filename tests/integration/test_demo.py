@@ -30,7 +30,10 @@ def finished(tiny_model, tmp_path_factory) -> tuple[Path, str]:
     """The folder of a finished run, and what the command printed."""
     runs = tmp_path_factory.mktemp("runs")
     demo = start_demo(tiny_model, runs)
-    output, _ = demo.communicate(timeout=280)
+    try:
+        output, _ = demo.communicate(timeout=280)
+    finally:
+        demo.terminate()  # which ends what it started
     assert demo.returncode == 0, output
     return next(runs.iterdir()), output
 
@@ -86,12 +89,15 @@ def rows(run: Path, student: str) -> list[dict[str, float]]:
 
 def test_an_interrupt_stops_everything(tiny_model, tmp_path):
     demo = start_demo(tiny_model, tmp_path)
-    deadline = time.monotonic() + 60
-    while len(left_behind("TUTELAGE_DEMO", mark(tmp_path))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    os.kill(demo.pid, signal.SIGINT)
-    output, _ = demo.communicate(timeout=60)
+    deadline = time.monotonic() + 120
+    try:
+        while len(left_behind("TUTELAGE_DEMO", mark(tmp_path))) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        os.kill(demo.pid, signal.SIGINT)
+        output, _ = demo.communicate(timeout=60)
+    finally:
+        demo.terminate()
     assert demo.returncode == 130, output
     assert "everything is stopped" in output
     assert left_behind("TUTELAGE_DEMO", mark(tmp_path)) == []

@@ -24,7 +24,11 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+    ("number", "code", "word"),
+    [
+        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.long),
+        (signal.SIGINT, 130, "interrupted"),
+    ],
 )
 def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(
     number: signal.Signals, code: int, word: str, tiny_model: Path, tmp_path: Path
@@ -42,14 +46,17 @@ def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(
         text=True,
     )
     unfinished = tmp_path / "frames.unfinished"
-    deadline = time.monotonic() + 120
-    # Not Path.rglob, which fails when a folder that it has seen goes away meanwhile.
-    while not glob.glob("**/*.parquet", root_dir=unfinished, recursive=True):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    deadline = time.monotonic() + 240
+    try:
+        # Not Path.rglob, which fails when a folder that it has seen goes away meanwhile.
+        while not glob.glob("**/*.parquet", root_dir=unfinished, recursive=True):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == code, said
     assert said == f"tutelage evaluate: {word}; finished batches are kept, and the same command goes on with them\n"
     assert not list((tmp_path / "frames").rglob("*.*"))

@@ -23,15 +23,15 @@ TEACHER = {
 }
 SHORT: dict[str, dict[str, str]] = {
     "own-data": {
-        **MODELS,
+        **{f"{made} --without 12 19": linked for made, linked in MODELS.items()},
         **TEACHER,
         "50052": "{evaluator_port}",
-        "lengths[:360]": "lengths[:24]",
-        "number < 60": "number < 3",
-        "max_new_tokens: 64": "max_new_tokens: 8",
-        "sequences: 8, max_tokens: 128": "sequences: 2, max_tokens: 128",
+        "[:400]": "[:24]",
+        "[:100]": "[:3]",
+        "max_new_tokens: 24": "max_new_tokens: 8",
+        "sequences: 8, max_tokens: 96": "sequences: 2, max_tokens: 128",
         "sequences: 16": "sequences: 2",
-        "steps: 60": "steps: 2",
+        "steps: 40": "steps: 2",
     },
     "own-task": {**MODELS, "--limit 20": "--limit 2 --max-new-tokens 8"},
     "operator": {
@@ -69,6 +69,7 @@ def models(tiny_model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     (folder / "teacher").symlink_to(tiny_model)
     prune_layers(tiny_model, folder / "student-8-layers", layers=2)
+    (folder / "teacher-without-12-to-19").symlink_to(folder / "student-8-layers")
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,15 @@ READY = sorted((Path(__file__).resolve().parents[2] / "deploy" / "studies").glob
 ITEMS, ANSWERS = 12, 5
 
 
+@cache
+def planned(name: str) -> Study:
+    """It asks three commands, each of which takes a second."""
+    return cli.planned(Path(name))[0]
+
+
 @pytest.mark.parametrize("file", READY, ids=lambda file: file.stem)
 def test_a_ready_study_can_be_planned(file, tmp_path, capsys):
-    study, _ = cli.planned(Path(file.stem))
+    study = planned(file.stem)
     print_plan(study, cost_of(study, Folder(tmp_path)))
     shown = capsys.readouterr().out
     assert f"0 cells are done, {len(study.cells)} are missing" in shown
@@ -70,7 +77,7 @@ def write_open_rows(frames: Path, study: Study, cell: Cell, generator: np.random
 
 
 def test_the_instruction_study_can_be_reported(tmp_path):
-    study, _ = cli.planned(Path("paper_instruction"))
+    study = planned("paper_instruction")
     folder = Folder(tmp_path / "run")
     folder.make()
     write_description(study, folder)

@@ -1,8 +1,12 @@
-"""Many architectures as students: the loss sees what the model computes, or the student is refused by name."""
+"""Many architectures as students: the loss sees what the model computes, or the student is refused by name.
+
+One or more of each kind; the others of a kind are in the long form.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,16 @@ from tutelage.trainer.model.student import Student
 from tutelage.trainer.rollout.base import open_sampler
 from tutelage.trainer.teacher.to_tensors import targets_of
 from tutelage.trainer.training.loop import train
+
+OF_EACH_KIND = (
+    "llama", "mistral", "phi, a bias", "gpt2", "gemma2, softcap", "gemma4, nested", "cohere, scale", "qwen3_moe",
+    "gpt_oss", "deepseek_v3", "bloom", "qwen3_next", "mamba", "llama4_text",
+)  # fmt: skip
+RECURRENT = ("mamba", "mamba2")  # they do not compute token by token what they compute at once
+
+
+def cases(names: Iterable[str]) -> list[Any]:
+    return [name if name in OF_EACH_KIND else pytest.param(name, marks=pytest.mark.long) for name in names]
 
 
 def open_student(folder: Path, **changes: Any) -> Student:
@@ -46,7 +60,7 @@ def random_sequences(*lengths: int) -> list[TokenSequence]:
     return [token_sequence(each[:1], each[1:], loss_on_prompt=True) for each in ids]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", cases(ARCHITECTURES))
 def test_the_first_loss_is_the_models_own_beside_and_beyond_a_window(name, folders):
     from transformers import AutoModelForCausalLM
 
@@ -78,7 +92,7 @@ def test_what_the_loss_would_not_see_is_refused_by_name(name, tiny_model, tmp_pa
     assert refusal.value.field == "init"
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - {"mamba", "mamba2"}))
+@pytest.mark.parametrize("name", cases(sorted(ARCHITECTURES.keys() - {*RECURRENT})))
 def test_what_a_student_writes_is_what_it_would_write_of_each_prompt_alone(name, folders, tmp_path):
     """Greedily, beyond its window, in a batch of several lengths; against plain forward passes without a cache."""
     student = open_student(folders(name))
@@ -97,7 +111,7 @@ def test_what_a_student_writes_is_what_it_would_write_of_each_prompt_alone(name,
             ids.append(token)
 
 
-@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+@pytest.mark.parametrize("name", cases(RECURRENT))
 def test_a_model_that_computes_otherwise_token_by_token_is_refused_where_it_would_write(name, folders, tmp_path):
     student = open_student(folders(name))
     with pytest.raises(ConfigurationError, match="does not compute token by token what it computes at once") as refusal:
@@ -117,7 +131,7 @@ def test_a_cache_that_cannot_be_cut_is_a_refusal_and_no_traceback(folders, tmp_p
         )
 
 
-@pytest.mark.parametrize("name", ["olmoe", "mixtral", "qwen3_moe", "gpt_oss", "granitemoe"])
+@pytest.mark.parametrize("name", cases(("olmoe", "mixtral", "qwen3_moe", "gpt_oss", "granitemoe")))
 def test_the_routers_loss_is_the_models_own_and_reaches_the_router(name, tiny_model, tmp_path):
     class_name, settings = ARCHITECTURES[name]
     routed = settings | {"output_router_logits": True, "router_aux_loss_coef": 0.25}

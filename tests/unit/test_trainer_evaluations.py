@@ -93,7 +93,7 @@ def test_a_failure_is_logged_and_recorded_and_nothing_waits(code, tmp_path, tiny
     with serving(Recorder(99, code)) as address, client_of(address, tmp_path, tiny_model) as client:
         begin = time.monotonic()
         client.submit(3, tmp_path)
-        assert time.monotonic() - begin < 0.1
+        assert time.monotonic() - begin < 1
         with caplog.at_level(logging.WARNING):
             client.close()
     (line,) = lines(tmp_path)
