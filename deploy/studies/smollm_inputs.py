@@ -1,28 +1,66 @@
-"""What `smollm.yaml` starts from: the packaged SmolLM2-135M-Instruct, students of some of its layers, and GSM8K rows.
+"""What `smollm.yaml` starts from: the packaged SmolLM2-135M-Instruct, students of some of its layers, and MAWPS rows.
 
     python deploy/studies/smollm_inputs.py build
 
-writes below `models/` and `smollm/gsm8k.jsonl`; the questions come from the research data (TUTELAGE_DATA_DIR).
+writes below `models/` and `smollm/`; the problems come from the research data (TUTELAGE_DATA_DIR).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import random
 from pathlib import Path
 
 from tutelage.files import make_directory_once
-from tutelage.studies.prepare_models import prepare
+from tutelage.studies.prepare_models import unpack_teacher
 
-DEPTHS = (8, 15, 22)
-ROWS, LONGEST_CHARACTERS = 2000, 700
+DEPTHS = (16, 20, 24)
+HELD_OUT_ROWS, MEASURED_ROWS = 95, 100
 
 
-def write_rows(source: Path, target: Path) -> None:
-    """A seeded sample of the rows that are short enough."""
-    short = [line for line in source.read_text().splitlines() if len(line) <= LONGEST_CHARACTERS]
-    target.write_text("".join(f"{line}\n" for line in random.Random(0).sample(short, ROWS)))
+def rows(problems: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Questions, each with its equation worked out: "49 - 44 = 5. The answer is 5."."""
+    found = []
+    for problem in problems:
+        number = f"{float(problem['ans']):g}"
+        answer = f"{_terms(problem['equation'])} = {number}. The answer is {number}."
+        found.append({"question": problem["original_text"], "answer": answer})
+    return found
+
+
+def _terms(equation: str) -> str:
+    """Of "X=(49.0-44.0)" the right side, as one writes it."""
+    terms = equation.split("=", 1)[1].replace(".0", "")
+    terms = terms[1:-1] if terms.startswith("(") and terms.find(")") == len(terms) - 1 else terms
+    for sign in "+-*/":
+        terms = terms.replace(sign, f" {sign} ")
+    return terms
+
+
+def write_data(source: Path, out: Path) -> None:
+    """Rows to learn from, and others to choose by."""
+    found = rows(json.loads(source.read_text(encoding="utf-8")))
+    for name, part in (("held-out", found[:HELD_OUT_ROWS]), ("train", found[HELD_OUT_ROWS:])):
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+
+def write_students(teacher: Path, data: Path, out: Path) -> None:
+    """Students without the layers that change least, measured on the rows to learn from."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tutelage.trainer.model.layer_pruning import block_influence, prune_layers
+
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    lines = [json.loads(line) for line in data.read_text().splitlines()[:MEASURED_ROWS]]
+    said = [[{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}] for r in lines]
+    sequences = [torch.tensor(tokenizer.apply_chat_template(one, return_dict=False)) for one in said]
+    influence = block_influence(AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32), sequences)
+    (out / "influence.json").write_text(json.dumps(influence) + "\n")
+    most = sorted(range(len(influence)), key=influence.__getitem__, reverse=True)
+    for depth in DEPTHS:
+        prune_layers(teacher, out / f"{depth}-layers", layers=sorted(most[:depth]))
 
 
 def main() -> None:
@@ -30,13 +68,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder.resolve()
-    data = os.environ.get("TUTELAGE_DATA_DIR")
-    if not data:
-        raise SystemExit("set TUTELAGE_DATA_DIR to the folder with train/gsm8k_train.jsonl")
-    for depth in DEPTHS:
-        prepare(folder / "models", layers=depth)
-    source = Path(data) / "train" / "gsm8k_train.jsonl"
-    print(make_directory_once(folder / "smollm", lambda out: write_rows(source, out / "gsm8k.jsonl")))
+    research = os.environ.get("TUTELAGE_DATA_DIR")
+    if not research:
+        raise SystemExit("set TUTELAGE_DATA_DIR to the folder with train/mawps/")
+    teacher = make_directory_once(folder / "models" / "teacher", unpack_teacher)
+    source = Path(research) / "train" / "mawps" / "mawps_clean_no_test_overlap.json"
+    data = make_directory_once(folder / "smollm" / "data", lambda out: write_data(source, out))
+    print(
+        data,
+        make_directory_once(
+            folder / "smollm" / "students", lambda out: write_students(teacher, data / "train.jsonl", out)
+        ),
+    )
 
 
 if __name__ == "__main__":
