@@ -173,8 +173,8 @@ def test_a_ready_study_is_found_by_its_name(environment, tmp_path):
     assert "93 are missing" in ran.stdout
     ran = environment("trainer").run("tutelage", "study", "plan", "macro", cwd=tmp_path)
     assert ran.returncode == 2
-    ready = "micro, micro_on_policy, micro_rates, micro_recipe, paper_commonsense, paper_instruction, paper_math, smollm"
-    assert ready in ran.stderr
+    assert "micro, micro_on_policy, micro_rates, micro_recipe, paper_commonsense, paper_instruction" in ran.stderr
+    assert "paper_math, smollm" in ran.stderr
 
 
 def test_an_evaluation_without_vllm_says_what_to_install(environment, tiny_model, tmp_path):
