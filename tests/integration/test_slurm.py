@@ -62,7 +62,7 @@ def _ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def _wait_until_gone(group: int) -> None:
-    end = time.monotonic() + 5
+    end = time.monotonic() + 20
     while time.monotonic() < end:
         try:
             os.killpg(group, 0)
