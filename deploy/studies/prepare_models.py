@@ -1,8 +1,9 @@
 """Makes the demonstration's models from the packaged SmolLM2-135M-Instruct, once.
 
-    python deploy/studies/prepare_models.py build/models
+    python deploy/studies/prepare_models.py build/models [--without FIRST LAST]
 
-writes `teacher/` (the dequantised model as a Hugging Face directory) and `student/` (some of its layers).
+writes `teacher/` (the dequantised model as a Hugging Face directory) and `student-8-layers/` (eight of its 30 layers,
+evenly spread) or `teacher-without-FIRST-to-LAST/` (all but those, counted from 0).
 What is there already is left alone; a directory appears only when it is complete.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 from pathlib import Path
 
 from tutelage.files import make_directory_once
@@ -55,7 +57,21 @@ def prepare(folder: Path, layers: int = STUDENT_LAYERS) -> tuple[Path, Path]:
     return teacher, student
 
 
+def prepare_without(folder: Path, first: int, last: int) -> tuple[Path, Path]:
+    """Teacher and the same model without some of its layers below `folder`, made if they are not there."""
+    from tutelage.trainer.model.layer_pruning import prune_layers
+
+    teacher = make_directory_once(folder / "teacher", unpack_teacher)
+    total = json.loads((teacher / "config.json").read_text())["num_hidden_layers"]
+    kept = [layer for layer in range(total) if not first <= layer <= last]
+    name = f"teacher-without-{first}-to-{last}"
+    return teacher, make_directory_once(folder / name, lambda out: prune_layers(teacher, out, layers=kept))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    print(*prepare(parser.parse_args().folder))
+    parser.add_argument("--without", type=int, nargs=2, metavar=("FIRST", "LAST"), help="layers that the student lacks")
+    options = parser.parse_args()
+    made = prepare_without(options.folder, *options.without) if options.without else prepare(options.folder)
+    print(*made)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from guides import run, script_of
 from trainer_cohorts import free_port
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
+from tutelage.evaluator.results.frames import read
 from tutelage.trainer.model.layer_pruning import prune_layers
 
 GUIDES = Path(__file__).resolve().parents[2] / "docs" / "guides"
@@ -92,6 +94,10 @@ def test_a_guide_runs_word_for_word(guide, packaged_models, data_dir, tmp_path):
     (tmp_path / "build/models").symlink_to(packaged_models[0].parent)
     instead = {port: str(free_port()) for port in ("50051", "50052", "50053") if port in page}
     run(script_of(page, instead), tmp_path, 1800, RAY_AUTH_MODE="disabled", TUTELAGE_DATA_DIR=str(data_dir))
+    if guide == "own-data":  # who follows it sees a student that learned something
+        rows = read(tmp_path / "build/own/frames").filter(student="forward-kl").collect()
+        before, after = rows.group_by("step").agg(pl.col("score").mean()).sort("step")["score"]
+        assert after - before > 0.3
 
 
 def test_a_page_becomes_its_files_and_commands_in_order():
