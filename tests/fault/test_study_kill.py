@@ -39,7 +39,7 @@ def start(command: str, file: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 120.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 600.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -51,6 +51,7 @@ def steps(path: Path) -> list[int]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_a_killed_driver_costs_at_most_the_steps_since_a_checkpoint(tiny_model, tmp_path):
     # One after the other: the first is finished, the second under way when the driver dies.
     file = write_study(tmp_path, tiny_model, concurrency=1, settings=SLOW)
@@ -66,7 +67,7 @@ def test_a_killed_driver_costs_at_most_the_steps_since_a_checkpoint(tiny_model, 
     trained_at = first.stat().st_mtime_ns
 
     resumed = start("resume", file)
-    output, _ = resumed.communicate(timeout=180)
+    output, _ = resumed.communicate(timeout=600)
     assert resumed.returncode == 0, output.decode()
 
     assert first.stat().st_mtime_ns == trained_at
@@ -77,10 +78,10 @@ def test_a_killed_driver_costs_at_most_the_steps_since_a_checkpoint(tiny_model, 
     assert len(list((run / "cells").glob("*.json"))) == 3
     assert left_behind(MARK, tmp_path.name) == []
 
-    started = time.monotonic()
+    said_at = (run / "logs" / "evaluator.log").stat().st_mtime_ns
     again = start("run", file)
-    output, _ = again.communicate(timeout=60)
+    output, _ = again.communicate(timeout=120)
     assert again.returncode == 0, output.decode()
     assert b"all 3 cells are done" in output
-    assert time.monotonic() - started < 20
+    assert (run / "logs" / "evaluator.log").stat().st_mtime_ns == said_at, "nothing was left to serve"
     assert first.stat().st_mtime_ns == trained_at

@@ -13,7 +13,9 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -64,8 +66,12 @@ def start_up(folder: Path, **changes: Any) -> subprocess.Popen[str]:
     )
 
 
-def temporary_folders() -> set[Path]:
-    return set(Path("/tmp").glob("tutelage-ray-*"))
+@pytest.fixture(autouse=True)
+def temporary(monkeypatch) -> Iterator[Path]:
+    """Of these services alone; with a short name, because sockets lie below it, whose names may have 107 bytes."""
+    with TemporaryDirectory(prefix="up-") as name:
+        monkeypatch.setenv("TMPDIR", name)
+        yield Path(name)
 
 
 def services(folder: Path) -> dict[str, Any]:
@@ -104,8 +110,7 @@ def write_cohort(folder: Path, tiny_model: Path) -> Path:
 
 
 @pytest.mark.timeout(200)
-def test_everything_of_one_machine_comes_up_trains_what_is_submitted_and_goes(tiny_model, tmp_path):
-    before = temporary_folders()
+def test_everything_of_one_machine_comes_up_trains_what_is_submitted_and_goes(tiny_model, tmp_path, temporary):
     process = start_up(tmp_path)
     try:
         wait_until(lambda: services(tmp_path) or process.poll() is not None, 120)
@@ -136,7 +141,7 @@ def test_everything_of_one_machine_comes_up_trains_what_is_submitted_and_goes(ti
     finally:
         process.kill()
     assert left_behind(MARK, str(tmp_path)) == []
-    assert temporary_folders() == before
+    assert list(temporary.glob("tutelage-ray-*")) == []
 
 
 @pytest.mark.timeout(120)
@@ -153,8 +158,8 @@ def test_a_killed_up_takes_its_services_along(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_ctrl_c_at_ten_random_moments_of_the_demonstration_leaves_nothing(tiny_model, tmp_path):
-    draw, before = random.Random(), temporary_folders()  # other moments every time
+def test_ctrl_c_at_ten_random_moments_of_the_demonstration_leaves_nothing(tiny_model, tmp_path, temporary):
+    draw = random.Random()  # other moments every time
     for number in range(10):
         runs = tmp_path / str(number)
         demo = subprocess.Popen(
@@ -176,5 +181,5 @@ def test_ctrl_c_at_ten_random_moments_of_the_demonstration_leaves_nothing(tiny_m
         assert demo.returncode in (0, 130, -signal.SIGINT), said  # the last while it still imports
         assert "was left behind" not in output, said
         assert left_behind(MARK, str(runs)) == [], said
-        assert temporary_folders() == before, said
+        assert list(temporary.glob("tutelage-ray-*")) == [], said
         assert all(owner(run, "up") is None for run in runs.glob("demo-*")), said
