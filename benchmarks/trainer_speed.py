@@ -13,7 +13,7 @@ as `--threads`, the teacher's included; the sides take steps in turn. Prompts ar
 `--completions` both sides continue each of them so often in a step.
 
 With `--staleness` batches are written ahead, and with `--writer-threads` by a writer on a local Ray while the student
-steps. The sides then take four steps in a row, and ours has taken them when all that it began ahead is written and
+steps. The sides then take three steps in a row, and ours has taken them when all that it began ahead is written and
 scored: nothing of it is done in the other's time.
 
 Also prints the floor: what the arithmetic and the reading of weights of a step take at the rates that the same cores
@@ -59,7 +59,7 @@ TUTELAGE = (sys.executable, "-c", "import sys; from tutelage.cli import main; sy
 BATCH, NEW_TOKENS = 8, 64
 PHASES = ("sampling", "scoring", "stepping")
 WARM_UP_ROUNDS = 2
-STEPS_IN_A_ROW = 4
+STEPS_IN_A_ROW = 3
 
 
 def write_prompts(path: Path, count: int, *, more_tokens: int = 0, times: int = 1) -> Path:
