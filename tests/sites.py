@@ -21,7 +21,7 @@ import yaml
 
 from hosts import Host, hosts, why_not
 from trainer_cases import write_rows
-from trainer_cohorts import steps_done
+from trainer_cohorts import process_of, steps_done
 from tutelage.certificates import Authority
 from tutelage.runtime.programs import tutelage
 from tutelage.trainer.model.layer_pruning import prune_layers
@@ -160,6 +160,11 @@ class Site:
     def steps_done(self, students: Sequence[str]) -> list[int]:
         """By student, the newest step of its metrics; -1 of one that has none."""
         return [steps_done(self.folder / "run/students" / name) for name in students]
+
+    def hosts_of(self, students: Sequence[str]) -> list[str]:
+        """By student, where its process runs; empty if it has ended."""
+        processes = [process_of(self.folder / "run/students" / name) for name in students]
+        return [next((name for name, host in self.net.items() if each in host.process_ids()), "") for each in processes]
 
     def answers(self, name: str, other: str) -> dict[int, str]:
         """What the ports of a host say to a host, itself perhaps, that has no certificate (`hosts.hello`)."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from sites import DASHBOARD_PORT, RAY, Site, site
-from trainer_cohorts import process_of
 from tutelage.runtime.programs import tutelage
 from tutelage.trainer.cli import students
 from tutelage.trainer.cluster.run_control import read_run_status
@@ -26,12 +25,6 @@ def submitted(here: Site, steps: int) -> str:
     said = re.search(r"train-cut-off-[0-9-]+", (here.folder / "head-submit.log").read_text())
     assert said, here.logs()
     return said[0]
-
-
-def hosts_of(here: Site, names: tuple[str, ...]) -> list[str]:
-    """Where each student's process runs."""
-    processes = [process_of(here.folder / "run/students" / name) for name in names]
-    return [next(name for name, host in here.net.items() if each in host.process_ids()) for each in processes]
 
 
 @pytest.mark.long
@@ -54,14 +47,14 @@ def test_students_that_wait_for_room_start_on_a_node_that_joins(tiny_model: Path
         late = tuple(waiting())
         assert "it asks for 1 CPU, free now are neither CPUs nor GPUs" in read_run_status(run).student(late[0]).phase
         early = tuple(name for name in STUDENTS[:4] if name not in late)
-        assert hosts_of(here, early) == ["left", "left"]
+        assert here.hosts_of(early) == ["left", "left"]
 
         here.start_ray("right", cpus=4)
         here.wait_until("all four train", lambda: trained(STUDENTS[:4]), 120)
-        assert hosts_of(here, late) == ["right", "right"]
+        assert here.hosts_of(late) == ["right", "right"]
         assert students(["scale", "6", "--output", str(run)]) == 0
         here.wait_until("all six train", lambda: trained(STUDENTS), 120)
-        assert hosts_of(here, STUDENTS[4:]) == ["right", "right"]
+        assert here.hosts_of(STUDENTS[4:]) == ["right", "right"]
 
         stop = here.start("head", "stop", [RAY, "job", "stop", "--no-wait", "--address", DASHBOARD, job])
         assert stop.wait(120) == 0, here.logs()
