@@ -18,7 +18,7 @@ from trainer_cases import metric_rows
 from tutelage.evaluator.results.frames import read
 from tutelage.runtime.programs import tutelage
 
-STUDENTS, STEPS, ITEMS, EVERY_STEPS = ("ann", "bob", "cid", "dan"), 240, 12, 60
+STUDENTS, STEPS, ITEMS, EVERY_STEPS = ("ann", "bob", "cid", "dan"), 200, 12, 40
 AWAY_SECONDS, LOSS_SECONDS, LOSS_PERCENT = 30, 60, 5
 # What a teacher's host sends in a second. A step of four students is 48 kB: it takes minutes anywhere.
 TEACHER_KILOBITS = 256
@@ -81,7 +81,7 @@ def test_hosts_are_cut_off_and_lost_and_everything_finishes_once(tiny_model: Pat
         net["left"].cut_off()
         time.sleep(AWAY_SECONDS)
         net["left"].connect()
-        here.wait_until("steps of all after a worker's host was away", all_are_further(10), 240)
+        here.wait_until("steps of all after a worker's host was away", all_are_further(10), 300)
 
         net["head"].lose(LOSS_PERCENT)
         lossy_until = time.monotonic() + LOSS_SECONDS
@@ -90,7 +90,7 @@ def test_hosts_are_cut_off_and_lost_and_everything_finishes_once(tiny_model: Pat
         net["one"].connect()
         time.sleep(max(0.0, lossy_until - time.monotonic()))
         assert net["head"].lose_no_more() > 0
-        here.wait_until("steps of all after a teacher's host was away", all_are_further(10), 240)
+        here.wait_until("steps of all after a teacher's host was away", all_are_further(10), 300)
         on_left = [name for name, host in zip(STUDENTS, here.hosts_of(STUDENTS), strict=True) if host == "left"]
         assert on_left
         assert max(here.steps_done(on_left)) < STEPS
