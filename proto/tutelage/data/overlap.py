@@ -70,9 +70,11 @@ def overlaps(tasks: Mapping[str, Sequence[str]], rows: Iterable[tuple[str, Seque
             if (same := _same(text)) in wanted:
                 row_of_text.setdefault(same, where)
             words = _words(text)
-            for gram in wanted_grams.intersection(_grams(words)):
+            shared = wanted_grams.intersection(_grams(words))
+            numbers = _numbers(words) if shared else Counter[str]()
+            for gram in shared:
                 if len(found[gram]) <= _COMMON:
-                    found[gram].setdefault(where, []).append(_numbers(words))
+                    found[gram].setdefault(where, []).append(numbers)
 
     def row_that_shares(question: _Question) -> str | None:
         for rows_of_gram in (found[gram] for gram in question.grams if gram in found):
@@ -82,13 +84,13 @@ def overlaps(tasks: Mapping[str, Sequence[str]], rows: Iterable[tuple[str, Seque
         return None
 
     def overlap(questions: Sequence[_Question]) -> Overlap:
-        exact, shared = [], []
+        exact, partly = [], []
         for index, question in enumerate(questions):
             if question.text in row_of_text:
                 exact.append((index, row_of_text[question.text]))
             elif (where := row_that_shares(question)) is not None:
-                shared.append((index, where))
-        return Overlap(len(questions), len(exact), len(shared), next(iter(exact + shared), None))
+                partly.append((index, where))
+        return Overlap(len(questions), len(exact), len(partly), next(iter(exact + partly), None))
 
     return {name: overlap(of_task) for name, of_task in questions.items()}
 
