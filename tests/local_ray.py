@@ -19,7 +19,11 @@ def local_ray(temporary: Path, cpus: int = 4) -> Iterator[None]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
         import ray
+        import ray._private.ray_constants as constants
 
+        # Else Ray makes of 127.0.0.1 an address that other machines reach; read already, where Ray is imported.
+        patch.setenv(constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
+        patch.setattr(constants, "ENABLE_RAY_CLUSTER", False)
         ray.init(
             "local",  # Whatever other Ray runs on this machine.
             num_cpus=cpus,

@@ -1,66 +1,52 @@
-"""A Ray cluster of one node on this machine, with its dashboard, as tests that submit jobs need it."""
+"""A Ray cluster of one node on this machine, as `tutelage up` starts it, for tests that submit jobs."""
 
 from __future__ import annotations
 
-import json
 import os
-import signal
+import re
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer_cohorts import free_port
+from tutelage.runtime import ray_jobs
+from tutelage.up.config import RayService
+from tutelage.up.services import RayHead
 
-RAY = str(Path(sys.executable).with_name("ray"))
-
-
-def environment(temporary: Path) -> dict[str, str]:
-    own = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-    return os.environ | own | {"RAY_TMPDIR": str(temporary), "RAY_USAGE_STATS_ENABLED": "0"}
+_RUN = "import sys; from tutelage.cli import main; sys.exit(main())"
 
 
 @contextmanager
-def cluster(temporary: Path) -> Iterator[str]:
-    """A head node on loopback, which is gone afterwards; gives the dashboard's address."""
-    port, dashboard_port = free_port(), free_port()
-    command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4"]
-    command += [f"--dashboard-port={dashboard_port}", "--include-dashboard=true", "--object-store-memory=80000000"]
-    with (temporary / "ray.log").open("wb") as log:
-        head = subprocess.Popen(
-            command, env=environment(temporary), stdout=log, stderr=log, start_new_session=True, cwd=temporary
-        )
+def cluster(folder: Path) -> Iterator[RayHead]:
+    """A head node on loopback, which asks for a token, takes jobs, and is gone afterwards."""
+    (folder / "logs").mkdir()
+    head = RayHead(RayService(cpus=4, object_store_bytes=80 * 2**20), folder, ready_seconds=120)
     try:
-        address = f"http://127.0.0.1:{dashboard_port}"
-        wait_until(lambda: answers(f"{address}/api/version"), 90)
-        yield address
+        head.service.address  # noqa: B018  (is waited for)
+        yield head
     finally:
-        head.send_signal(signal.SIGTERM)
-        try:
-            head.wait(30)
-        finally:
-            os.killpg(head.pid, signal.SIGKILL)
+        head.close()
 
 
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
+def submit(head: RayHead, folder: Path, *command: str) -> str:
+    """Hands `tutelage …`, typed in a folder that is none of Ray's, to the cluster as one job; gives its id."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    given = [sys.executable, "-c", _RUN, *command, "--submit", head.url, "--submit-token", str(head.token_file)]
+    done = subprocess.run(given, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=100)
+    found = re.match(r"job (\S+); watch it at", done.stdout)
+    assert found, done.stdout + done.stderr
+    return found[1]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+def wait_until(condition: Callable[[], object], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.2)
 
 
-def job_status(dashboard: str, job: str) -> str:
+def job_status(head: RayHead, job: str) -> str:
     """PENDING, RUNNING, SUCCEEDED, …"""
-    with urllib.request.urlopen(f"{dashboard}/api/jobs/{job}", timeout=10) as response:
-        return str(json.load(response)["status"])
+    return str(ray_jobs.ask(head.url, f"/api/jobs/{job}", head.token_file)["status"])

@@ -675,3 +675,23 @@ def test_a_disk_that_is_full_for_a_while_ends_nobody_and_a_command_waits_for_it(
     assert not path.exists()
     assert shown(cohort) == ["paused", "running", "queued"]
     assert cohort.students[0].actor.told == ["pause"]
+
+
+def test_processes_of_a_cluster_work_where_the_command_was_typed_and_elsewhere_if_that_is_not_there(
+    tmp_path, monkeypatch
+):
+    from tutelage.trainer.cluster import working_folder
+
+    typed, node = tmp_path / "typed", tmp_path / "node"
+    typed.mkdir()
+    node.mkdir()
+    monkeypatch.chdir(typed)
+    for name, value in working_folder.runtime_env()["env_vars"].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(node)
+    working_folder.enter()
+    assert Path.cwd() == typed
+    monkeypatch.chdir(node)
+    typed.rmdir()
+    working_folder.enter()
+    assert Path.cwd() == node

@@ -38,6 +38,7 @@ from tutelage.trainer.cluster.resources import (
 )
 from tutelage.trainer.cluster.run_control import Action, RunControl, RunStatus, StudentStatus, read_run_status
 from tutelage.trainer.cluster.student_log import LOG_FILE
+from tutelage.trainer.cluster.working_folder import runtime_env
 from tutelage.trainer.config.run import CohortConfig
 from tutelage.trainer.config.student import StartConfig, StudentConfig
 from tutelage.trainer.metrics.progress import ActorStatus, Outcome
@@ -190,7 +191,7 @@ def _initialised(config: CohortConfig, common: dict[str, Any]) -> Any:
     import ray
 
     if config.ray.address is not None:
-        return ray.init(address=config.ray.address, **common)
+        return ray.init(address=config.ray.address, runtime_env=runtime_env(), **common)
     _stay_on_loopback()
     # What all students ask for: how many run at once is the supervisor's affair, and may grow.
     cpus = sum(int(asked["CPU"]) for student in config.students for asked in processes_of(student))
