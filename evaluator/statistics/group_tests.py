@@ -6,14 +6,12 @@ sees more because what blocks share cancels. Shapes (docs/architecture.md): L bl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-
-from tutelage.evaluator.statistics.multiple_testing import holm
 
 
 @dataclass(frozen=True)
@@ -36,10 +34,12 @@ def kruskal_wallis(groups: Mapping[str, ArrayLike]) -> GroupTest:
         groups: observations by method, at least two methods.
 
     """
+    import scikit_posthocs  # pandas and matplotlib come with it: two seconds, for few reports
+
     samples = [np.asarray(values, dtype=np.float64) for values in groups.values()]
     result = stats.kruskal(*samples)
+    pairwise = scikit_posthocs.posthoc_dunn(samples, p_adjust="holm").to_numpy()
     total = sum(len(sample) for sample in samples)
-    pairwise = _dunn(samples)
     return GroupTest(
         float(result.statistic), float(result.pvalue), tuple(groups), float(result.statistic / (total - 1)), pairwise
     )
@@ -55,38 +55,11 @@ def friedman(scores_LK: ArrayLike, methods: tuple[str, ...]) -> GroupTest:
         methods: names of the columns.
 
     """
+    import scikit_posthocs
+
     scores = np.asarray(scores_LK, dtype=np.float64)
     result = stats.friedmanchisquare(*scores.T)
+    pairwise = scikit_posthocs.posthoc_nemenyi_friedman(scores).to_numpy()
     blocks, count = scores.shape
-    pairwise = _nemenyi(scores)
     effect = float(result.statistic / (blocks * (count - 1)))
     return GroupTest(float(result.statistic), float(result.pvalue), methods, effect, pairwise)
-
-
-# As scikit-posthocs has both, which a test holds them against: it brings pandas' and matplotlib's whole imports along.
-def _dunn(samples: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """P-values of all pairs: differences of mean ranks of all observations together, corrected for ties; Holm's."""
-    ranks = stats.rankdata(np.concatenate(samples))
-    counts = np.array([len(sample) for sample in samples])
-    means = np.array([part.mean() for part in np.split(ranks, np.cumsum(counts)[:-1])])
-    total, ties = len(ranks), np.unique(ranks, return_counts=True)[1].astype(np.float64)
-    variance = total * (total + 1) / 12 - (ties**3 - ties).sum() / (12 * (total - 1))
-    first, second = np.triu_indices(len(samples), 1)
-    z = np.abs(means[first] - means[second]) / np.sqrt(variance * (1 / counts[first] + 1 / counts[second]))
-    return _of_pairs(holm(2 * stats.norm.sf(z)).p_values, len(samples))
-
-
-def _nemenyi(scores_LK: NDArray[np.float64]) -> NDArray[np.float64]:
-    """P-values of all pairs: differences of mean ranks within blocks, by the studentized range of all methods."""
-    blocks, count = scores_LK.shape
-    means = stats.rankdata(scores_LK, axis=1).mean(0)
-    first, second = np.triu_indices(count, 1)
-    q = np.abs(means[first] - means[second]) / np.sqrt(count * (count + 1) / (6 * blocks))
-    return _of_pairs(stats.studentized_range.sf(q * np.sqrt(2), count, np.inf), count)
-
-
-def _of_pairs(p_values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Those of the pairs above the diagonal as a whole matrix; 1 of a method and itself."""
-    matrix = np.eye(count)
-    matrix[np.triu_indices(count, 1)] = p_values
-    return np.maximum(matrix, matrix.T)

@@ -239,19 +239,6 @@ def test_friedman_and_nemenyi_on_a_published_study() -> None:
     assert upper.min() > 0.05
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_pairs_are_those_of_scikit_posthocs(seed: int) -> None:
-    import scikit_posthocs
-
-    generator = np.random.default_rng(seed)
-    groups = [generator.integers(0, 9, size).astype(float) for size in (5, 12, 30, 7)]  # with ties
-    found = kruskal_wallis(dict(zip("abcd", groups, strict=True))).pairwise_p_values
-    np.testing.assert_allclose(found, scikit_posthocs.posthoc_dunn(groups, p_adjust="holm").to_numpy(), rtol=1e-9)
-    blocks = generator.integers(0, 9, (11, 4)).astype(float)
-    found = friedman(blocks, tuple("abcd")).pairwise_p_values
-    np.testing.assert_allclose(found, scikit_posthocs.posthoc_nemenyi_friedman(blocks).to_numpy(), rtol=1e-7)
-
-
 def test_kruskal_equals_scipy_and_its_effect_by_hand() -> None:
     groups = {"a": [27, 2, 4, 18, 7, 9], "b": [20, 8, 14, 36, 21, 22], "c": [34, 31, 3, 23, 30, 6]}
     result = kruskal_wallis(groups)
