@@ -53,7 +53,8 @@ def wait_until(condition: Callable[[], bool], seconds: float, log: Path, process
 
 def steps_done(folder: Path) -> int:
     path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    # Up to the last whole line: another may be being written.
+    lines = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
     return int(json.loads(lines[-1])["step"]) if lines else -1
 
 
