@@ -40,7 +40,7 @@ SHORT: dict[str, dict[str, str]] = {
         **MODELS,
         "tutelage teacher serve build/models/teacher --port 50051 --token-file build/operator/tokens --store.path "
         "build/operator/store \\\n    --metrics-port 50053 --address-file build/operator/address &\n"
-        "until test -s build/operator/address; do sleep 1; done": "sleep 60 &",
+        "until test -s build/operator/address; do sleep 1; done": "sleep 600 &",
         "127.0.0.1:50051 && exit 1 || true": "127.0.0.1:1 && exit 1 || true",
         "127.0.0.1:50051": "{teacher}",
         "print(u.urlopen('http://127.0.0.1:50053/metrics').read().decode()[:400])": "",

@@ -66,9 +66,10 @@ def test_a_shuffled_teacher_is_another_teacher_of_the_same_batches(objective, te
     for name, given in (("own", objective), ("others", changed), ("again", changed)):
         train(student_config(student, data, objective=given), folder=tmp_path / name, teacher=teacher)
     assert losses(tmp_path / "others") == losses(tmp_path / "again")
-    assert losses(tmp_path / "others")[0] != losses(tmp_path / "own")[0]
-    first = {name: metric_rows(tmp_path / name)[1]["train/tokens"] for name in ("own", "others")}
-    assert first["own"] == first["others"]
+    own, others = (metric_rows(tmp_path / name)[1] for name in ("own", "others"))
+    # Not the loss: of completions of one length the mean of the rewards is the same, whoever's they are.
+    assert others["train/forward_kl"] != pytest.approx(own["train/forward_kl"], rel=0.01)
+    assert own["train/tokens"] == others["train/tokens"]
 
 
 def test_from_a_teacher_equal_to_the_student_nothing_is_learned(teacher, student, data, tmp_path):

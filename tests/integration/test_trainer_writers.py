@@ -230,6 +230,16 @@ def test_a_writer_that_computes_other_weights_is_named_and_after_three_tries_end
                 weights = replace(weights, tensors={**weights.tensors, name: (dtype, shape, other)})
             super()._take(weights)
 
+    kill = writers.ray.kill
+
+    def kill_late(actor, *, no_restart=True):
+        """As on a busy machine, where what is to be killed answers on for a while."""
+        if no_restart:
+            kill(actor)
+        else:
+            threading.Timer(0.5, kill, (actor,), {"no_restart": False}).start()
+
+    monkeypatch.setattr(writers.ray, "kill", kill_late)
     monkeypatch.setattr(writers, "WriterActor", LyingWriter)
     config = student_config(*folders, objective=OWN, sampling={"writers": {}})
     with pytest.raises(IdentityMismatch, match=r"student-ann-writer-0: its log-probabilities of a fixed text are"):

@@ -213,9 +213,10 @@ class Writers:
                 self._orders.put((place, order))
             else:
                 order.written.set_exception(problem)
-            if not isinstance(error, ray.exceptions.RayActorError):
+            died = isinstance(error, ray.exceptions.RayActorError)
+            if not died:
                 ray.kill(actor, no_restart=False)  # What it has in memory is not what it should have.
-            return self._is_there(number, actor)
+            return self._is_there(number, actor, anew=not died)
         except Exception as error:  # Of whoever was told pieces; raised where the completions are asked for.
             order.written.set_exception(error)
         return True
@@ -235,10 +236,13 @@ class Writers:
                 order.told[index] = len(ids)
                 order.on_piece(index, ids)
 
-    def _is_there(self, number: int, actor: Any) -> bool:
-        """Waits until a writer answers; whether it does, and this is not the end."""
+    def _is_there(self, number: int, actor: Any, *, anew: bool = False) -> bool:
+        """Waits until a writer answers, `anew` as another process; whether it does, and this is not the end."""
         try:
             where = ray.get(actor.where.remote())
+            # What was just killed answers on for a while, and would take the next share with it.
+            while anew and where == self._places[number] and not self._closed.wait(_POLL_SECONDS):
+                where = ray.get(actor.where.remote())
         except ray.exceptions.RayError as error:  # It is not started again: its place on the cluster is gone.
             if not self._closed.is_set():
                 self._lost.append(self._named(number, error))
