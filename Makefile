@@ -32,9 +32,8 @@ study: $(STAMP) ## the micro study: a teacher trained here, four sizes of studen
 	@$(BIN)/tutelage study run deploy/studies/micro.yaml
 	@$(BIN)/tutelage study report deploy/studies/micro.yaml
 
-# Three at once on two cores: a quarter of the time a test waits for a process of its own.
 test: $(STAMP) check ## style, types, boundaries, and the whole test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 test-long: $(STAMP) ## the long forms of the tests
 	@$(BIN)/python -m pytest -m "long and not cluster" --timeout 3600 $(PYTEST_FLAGS)
