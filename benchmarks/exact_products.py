@@ -35,7 +35,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 from tutelage.studies.prepare_models import prepare  # noqa: E402
 from tutelage.trainer.losses.losses import token_divergence  # noqa: E402
 from tutelage.trainer.losses.teacher_distribution import TeacherDistribution  # noqa: E402
-from tutelage.trainer.teacher import cpu_product  # noqa: E402
 from tutelage.trainer.teacher.rows import HiddenRows, Unembedding  # noqa: E402
 
 KL = 0.012
@@ -136,18 +135,9 @@ def product_times(rounds: int = 7) -> None:
         rounded_NV = hidden_ND @ matrix_VD.T
         return rounded_NV.float() + torch.addmm(rounded_NV.neg(), hidden_ND, matrix_VD.T)
 
-    gemm = cpu_product._gemm_of_mkl()
-
-    def a_tile_at_a_time() -> Tensor:
-        cpu_product._gemm_of_mkl = lambda: None  # type: ignore[assignment]
-        product_NV = Unembedding(matrix_VD).product(hidden_ND)
-        cpu_product._gemm_of_mkl = lambda: gemm  # type: ignore[assignment]
-        return product_NV
-
     ways: dict[str, Callable[[], Tensor]] = {
         "rounded": lambda: hidden_ND @ matrix_VD.T,
-        "as it is used: by oneMKL where there is AMX": lambda: Unembedding(matrix_VD).product(hidden_ND),
-        "a tile widened at a time, as it is used elsewhere": a_tile_at_a_time,
+        "a tile widened at a time (used)": lambda: Unembedding(matrix_VD).product(hidden_ND),
         "factors widened before": lambda: hidden_ND.float() @ widened_VD.T,
         "rounded, and a second product of what it lacks": and_what_it_lacks,
     }

@@ -7,7 +7,6 @@ import torch
 
 from tutelage.trainer.losses.losses import token_divergence
 from tutelage.trainer.losses.teacher_distribution import TeacherDistribution
-from tutelage.trainer.teacher import cpu_product
 from tutelage.trainer.teacher.rows import HiddenRows, Unembedding
 
 ROWS, VOCABULARY, WIDTH = 48, 3001, 64
@@ -22,10 +21,7 @@ def sure_teacher() -> HiddenRows:
     return HiddenRows(hidden_ND, torch.arange(ROWS), torch.arange(ROWS), Unembedding(matrix_VD, bias_V))
 
 
-@pytest.mark.parametrize("amx", [True, False])
-def test_logits_of_bfloat16_factors_are_summed_in_float32(amx, monkeypatch):
-    if not amx:
-        monkeypatch.setattr(cpu_product, "_gemm_of_mkl", lambda: None)
+def test_logits_of_bfloat16_factors_are_summed_in_float32():
     teacher = sure_teacher()
     head = teacher.unembedding
     exact_NV = teacher.hidden_ND.double() @ head.matrix_VD.double().T + 16.0

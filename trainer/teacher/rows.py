@@ -12,10 +12,12 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from tutelage.trainer.teacher.cpu_product import product_on_cpu
-
 Rows: TypeAlias = slice | Tensor
 """A choice of rows: a slice, a boolean mask [N] or indices."""
+
+
+# Of a head that is widened at once: small enough to stay in a cache until it is multiplied.
+_TILE_BYTES = 8 * 2**20
 
 
 def accurate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -71,7 +73,7 @@ class Unembedding:
             return hidden_ND @ self.matrix_VD.T
         if hidden_ND.is_cuda:
             return torch.mm(hidden_ND, self.matrix_VD.T, out_dtype=torch.float32)
-        return product_on_cpu(hidden_ND, self.matrix_VD)
+        return _product_on_cpu(hidden_ND.float(), self.matrix_VD)
 
     def finish(self, product_NV: Tensor) -> Tensor:
         """Logits [N, V], a tensor of its own, from `product`."""
@@ -94,6 +96,20 @@ class Unembedding:
         """Raw logits [N, V] in float32 (float64 from float64), without a gradient."""
         with torch.no_grad():
             return self.finish(self.product(hidden_ND))
+
+
+def _product_on_cpu(hidden_ND: Tensor, matrix_VD: Tensor) -> Tensor:
+    """Float32 · bfloat16ᵀ, [N, V] in float32, for a device whose own product of bfloat16 factors is rounded to them.
+
+    The matrix is widened a tile at a time. (`torch.mm` knows `out_dtype` on CUDA only. That float32 products may take
+    bfloat16 factors, as the server has it, is a setting of the process, and would reach what other threads compute.)
+    """
+    product_NV = hidden_ND.new_empty(len(hidden_ND), len(matrix_VD))
+    rows = max(1, _TILE_BYTES // (4 * matrix_VD.shape[1]))
+    for start in range(0, len(matrix_VD), rows):
+        tile = slice(start, start + rows)
+        torch.mm(hidden_ND, matrix_VD[tile].float().T, out=product_NV[:, tile])
+    return product_NV
 
 
 @dataclass(frozen=True)
