@@ -20,7 +20,10 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import FrameType
+
+# ruff: noqa: E402
+# Until `main` takes over nothing has been started: Ctrl-C just ends it, without the traceback of an import.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import grpc
 from rich.console import Console
@@ -200,16 +203,13 @@ def demonstrate(run: Path, teacher_name: str | None, student_name: str | None, s
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does."""
-
-    def raise_interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, raise_interrupt)
+    """Ctrl-C and SIGTERM end the block as an exception."""
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def main() -> int:

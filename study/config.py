@@ -72,6 +72,10 @@ class TeacherConfig(ClientAccess):
             raise ConfigurationError("a teacher is of a model, or has members; give one of the two", "teachers")
         if self.members and (self.address or self.serve or self.tls or self.token_file):
             raise ConfigurationError("its members are served, each with its own address and flags", "teachers.members")
+        if self.address and self.serve:
+            raise ConfigurationError(
+                "the teacher at `address` was told by who served it; leave it out", "teachers.serve"
+            )
         return self
 
 
@@ -309,6 +313,11 @@ class StudyConfig(Config):
             if teacher.model and teacher.tuned and teacher.address is None and self.tuning is None:
                 raise ConfigurationError(
                     f"{name} is to be tuned; say how in `tuning`, or set tuned: false", f"teachers.{name}.tuned"
+                )
+            if teacher.address and teacher.tuned and self.tuning is not None:
+                raise ConfigurationError(
+                    f"{name} is served at {teacher.address} already, and so is not tuned here; set tuned: false",
+                    f"teachers.{name}.tuned",
                 )
         for index, block in enumerate(self.grid):
             _require_known(f"grid.{index}.methods", block.methods, self.methods)

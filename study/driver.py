@@ -169,8 +169,14 @@ class Driver:
             content["ray"] = {"address": os.environ["RAY_ADDRESS"]}
         path = self._folder.path("cohorts", f"{name}.yaml")
         write_durably(path, yaml.safe_dump(content, sort_keys=False))
-        # One command for all: it starts one Ray, runs some students at once, and resumes each from its checkpoint.
-        self._command([*tutelage("train"), "--config", str(path)], f"train-{name}")
+        # One command for all: it starts one Ray, runs some students at once, and resumes each from its checkpoint. It
+        # looks for the items of the tasks among the rows, and so has to find them where the evaluator does.
+        where = self._config.evaluation.serve.get("data_dir")
+        self._command(
+            [*tutelage("train"), "--config", str(path)],
+            f"train-{name}",
+            {"TUTELAGE_EVALUATE_DATA_DIR": str(where)} if where else {},
+        )
 
     def _tokens_of(self, cell: Cell) -> int:
         """Tokens that a cell which ends by them may spend itself.
@@ -199,7 +205,7 @@ class Driver:
         first = next((one for one in self._study.cells if one.id == cell.start), None)
         return local_folder(cell.start) if first is None else self._model(first)
 
-    def _command(self, command: list[str], log_name: str) -> None:
+    def _command(self, command: list[str], log_name: str, environment: Mapping[str, str] = {}) -> None:
         """Runs a command to its end, looking after the other services meanwhile.
 
         Raises:
@@ -207,7 +213,7 @@ class Driver:
 
         """
         log = self._folder.path("logs", f"{log_name}.log")
-        process = start(command, log=log, environment=shared_machine())
+        process = start(command, log=log, environment={**shared_machine(), **environment})
         try:
             while process.poll() is None:
                 self._look()

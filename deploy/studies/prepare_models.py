@@ -46,24 +46,31 @@ def unpack_teacher(folder: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
-def prepare(folder: Path, layers: int = STUDENT_LAYERS) -> tuple[Path, Path]:
+def prepare(folder: Path) -> tuple[Path, Path]:
     """Teacher and student below `folder`, made if they are not there."""
     from tutelage.trainer.model.layer_pruning import prune_layers
 
     teacher = make_directory_once(folder / "teacher", unpack_teacher)
     student = make_directory_once(
-        folder / f"student-{layers}-layers", lambda out: prune_layers(teacher, out, layers=layers)
+        folder / f"student-{STUDENT_LAYERS}-layers", lambda out: prune_layers(teacher, out, layers=STUDENT_LAYERS)
     )
     return teacher, student
 
 
 def prepare_without(folder: Path, first: int, last: int) -> tuple[Path, Path]:
-    """Teacher and the same model without some of its layers below `folder`, made if they are not there."""
+    """Teacher and the same model without some of its layers below `folder`, made if they are not there.
+
+    Raises:
+        SystemExit: the teacher has no such layers, or no other.
+
+    """
     from tutelage.trainer.model.layer_pruning import prune_layers
 
     teacher = make_directory_once(folder / "teacher", unpack_teacher)
     total = json.loads((teacher / "config.json").read_text())["num_hidden_layers"]
     kept = [layer for layer in range(total) if not first <= layer <= last]
+    if not 0 <= first <= last < total or not kept:
+        raise SystemExit(f"--without {first} {last}: the teacher has layers 0 to {total - 1}, and has to keep one")
     name = f"teacher-without-{first}-to-{last}"
     return teacher, make_directory_once(folder / name, lambda out: prune_layers(teacher, out, layers=kept))
 

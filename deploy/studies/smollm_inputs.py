@@ -9,33 +9,49 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import re
 from pathlib import Path
+from typing import Any
+
+from sympy import N
+from sympy.parsing.sympy_parser import parse_expr
 
 from tutelage.files import make_directory_once
 from tutelage.studies.prepare_models import unpack_teacher
 
 DEPTHS = (16, 20, 24)
 HELD_OUT_ROWS, MEASURED_ROWS = 95, 100
+_TERMS = re.compile(r"[\d.()+*/-]+")
 
 
-def rows(problems: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Questions, each with its equation worked out: "49 - 44 = 5. The answer is 5."."""
+def rows(problems: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Questions, each with its equation worked out: "49 - 44 = 5. The answer is 5.".
+
+    Left out are equations to be solved, and those that come to another number than their answer, which was rounded.
+    """
     found = []
     for problem in problems:
-        number = f"{float(problem['ans']):g}"
-        answer = f"{_terms(problem['equation'])} = {number}. The answer is {number}."
-        found.append({"question": problem["original_text"], "answer": answer})
+        name, _, terms = problem["equation"].partition("=")
+        if not (name.strip().isalpha() and _TERMS.fullmatch(terms)):
+            continue
+        answer, value = float(problem["ans"]), N(parse_expr(terms, evaluate=False))
+        if not math.isclose(value, answer, rel_tol=1e-9):
+            continue
+        worked = f"{_as_written(terms)} = {_number(problem['ans'])}. The answer is {_number(problem['ans'])}."
+        found.append({"question": problem["original_text"], "answer": worked})
     return found
 
 
-def _terms(equation: str) -> str:
-    """Of "X=(49.0-44.0)" the right side, as one writes it."""
-    terms = equation.split("=", 1)[1].replace(".0", "")
+def _as_written(terms: str) -> str:
+    """Of "(49.0-44.0)" what one writes: "49 - 44"."""
     terms = terms[1:-1] if terms.startswith("(") and terms.find(")") == len(terms) - 1 else terms
-    for sign in "+-*/":
-        terms = terms.replace(sign, f" {sign} ")
-    return terms
+    return re.sub(r"(?<=[\d)])([-+*/])", r" \1 ", re.sub(r"\.0(?!\d)", "", terms))
+
+
+def _number(value: float) -> str:
+    return str(value).removesuffix(".0")
 
 
 def write_data(source: Path, out: Path) -> None:

@@ -18,10 +18,15 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 STUDENTS = ("gkd", "forward-kl")
 
 
-def start_demo(tiny_model: Path, runs: Path) -> subprocess.Popen[str]:
+def start_demo(tiny_model: Path, runs: Path, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(DEPLOY / "demo.py"), "--teacher", str(tiny_model), "--runs", str(runs)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -101,6 +106,22 @@ def test_an_interrupt_stops_everything(tiny_model, tmp_path):
     assert demo.returncode == 130, output
     assert "everything is stopped" in output
     assert left_behind("TUTELAGE_DEMO", mark(tmp_path)) == []
+
+
+def test_an_interrupt_while_it_imports_just_ends_it(tiny_model, tmp_path):
+    (tmp_path / "grpc.py").write_text(
+        "import pathlib, time\npathlib.Path(__file__ + '.read').touch()\ntime.sleep(60)\n"
+    )
+    demo = start_demo(tiny_model, tmp_path / "runs", PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    try:
+        while not (tmp_path / "grpc.py.read").exists():
+            assert demo.poll() is None
+            time.sleep(0.05)
+        os.kill(demo.pid, signal.SIGINT)
+        output, _ = demo.communicate(timeout=30)
+    finally:
+        demo.kill()
+    assert (demo.returncode, output) == (-signal.SIGINT, "")
 
 
 def mark(runs: Path) -> str:

@@ -30,7 +30,7 @@ class Recorder:
     def __init__(self) -> None:
         self.submitted: list[tuple[int, Path]] = []
 
-    def submit(self, step: int, checkpoint: Path) -> None:
+    def submit(self, step: int, checkpoint: Path, *, finished: bool = False) -> None:
         self.submitted.append((step, checkpoint))
 
     def submit_again(self, step: int, checkpoint: Path) -> None:

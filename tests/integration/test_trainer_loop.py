@@ -238,7 +238,7 @@ def test_checkpoints_go_to_the_evaluator_before_between_and_after(teacher, stude
         def __init__(self) -> None:
             self.submitted: list[tuple[int, Path]] = []
 
-        def submit(self, step: int, checkpoint: Path) -> None:
+        def submit(self, step: int, checkpoint: Path, *, finished: bool = False) -> None:
             self.submitted.append((step, checkpoint))
 
     recorder = Recorder()
@@ -258,7 +258,7 @@ def test_what_a_process_that_ended_owed_the_evaluator_is_sent_by_the_next(teache
             self.submitted: list[int] = []
             self.again: list[tuple[int, Path]] = []
 
-        def submit(self, step: int, checkpoint: Path) -> None:
+        def submit(self, step: int, checkpoint: Path, *, finished: bool = False) -> None:
             self.submitted.append(step)
 
         def submit_again(self, step: int, checkpoint: Path) -> None:

@@ -179,6 +179,7 @@ def test_ctrl_c_at_ten_random_moments_of_the_demonstration_leaves_nothing(tiny_m
         output, _ = demo.communicate(timeout=90)
         said = f"after {seconds:.1f} s:\n{output}"
         assert demo.returncode in (0, 130, -signal.SIGINT), said  # the last while it still imports
+        assert "Traceback" not in output, said
         assert "was left behind" not in output, said
         assert left_behind(MARK, str(runs)) == [], said
         assert list(temporary.glob("tutelage-ray-*")) == [], said

@@ -252,3 +252,13 @@ def test_values_that_are_none_are_refused_by_name(setting, named):
     refused = template("--set", setting)
     assert refused.returncode != 0
     assert named in refused.stderr
+
+
+def test_teachers_that_the_chart_does_not_serve_are_not_all_the_one_that_it_serves():
+    example = ("-f", str(CHART / "examples" / "thirty-two-students.yaml"))
+    other = "studies.sizes.teachers.other"
+    refused = template(*example, "--set", f"{other}.model=small")
+    assert refused.returncode != 0
+    assert "large, other name no address, and this chart serves one teacher" in refused.stderr
+    rendered = template(*example, "--set", f"{other}.model=small,{other}.address=elsewhere:50051")
+    assert rendered.returncode == 0, rendered.stderr

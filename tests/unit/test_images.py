@@ -82,6 +82,8 @@ def test_the_chart_and_the_lock_have_one_ray():
 def test_keys_and_tokens_are_kept_out_of_images_and_of_the_repository():
     made = ("certificates/ca.key", "certificates/ca.pem", "biology/biology.key", "biology/biology.token")
     made += ("teacher.token", "teacher.tokens", "ray.token", "grafana.password")
-    for name in (".dockerignore", ".gitignore"):
-        patterns = [line for line in (ROOT / name).read_text().splitlines() if line.startswith("*")]
-        assert [path for path in made if not any(fnmatch(path, pattern) for pattern in patterns)] == [], name
+    # A pattern without a folder is git's for all folders, and Docker's for the first alone.
+    for file, anywhere in ((".dockerignore", "**/"), (".gitignore", "")):
+        lines = (ROOT / file).read_text().splitlines()
+        patterns = [line.removeprefix(anywhere) for line in lines if line.startswith(f"{anywhere}*.")]
+        assert [path for path in made if not any(fnmatch(Path(path).name, each) for each in patterns)] == [], file

@@ -16,9 +16,8 @@ def test_block_influence_is_one_minus_the_cosine_of_input_and_output(tiny_model)
     torch.nn.init.zeros_(idle.mlp.down_proj.weight)
     sequences = [torch.arange(3, 9), torch.arange(20, 50)]
     given, made = [], []
-    for (
-        ids
-    ) in sequences:  # transformers' own hidden states: the last of them has gone through the norm, and is left out
+    for ids in sequences:
+        # transformers' own hidden states: the last of them has gone through the norm, and is left out
         states = model(ids[None], output_hidden_states=True).hidden_states
         given.append(np.stack([each[0].detach().numpy().astype(np.float64) for each in states[:-2]]))
         made.append(np.stack([each[0].detach().numpy().astype(np.float64) for each in states[1:-1]]))

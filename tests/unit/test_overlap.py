@@ -63,10 +63,7 @@ APPLES = "{} apples in the morning and {} apples in the evening; how many apples
     ("row", "shared"),
     [
         (f"Tess found {APPLES.format(3, 8)}", 1),
-        (
-            f"Tess found {APPLES.format(5, 8)}",
-            0,
-        ),  # shares 14 words with 8 among them
+        (f"Tess found {APPLES.format(5, 8)}", 0),  # shares 14 words with 8 among them
         (f"Tess found {APPLES.format(8, 8)}", 0),
         (f"Tess found {APPLES.format(3, 3)}", 0),
         ("Tess ate 3 of " + APPLES.format(5, 8), 1),
@@ -87,9 +84,9 @@ def test_problems_of_one_template_are_not_each_other():
     tests, rows = generate("test", 1000, seed=0), generate("train", 4000, seed=0)
     items = [each["instruction"] for each in tests]
     texts = [(str(number), [each["instruction"], each["output"]]) for number, each in enumerate(rows)]
-    assert overlaps({"arithmetic": items}, texts)["arithmetic"] == Overlap(1000, 0, 0, None)
+    assert overlaps({"arithmetic": items}, texts)["arithmetic"] == Overlap(1000, 0, 0, None, short=0)
     longer = f"Here is one for you: {items[7]}"  # 13 of its words are that item's, and its numbers
-    assert overlaps({"arithmetic": items}, [*texts, ("new", [longer])])["arithmetic"] == Overlap(1000, 0, 1, (7, "new"))
+    assert overlaps({"arithmetic": items}, [*texts, ("new", [longer])])["arithmetic"] == Overlap(1000, 0, 1, (7, "new"), short=0)
 
 
 @pytest.mark.parametrize(("items", "shared"), [(10, 10), (11, 0)])
@@ -111,7 +108,7 @@ def test_what_all_items_of_a_task_begin_and_end_with_is_its_template():
     items = [f"{asks} is {number} a number {ends}" for number in range(11)]
     rows = [("a:1", [f"{asks} is 3 a letter"]), ("a:2", [f"a number {ends} {ends} {ends}"])]
     # Ten words of the template and three of a question that another item has as well are not that item.
-    assert overlaps({"task": items}, rows)["task"] == Overlap(items=11, exact=0, shared=0, example=None)
+    assert overlaps({"task": items}, rows)["task"] == Overlap(items=11, exact=0, shared=0, example=None, short=11)
     assert overlaps({"task": items[3:4]}, rows)["task"].shared == 1  # of one item nobody can tell
 
 
@@ -119,8 +116,8 @@ def test_each_task_is_counted_for_itself_and_an_exact_example_comes_first():
     items = [" ".join(WORDS), "What is 3 + 4?", "What is 5 + 6?"]
     rows = [("a:1", [" ".join(WORDS) + " else"]), ("a:2", ["What is 3 + 4?", "7"])]
     assert overlaps({"first": items, "second": items[2:]}, rows) == {
-        "first": Overlap(items=3, exact=1, shared=1, example=(1, "a:2")),
-        "second": Overlap(items=1, exact=0, shared=0, example=None),
+        "first": Overlap(items=3, exact=1, shared=1, example=(1, "a:2"), short=2),
+        "second": Overlap(items=1, exact=0, shared=0, example=None, short=1),
     }
 
 
@@ -152,6 +149,10 @@ def cohort(tmp_path, tiny_model, rows, tasks) -> CohortConfig:
     return CohortConfig.model_validate(content)
 
 
+def generate_rows(count):
+    return [{"prompt": each["instruction"], "completion": each["answer"]} for each in generate("test", count, seed=0)]
+
+
 def test_a_cohort_that_trains_on_its_test_items_is_told_so(tiny_model, tmp_path):
     tests = generate("test", 40, seed=0)
     task = {"name": "other", "data": "other.jsonl", "question": "{q}", "answer": "{a}"}
@@ -171,7 +172,8 @@ def test_a_cohort_that_trains_on_its_test_items_is_told_so(tiny_model, tmp_path)
     assert tests[0]["instruction"][:40] in contained.text
     assert (other_task.state, other_task.text) == (
         "ok",
-        f"{other}: no item (of 1) is a training row or shares 13 words in a row with one",
+        f"{other}: no item (of 1) is a training row or shares 13 words in a row with one; 1 have fewer words, and are "
+        "found word for word only",
     )
 
     limited = cohort(tmp_path, tiny_model, rows[5:], [{"task": "arithmetic", "limit": 5}])
@@ -187,6 +189,11 @@ def test_what_cannot_be_compared_is_said(tiny_model, tmp_path, monkeypatch):
     assert finding.state == "note"
     assert finding.text.startswith("not compared with the rows: ")
     assert "TUTELAGE_DATA_DIR" in finding.text
+
+    one_more = cohort(tmp_path, tiny_model, generate_rows(4), ["gsm8k:paper", "arithmetic"])
+    missing, there = findings_of_cohort(one_more)["ann"]
+    assert missing.text.startswith("not compared with the rows: gsm8k: ")
+    assert there.text.startswith("arithmetic: 4 of 1,000 items (0.4%) are training rows")
 
     broken = cohort(tmp_path, tiny_model, [*rows, {"completion": "It."}], ["arithmetic"])
     (finding,) = findings_of_cohort(broken)["ann"]  # the student refuses it
@@ -205,8 +212,7 @@ def test_of_a_stream_nothing_is_read(tiny_model, tmp_path):
 
 
 def test_a_run_says_it_first_and_its_report_has_it(tiny_model, tmp_path, monkeypatch, capsys):
-    rows = [{"prompt": each["instruction"], "completion": each["answer"]} for each in generate("test", 9, seed=0)]
-    config = cohort(tmp_path, tiny_model, rows, ["arithmetic"])
+    config = cohort(tmp_path, tiny_model, generate_rows(9), ["arithmetic"])
     (tmp_path / "cohort.yaml").write_text(to_yaml(config))
     monkeypatch.setattr(supervisor, "supervise", lambda config, watch: [])
     monkeypatch.setattr(supervisor, "local_or_connected_ray", lambda config: nullcontext(""))
@@ -217,6 +223,11 @@ def test_a_run_says_it_first_and_its_report_has_it(tiny_model, tmp_path, monkeyp
     found = read_preflight(tmp_path / "run")
     assert [each["student"] for each in found] == ["ann", "ben"]
     assert (found[0]["topic"], found[0]["state"], found[0]["text"][:12]) == ("test items", "note", "arithmetic: ")
+
+
+def test_a_text_without_spaces_is_said_to_be_found_word_for_word_only():
+    item = "小明有三个苹果，又买了两个苹果，现在他一共有多少个苹果？"
+    assert overlaps({"task": [item]}, [("a:1", [f"问{item}"])])["task"] == Overlap(1, 0, 0, None, short=1)
 
 
 def test_items_of_tasks_are_printed(capsys):

@@ -61,10 +61,8 @@ def test_models_start_as_they_are_or_from_the_base_training(config):
 
 def test_only_tuned_teachers_that_the_study_serves_are_tuned(config):
     assert [cell.model for cell in tuning_cells(config(**TEACHER))] == ["tiny"]
-    served = {
-        "teachers": {"big": {"model": "tiny", "address": "127.0.0.1:1"}, "raw": {"model": "tiny", "tuned": False}}
-    }
-    assert tuning_cells(config(**served)) == []
+    served = {"model": "tiny", "tuned": False, "address": "127.0.0.1:1"}
+    assert tuning_cells(config(teachers={"big": served, "raw": {"model": "tiny", "tuned": False}})) == []
 
 
 def test_a_methods_settings_lie_over_the_studys_as_a_students_over_its_defaults(config):
@@ -137,6 +135,14 @@ def test_a_comparison_without_its_cells_is_refused_before_anything_runs(config):
         (
             {"teachers": {"big": {"model": "tiny", "tuned": False}, "both": {"members": ["big"], "address": "a:1"}}},
             "its members are served",
+        ),
+        (
+            {**TEACHER, "teachers": {"big": {"model": "tiny", "address": "a:1"}}},
+            "big is served at a:1 already, and so is not tuned here; set tuned: false",
+        ),
+        (
+            {"teachers": {"big": {"model": "tiny", "tuned": False, "address": "a:1", "serve": {"dtype": "half"}}}},
+            "the teacher at `address` was told by who served it",
         ),
         (
             {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
 from concurrent import futures
 from contextlib import contextmanager
@@ -26,8 +27,11 @@ class Recorder(rpc.EvaluatorServiceServicer):
     def __init__(self, failures: int = 0, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
         self.requests: list[pb.SubmitEvaluationRequest] = []
         self.failures, self.code = failures, code
+        self.answers = threading.Event()
+        self.answers.set()
 
     def SubmitEvaluation(self, request, context):  # noqa: N802
+        self.answers.wait(5)
         if self.failures:
             self.failures -= 1
             context.abort(self.code, "not now")
@@ -64,10 +68,11 @@ def lines(tmp_path):
 
 
 @pytest.mark.parametrize("failures", [0, 2, 20])
-def test_a_checkpoint_is_submitted_with_all_its_labels(failures, tmp_path, tiny_model):
+def test_a_checkpoint_is_submitted_with_all_its_labels(failures, tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setattr(evaluator_client, "_PATIENCE_SECONDS", 60.0)
     recorder = Recorder(failures)
     with serving(recorder) as address, client_of(address, tmp_path, tiny_model) as client:
-        client.submit(6, tmp_path)
+        client.submit(6, tmp_path, finished=True)
     (request,) = recorder.requests
     assert request == pb.SubmitEvaluationRequest(
         evaluation_id="run.ann.step-6",
@@ -90,10 +95,12 @@ def test_a_checkpoint_is_submitted_with_all_its_labels(failures, tmp_path, tiny_
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INVALID_ARGUMENT])
 def test_a_failure_is_logged_and_recorded_and_nothing_waits(code, tmp_path, tiny_model, caplog):
-    with serving(Recorder(99, code)) as address, client_of(address, tmp_path, tiny_model) as client:
-        begin = time.monotonic()
+    recorder = Recorder(99, code)
+    recorder.answers.clear()
+    with serving(recorder) as address, client_of(address, tmp_path, tiny_model) as client:
         client.submit(3, tmp_path)
-        assert time.monotonic() - begin < 1
+        assert recorder.failures == 99  # it has not answered yet
+        recorder.answers.set()
         with caplog.at_level(logging.WARNING):
             client.close()
     (line,) = lines(tmp_path)
@@ -105,11 +112,41 @@ def test_a_failure_is_logged_and_recorded_and_nothing_waits(code, tmp_path, tiny
 def test_what_is_sent_while_the_evaluator_is_away_is_waited_for_once(tmp_path, tiny_model):
     with serving(Recorder(10**6)) as address, client_of(address, tmp_path, tiny_model) as client:
         for step in range(4):
-            client.submit(step, tmp_path)
+            client.submit(step, tmp_path, finished=step == 3)
         begin = time.monotonic()
         client.close()
         assert 0.5 < time.monotonic() - begin < 2.5
     assert [line["submitted"] for line in lines(tmp_path)] == [False] * 4
+
+
+def test_a_training_that_goes_on_later_does_not_wait_for_an_evaluator_that_is_away(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setattr(evaluator_client, "_PATIENCE_SECONDS", 60.0)
+    recorder = Recorder(10**6)
+    with serving(recorder) as address, client_of(address, tmp_path, tiny_model) as client:
+        for step in range(4):
+            client.submit(step, tmp_path)
+        begin = time.monotonic()
+        client.close()
+        assert time.monotonic() - begin < 30
+    assert [line["submitted"] for line in lines(tmp_path)] == [False] * 4
+
+
+def test_an_evaluator_that_refuses_is_not_away(tmp_path, tiny_model):
+    """What it was away for before it refused is no part of the next time that it is away."""
+    recorder = Recorder(1)
+    with serving(recorder) as address, client_of(address, tmp_path, tiny_model) as client:
+        client._away_since = time.monotonic() - 100
+        recorder.code = grpc.StatusCode.INVALID_ARGUMENT
+        client.submit(1, tmp_path)
+        wait_until_sent(client)
+        recorder.failures, recorder.code = 5, grpc.StatusCode.UNAVAILABLE
+        client.submit(2, tmp_path)
+        wait_until_sent(client)
+    assert [line["submitted"] for line in lines(tmp_path)] == [False, True]
+
+
+def wait_until_sent(client):
+    client._thread.submit(lambda: None).result(30)
 
 
 def test_what_the_log_says_was_taken_is_not_sent_again(tmp_path, tiny_model):

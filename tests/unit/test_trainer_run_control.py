@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray import cloudpickle
 
 from trainer_cases import student_config, write_rows
 from tutelage.config import to_yaml, validate
@@ -35,7 +37,7 @@ from tutelage.trainer.checkpoint.run_lock import folder_lock
 from tutelage.trainer.checkpoint.trainer_state import refuse_other_settings
 from tutelage.trainer.cli import main as train
 from tutelage.trainer.cli import students as main
-from tutelage.trainer.cluster import run_control, supervisor, task_items
+from tutelage.trainer.cluster import run_control, supervisor, task_items, working_folder
 from tutelage.trainer.cluster.run_control import (
     Command,
     RunControl,
@@ -467,6 +469,18 @@ def test_the_look_at_imports_on_a_host_that_was_lost_is_made_again(cohort, monke
     assert states(cohort)[:2] == ["failed", "failed"]
 
 
+def test_imports_that_end_the_process_are_not_looked_at_for_ever(cohort, monkeypatch):
+    monkeypatch.setattr(Actor, "status", SimpleNamespace(remote=lambda: Ref(Gone())), raising=False)
+    monkeypatch.setattr(supervisor, "_IMPORT_SECONDS", 0.0)
+    for _ in range(supervisor._IMPORT_LOOKS):
+        assert states(cohort)[:2] in (["queued", "queued"], ["running", "running"])
+        tell(cohort)
+        cohort._imports.value = Gone()
+        tell(cohort)
+    assert states(cohort)[:2] == ["failed", "failed"]
+    assert "cannot start where Ray runs it: RayError" in str(cohort.students[0].error)
+
+
 @pytest.mark.parametrize(
     ("raised", "says", "code"),
     [
@@ -680,18 +694,29 @@ def test_a_disk_that_is_full_for_a_while_ends_nobody_and_a_command_waits_for_it(
 def test_processes_of_a_cluster_work_where_the_command_was_typed_and_elsewhere_if_that_is_not_there(
     tmp_path, monkeypatch
 ):
-    from tutelage.trainer.cluster import working_folder
-
     typed, node = tmp_path / "typed", tmp_path / "node"
     typed.mkdir()
     node.mkdir()
     monkeypatch.chdir(typed)
-    for name, value in working_folder.runtime_env()["env_vars"].items():
-        monkeypatch.setenv(name, value)
+    enter = working_folder.runtime_env()["worker_process_setup_hook"]
     monkeypatch.chdir(node)
-    working_folder.enter()
+    enter()
     assert Path.cwd() == typed
     monkeypatch.chdir(node)
     typed.rmdir()
-    working_folder.enter()
+    enter()
     assert Path.cwd() == node
+    typed.write_text("A file, as if the folder belonged to somebody else: another error.")
+    enter()
+    assert Path.cwd() == node
+
+
+def test_a_node_that_lacks_the_package_enters_its_folder_all_the_same(tmp_path):
+    """What Ray carries must not be a name that the node cannot import; it would end each process there, in silence."""
+    hook = tmp_path / "hook"
+    hook.write_bytes(cloudpickle.dumps(working_folder.runtime_env()["worker_process_setup_hook"]))
+    program = "import pathlib, sys; import ray.cloudpickle as p; sys.modules['tutelage'] = None"
+    program += "; p.loads(pathlib.Path(sys.argv[1]).read_bytes())(); print(pathlib.Path.cwd())"
+    command = [sys.executable, "-c", program, str(hook)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert Path(done.stdout.strip()) == Path.cwd()

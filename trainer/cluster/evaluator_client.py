@@ -33,6 +33,10 @@ _WORTH_ANOTHER_TRY = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 _log = logging.getLogger(__name__)
 
 
+def _is_worth_another_try(error: BaseException) -> bool:
+    return getattr(error, "status", "") in _WORTH_ANOTHER_TRY
+
+
 def evaluation_id_of(run: str, student_id: str, step: int) -> str:
     """The name of the evaluation of a checkpoint: the same for the same, another for another, at most 128 long.
 
@@ -80,11 +84,13 @@ class EvaluatorClient:
         self._stub = rpc.EvaluatorServiceStub(self._channel)
         self._taken = _taken(self._log_path)
         self._away_since: float | None = None
+        self._finished = self._closes = False
         # One thread: checkpoints arrive in the order of their steps, and lines of the log do not interleave.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="evaluations")
 
-    def submit(self, step: int, checkpoint: Path) -> None:
+    def submit(self, step: int, checkpoint: Path, *, finished: bool = False) -> None:
         """Hands a checkpoint over and returns at once; the same one twice is the same work."""
+        self._finished |= finished
         # The full path: the evaluator was started in another folder.
         self._thread.submit(self._send, step, checkpoint.resolve())
 
@@ -94,7 +100,11 @@ class EvaluatorClient:
             self.submit(step, checkpoint)
 
     def close(self) -> None:
-        """Waits for submissions that are under way."""
+        """Waits for what is under way: patiently if the training has finished, else for one answer to each.
+
+        A training that goes on later hands over again what was not taken.
+        """
+        self._closes = True
         self._thread.shutdown(wait=True)
         self._channel.close()
 
@@ -112,7 +122,7 @@ class EvaluatorClient:
                 stop=self._gives_up,
                 wait=wait_fixed(_PAUSE_SECONDS),
                 # Of other answers the second is the first: the request itself is refused.
-                retry=retry_if_exception(lambda error: getattr(error, "status", "") in _WORTH_ANOTHER_TRY),
+                retry=retry_if_exception(_is_worth_another_try),
                 reraise=True,
             ):
                 with attempt:
@@ -123,6 +133,8 @@ class EvaluatorClient:
             self._away_since = None
         except TutelageError as error:
             problem = str(error)
+            if not _is_worth_another_try(error):
+                self._away_since = None
             _log.warning("evaluation %s was not submitted: %s", request.evaluation_id, problem)
         line = {"evaluation_id": request.evaluation_id, "step": step, "submitted": not problem, "error": problem}
         try:
@@ -135,7 +147,7 @@ class EvaluatorClient:
         """Whether the evaluator has been away for too long; what is sent next is then tried once."""
         now = time.monotonic()
         self._away_since = self._away_since or now
-        return now - self._away_since > _PATIENCE_SECONDS
+        return now - self._away_since > _PATIENCE_SECONDS or (self._closes and not self._finished)
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return ((STUDENT_METADATA_KEY, self._student.id), *token_metadata(self._config.token_file))

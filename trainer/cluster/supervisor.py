@@ -51,6 +51,7 @@ _POLL_SECONDS = 0.5
 _SHORT_SECONDS, _LONG_SECONDS = 5.0, 10.0
 # An actor answers after 1 to 3 s; one whose module cannot be imported is started again and again, without a word.
 _IMPORT_SECONDS = 4.0
+_IMPORT_LOOKS = 3
 # Schedulers send SIGKILL 30 s after SIGTERM (Slurm's KillWait, Kubernetes' grace period).
 _SAVE_SECONDS = 20.0
 # Two, so that `status` is answered while another call of the group is under way.
@@ -303,6 +304,7 @@ class Cohort:
         self._unpublished = False
         self._imports: Any = None
         """Of the task that says why actors do not start; None while all of them do."""
+        self._lost_looks = 0
 
     @property
     def is_on(self) -> bool:
@@ -475,9 +477,13 @@ class Cohort:
             return
         try:
             problem = ray.get(self._imports)
-        except ray.exceptions.RayError:  # The host that looked is lost; what it would have said is asked again.
-            self._imports = None
-            return
+        except ray.exceptions.RayError as error:
+            # The host that looked may be lost: it is asked again. Imports that end their process do so each time.
+            self._lost_looks += 1
+            if self._lost_looks < _IMPORT_LOOKS:
+                self._imports = None
+                return
+            problem = f"{type(error).__name__}: {error}"
         for student in silent if problem else ():
             student.error = ConfigurationError(
                 f"student {student.config.id} cannot start where Ray runs it: {one_line(problem)}; install what is "

@@ -134,9 +134,8 @@ class RemoteControl(Control):
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join(
-            _END_SECONDS
-        )  # Whoever waits for an answer of Ray's when it is shut down is ended by `SystemExit`.
+        # Whoever waits for an answer of Ray's when it is shut down is ended by `SystemExit`.
+        self._thread.join(_END_SECONDS)
 
     def report(self, progress: Progress) -> None:
         """Tells the actor where the training is."""

@@ -160,9 +160,10 @@ class Writers:
         for actor in self._actors:
             self._orders.put((_END, None))
             ray.kill(actor)
+        deadline = time.monotonic() + _END_SECONDS
         for thread in self._threads:
             # Whoever waits for an answer of Ray's when it is shut down is ended by `SystemExit`, wherever it is.
-            thread.join(_END_SECONDS)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _name(self, number: int) -> str:
         return f"student-{self._config.id}-writer-{number}"

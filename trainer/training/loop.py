@@ -65,8 +65,8 @@ class Evaluations(Protocol):
     every_steps: int
     """Besides before and after training; 0 means only those."""
 
-    def submit(self, step: int, checkpoint: Path) -> None:
-        """Hands a checkpoint over without waiting."""
+    def submit(self, step: int, checkpoint: Path, *, finished: bool = False) -> None:
+        """Hands a checkpoint over without waiting; `finished` says that no later process does what this one cannot."""
 
     def submit_again(self, step: int, checkpoint: Path) -> None:
         """Hands over what another process of this student had to, unless it did."""
@@ -77,7 +77,7 @@ class NoEvaluations:
 
     every_steps = 0
 
-    def submit(self, step: int, checkpoint: Path) -> None:
+    def submit(self, step: int, checkpoint: Path, *, finished: bool = False) -> None:
         """Does nothing."""
 
     def submit_again(self, step: int, checkpoint: Path) -> None:
@@ -287,11 +287,11 @@ class _Training:
         assert checkpoint is not None
         finished, best_step = self._finished, self._state.best.step
         if finished:
-            evaluations.submit(self._step, checkpoint.path)
+            evaluations.submit(self._step, checkpoint.path, finished=True)
         if finished:
             write_durably(self._folder / "outcome.json", json.dumps({"step": self._step}) + "\n")
         if finished and best_step not in (0, self._step):
-            evaluations.submit(best_step, self._checkpoints.path(best_step))
+            evaluations.submit(best_step, self._checkpoints.path(best_step), finished=True)
         self._report("finished" if finished else "stopped")
         return Outcome(self._config.id, self._step, finished, checkpoint.path)
 

@@ -40,6 +40,8 @@ class Overlap:
     """Further items that share 13 words in a row with a row."""
     example: tuple[int, str] | None
     """Index of the first exact item, else of the first that overlaps, and the first row that has it."""
+    short: int
+    """Items without 13 words in a row of their own, or of a language without spaces: found word for word only."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def overlaps(tasks: Mapping[str, Sequence[str]], rows: Iterable[tuple[str, Seque
                 exact.append((index, row_of_text[question.text]))
             elif (where := row_that_shares(question)) is not None:
                 partly.append((index, where))
-        return Overlap(len(questions), len(exact), len(partly), next(iter(exact + partly), None))
+        short = sum(not question.grams for question in questions)
+        return Overlap(len(questions), len(exact), len(partly), next(iter(exact + partly), None), short)
 
     return {name: overlap(of_task) for name, of_task in questions.items()}
 
