@@ -86,7 +86,8 @@ def test_problems_of_one_template_are_not_each_other():
     texts = [(str(number), [each["instruction"], each["output"]]) for number, each in enumerate(rows)]
     assert overlaps({"arithmetic": items}, texts)["arithmetic"] == Overlap(1000, 0, 0, None, short=0)
     longer = f"Here is one for you: {items[7]}"  # 13 of its words are that item's, and its numbers
-    assert overlaps({"arithmetic": items}, [*texts, ("new", [longer])])["arithmetic"] == Overlap(1000, 0, 1, (7, "new"), short=0)
+    one = overlaps({"arithmetic": items}, [*texts, ("new", [longer])])["arithmetic"]
+    assert one == Overlap(1000, 0, 1, (7, "new"), short=0)
 
 
 @pytest.mark.parametrize(("items", "shared"), [(10, 10), (11, 0)])
