@@ -4,8 +4,9 @@
 
 Without a commit it is the last one before `tutelage up`, when the demonstration started its services by itself.
 
-Each start is ended with Ctrl-C as soon as it is said that students begin. Prints the seconds of each, and
-the median of the ratios of the pairs. What starts takes most of it: imports, vLLM, and the check of the teacher.
+Each start is ended with Ctrl-C as soon as it is said that students begin. Prints the seconds of each, also those of
+processors in all of its processes, which other work on the machine moves less, and the medians of the ratios of the
+pairs. What starts takes most of it: imports, vLLM, and the check of the teacher.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 GIT = ("git", "-C", str(ROOT))
 HEALTHY = "training two students"
 
 
-def seconds_until_healthy(tree: Path, teacher: Path, runs: Path) -> float:
-    """Of one demonstration, which is then interrupted.
+def seconds_until_healthy(tree: Path, teacher: Path, runs: Path) -> tuple[float, float]:
+    """Of one demonstration, which is then interrupted: seconds, and those of processors.
 
     Raises:
         SystemExit: it ended before its services were healthy.
@@ -43,9 +46,12 @@ def seconds_until_healthy(tree: Path, teacher: Path, runs: Path) -> float:
         said.append(line)
         if HEALTHY in line:
             seconds = time.monotonic() - began
+            top = psutil.Process(demo.pid)
+            # Of those that have ended too, once somebody has waited for them.
+            worked = sum(sum(each.cpu_times()[:4]) for each in (top, *top.children(recursive=True)))
             demo.send_signal(signal.SIGINT)
             demo.communicate()
-            return seconds
+            return seconds, worked
     raise SystemExit("".join(said))
 
 
@@ -67,11 +73,13 @@ def main() -> None:
                 trees = {"before": folder / "before", "now": ROOT}
                 order = list(trees) if number % 2 == 0 else list(reversed(trees))
                 took = {each: seconds_until_healthy(trees[each], options.teacher, folder / "runs") for each in order}
-                pairs.append(took["now"] / took["before"])
-                print(f"before {took['before']:.1f} s, now {took['now']:.1f} s, ratio {pairs[-1]:.3f}", flush=True)
+                pairs.append([now / before for now, before in zip(took["now"], took["before"], strict=True)])
+                for which, (seconds, worked) in took.items():
+                    print(f"{which}: {seconds:.1f} s, {worked:.1f} s of processors", flush=True)
         finally:
             subprocess.run([*GIT, "worktree", "remove", "--force", str(folder / "before")], check=True)
-    print(f"median ratio {statistics.median(pairs):.3f}")
+    seconds, worked = map(statistics.median, zip(*pairs, strict=True))
+    print(f"now / before, medians: {seconds:.3f}, of processors {worked:.3f}")
 
 
 if __name__ == "__main__":

@@ -158,8 +158,12 @@ def test_a_sharded_checkpoint_is_what_others_load(folders):
     state = load_file(ways[1] / "trainer_state.st")
     for name, weight in models[1].named_parameters():
         assert torch.equal(weight, state[f"master.{name}"].bfloat16())
-    logits = [model(torch.tensor([[40, 41, 42]])).logits.float() for model in models]
-    assert_close(*logits, rtol=0.02, atol=0.05)
+    # One hidden state that is rounded to its other neighbour moves all logits, so they are either the same or this far
+    # apart: less than what bfloat16 does to the same training in float32.
+    exact = AutoModelForCausalLM.from_pretrained(folders[1] / f"forward_kl/checkpoints/step-{STEPS:08d}")
+    plain, sharded, exact = (model(torch.tensor([[40, 41, 42]])).logits.float() for model in (*models, exact))
+    assert (sharded - plain).norm() < (plain - exact).norm() < 0.02 * exact.norm()
+    assert (sharded - exact).norm() < 1.2 * (plain - exact).norm()
 
 
 @pytest.mark.parametrize("name", ["one, then two", "two, then one", "one, then sharded", "sharded, then one"])
