@@ -56,6 +56,16 @@ def test_a_vllm_that_lacks_something_is_refused(monkeypatch):
         vllm_api.require_conforming()
 
 
+def test_a_build_for_devices_that_are_not_here_is_refused(monkeypatch):
+    """PyPI's build on a machine without a GPU."""
+    from vllm import platforms
+
+    monkeypatch.setattr(platforms, "_current_platform", platforms.interface.UnspecifiedPlatform())
+    for name in ("LLM", "AsyncEngineArgs"):
+        with pytest.raises(ConfigurationError, match=r"finds no device .* `make install` .* the build for CPUs"):
+            getattr(vllm_api, name)
+
+
 def test_a_name_that_is_not_used_is_not_given():
     with pytest.raises(AttributeError, match="uses no ModelConfig"):
         _ = vllm_api.ModelConfig

@@ -99,6 +99,12 @@ def __getattr__(name: str) -> Any:
     """A name of vLLM's, imported now."""
     if name not in _NAMES:
         raise AttributeError(f"tutelage uses no {name} of vLLM's")
+    # Asked here, since vLLM would say so in the middle of reading its arguments, and not what to do.
+    if import_module("vllm.platforms").current_platform.is_unspecified():
+        raise ConfigurationError(
+            f"vLLM {installed_version()} finds no device that it was built for; where there is a GPU, its driver is "
+            "missing (`nvidia-smi`); without one, `make install` in Tutelage's source folder brings the build for CPUs"
+        )
     return getattr(import_module(_NAMES[name]), name)
 
 
