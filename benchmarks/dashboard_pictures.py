@@ -122,6 +122,12 @@ def fetch(network: Network, url: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
 
 
+def actors(network: Network) -> dict[str, str]:
+    """The living actors that the dashboard knows, by name; it hears of them some time after they are there."""
+    known = json.loads(fetch(network, f"{DASHBOARD}/logical/actors"))["data"]["actors"]
+    return {actor["name"]: key for key, actor in known.items() if actor["state"] == "ALIVE"}
+
+
 def gauges_of(network: Network, student: str) -> str:
     """A student's gauges, as every node offers them to Prometheus."""
     discovery = network.folder / "ray" / "ray" / "prom_metrics_service_discovery.json"
@@ -155,15 +161,15 @@ def walk_through(network: Network, out: Path) -> None:
     network.types("head", "Watch")
     browser = Browser(DASHBOARD, (folder / "ray.token").read_text().strip(), ["ip", "netns", "exec", head.namespace])
     try:
-        actors = json.loads(fetch(network, f"{DASHBOARD}/logical/actors"))["data"]["actors"]
-        actor = next(key for key, value in actors.items() if value["name"] == "student-gkd")
+        wait_until(lambda: {"student-gkd", "student-forward-kl"} <= actors(network).keys(), 60)
         browser.take(f"{DASHBOARD}/#/jobs/{job}", out / "ray-job.png", 1160)
         browser.take(f"{DASHBOARD}/#/cluster", out / "ray-cluster.png", 760)
         browser.take(f"{DASHBOARD}/#/actors", out / "ray-actors.png", 860)
-        browser.take(f"{DASHBOARD}/#/actors/{actor}", out / "ray-actor.png", 1120)
+        browser.take(f"{DASHBOARD}/#/actors/{actors(network)['student-gkd']}", out / "ray-actor.png", 1120)
         print(gauges_of(network, "gkd"))
         network.types("head", "Scale")
         wait_until(running(folder, 3), 120)
+        wait_until(lambda: "student-reverse-kl" in actors(network), 60)
         browser.take(f"{DASHBOARD}/#/actors", out / "ray-scaled.png", 860)
     finally:
         browser.close()

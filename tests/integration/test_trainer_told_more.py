@@ -6,7 +6,7 @@ import pytest
 
 from learned_behaviour import answers, share, trained, write_jsonl
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 THANKS = " Thank you!"
 POLITE = "Be polite."
