@@ -15,9 +15,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sympy import N
-from sympy.parsing.sympy_parser import parse_expr
-
 from tutelage.files import make_directory_once
 from tutelage.studies.prepare_models import unpack_teacher
 
@@ -31,6 +28,9 @@ def rows(problems: list[dict[str, Any]]) -> list[dict[str, str]]:
 
     Left out are equations to be solved, and those that come to another number than their answer, which was rounded.
     """
+    from sympy import N
+    from sympy.parsing.sympy_parser import parse_expr
+
     found = []
     for problem in problems:
         name, _, terms = problem["equation"].partition("=")

@@ -93,7 +93,7 @@ def test_secrets_are_files_and_each_has_what_it_reads_and_no_more():
         assert "env_file" not in SERVICES[name]
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     for secret in COMPOSE["secrets"].values():
-        assert f"*{Path(secret['file']).suffix}" in ignored, "it would be copied into an image's build"
+        assert f"**/*{Path(secret['file']).suffix}" in ignored, "it would be copied into an image's build"
     assert set(COMPOSE["secrets"]) == {secret for name in RUNNING for secret in SERVICES[name]["secrets"]}
 
 

@@ -32,7 +32,9 @@ def failing(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         vllm.LLM, vllm.SamplingParams = make, lambda **_: None  # type: ignore[attr-defined]
         exceptions.EngineDeadError = EngineDeadError  # type: ignore[attr-defined]
         platforms = types.ModuleType("vllm.platforms")
-        platforms.current_platform = types.SimpleNamespace(is_cpu=lambda: True)  # type: ignore[attr-defined]
+        platforms.current_platform = types.SimpleNamespace(  # type: ignore[attr-defined]
+            is_cpu=lambda: True, is_unspecified=lambda: False
+        )
         executors = types.ModuleType("vllm.v1.executor.uniproc_executor")
         executors.UniProcExecutor = object  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "vllm.v1.executor.uniproc_executor", executors)

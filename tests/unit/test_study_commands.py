@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -191,9 +191,11 @@ class Recording(Driver):
     def __init__(self, study: Study, folder: Folder) -> None:
         super().__init__(study, folder, print, lambda _done: None)
         self.commands: list[list[str]] = []
+        self.environments: list[Mapping[str, str]] = []
 
-    def _command(self, command: list[str], log_name: str) -> None:
+    def _command(self, command: list[str], log_name: str, environment: Mapping[str, str] = {}) -> None:
         self.commands.append(command)
+        self.environments.append(environment)
         if "--out" in command:
             Path(command[command.index("--out") + 1]).write_text("{}\n")
 
@@ -208,6 +210,18 @@ def taught(study: Study, folder: Folder, tiny_model: Path) -> tuple[list[list[st
     driver._teach("big", {"big": SimpleNamespace(address="127.0.0.1:1", close=lambda: None)})
     written = [command for command in driver.commands if "write" in command]
     return written, yaml.safe_load(folder.path("cohorts", "big.yaml").read_text())
+
+
+def test_students_look_for_test_items_where_the_evaluator_has_them(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("tutelage.study.driver.note_usage", lambda *_: None)
+    config = validate(StudyConfig, study_values(tmp_path, tiny_model, **RATIONALES))
+    study, folder = resolve(config), Folder(tmp_path / "run")
+    serve = {"serve": config.evaluation.serve | {"data_dir": "/data"}}
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=serve)})
+    folder.make()
+    driver = Recording(replace(study, config=config), folder)
+    driver._teach("big", {"big": SimpleNamespace(address="127.0.0.1:1", close=lambda: None)})
+    assert driver.environments[-1] == {"TUTELAGE_EVALUATE_DATA_DIR": "/data"}
 
 
 def test_every_method_finds_what_its_teacher_wrote_for_it(tiny_model, tmp_path, monkeypatch):
