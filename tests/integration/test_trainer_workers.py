@@ -162,6 +162,7 @@ def test_a_sharded_checkpoint_is_what_others_load(folders):
     # apart: less than what bfloat16 does to the same training in float32.
     exact = AutoModelForCausalLM.from_pretrained(folders[1] / f"forward_kl/checkpoints/step-{STEPS:08d}")
     plain, sharded, exact = (model(torch.tensor([[40, 41, 42]])).logits.float() for model in (*models, exact))
+    assert_close(plain, sharded, rtol=0.02, atol=0.05)
     assert (sharded - plain).norm() < (plain - exact).norm() < 0.02 * exact.norm()
     assert (sharded - exact).norm() < 1.2 * (plain - exact).norm()
 
