@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import threading
@@ -398,6 +399,12 @@ async def serve(tmp_path):
         if not running.done():
             signal.raise_signal(signal.SIGTERM)
             await asyncio.wait_for(running, 10)
+    gc.unfreeze()  # of this process, which does more than serve
+
+
+async def test_a_full_garbage_collection_looks_at_little(serve):
+    await serve(fake_teacher(FakeScoringEngine()))
+    assert len(gc.get_objects()) < gc.get_freeze_count() / 10
 
 
 async def test_the_death_of_an_engine_ends_the_server_within_two_seconds(connect, serve):
