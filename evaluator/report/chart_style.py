@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import altair as alt
 
 # Okabe & Ito (2008), "Color Universal Design": distinguishable under every common colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
+_DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 TEACHER_COLOUR = "#3a3f47"
 MUTED = "#57606a"
 _INK, _GRID = "#24292f", "#e7eaee"
@@ -25,6 +27,19 @@ def colour_by(column: str, names: Sequence[str], **legend: str) -> alt.Color:
     """Colours by a column; further settings are those of `alt.Legend`."""
     scale = alt.Scale(domain=list(names), range=colours(names))
     return alt.Color(f"{column}:N", scale=scale, legend=alt.Legend(title=None, symbolStrokeWidth=3, **legend))
+
+
+def told_apart(
+    column: str, names: Sequence[str], by: Literal["shape", "strokeDash"], **legend: str
+) -> dict[str, alt.Color | alt.Shape | alt.StrokeDash]:
+    """Encodings: colours by a column and, where there are more names than colours, shapes or dashes as well."""
+    channels: dict[str, Any] = {"color": colour_by(column, names, **legend)}
+    if len(names) > len(PALETTE):
+        channel, looks = (alt.Shape, _SHAPES) if by == "shape" else (alt.StrokeDash, _DASHES)
+        given = [looks[index // len(PALETTE) % len(looks)] for index in range(len(names))]
+        scale = alt.Scale(domain=list(names), range=given)
+        channels[by] = channel(f"{column}:N", scale=scale, legend=channels["color"]["legend"])
+    return channels
 
 
 def styled(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> Chart:

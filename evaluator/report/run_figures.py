@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
-from tutelage.evaluator.report.chart_style import MUTED, TEACHER_COLOUR, Chart, colour_by, colours, styled
+from tutelage.evaluator.report.chart_style import MUTED, TEACHER_COLOUR, Chart, colour_by, colours, styled, told_apart
 
 _WIDTH, _HEIGHT = 300, 200
 _MARKED_POINTS = 30  # a line with more points than that shows the line only
@@ -32,7 +32,7 @@ def curve(metrics: pl.DataFrame, column: str, students: Sequence[str], *, title:
         y=alt.Y("value:Q", title=title, axis=axis, scale=alt.Scale(zero=not percent, nice=True)),
         color=colour_by("student", students, symbolType="stroke"),
     )
-    lines = base.mark_line(strokeWidth=2)
+    lines = base.mark_line(strokeWidth=2).encode(**told_apart("student", students, "strokeDash", symbolType="stroke"))
     sparse = len(data) <= _MARKED_POINTS * max(len(students), 1)
     chart = lines + base.mark_point(filled=True, size=30, opacity=1) if sparse else lines
     return styled(chart.properties(width=_WIDTH, height=_HEIGHT))

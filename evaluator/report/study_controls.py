@@ -13,7 +13,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from tutelage.evaluator.report.chart_style import Chart, colour_by, styled
+from tutelage.evaluator.report.chart_style import Chart, styled, told_apart
 from tutelage.evaluator.report.formats import decimals, points, signed
 from tutelage.evaluator.report.page import Column, Figure, Section, Table, column
 from tutelage.evaluator.report.study_data import StudyData
@@ -239,7 +239,7 @@ def _against(frame: pl.DataFrame, name: str, title: str, methods: list[str], mea
         .encode(
             x=alt.X(f"{name}:Q", title=title, axis=alt.Axis(format="~s", tickCount=6)),
             y=alt.Y("score:Q", title=f"{measure}, %", scale=alt.Scale(zero=False, nice=True)),
-            color=colour_by("method", methods),
+            **told_apart("method", methods, "shape"),
         )
     )
     return styled(chart.properties(width=290, height=210))

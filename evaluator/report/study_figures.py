@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from tutelage.evaluator.report.chart_style import MUTED, Chart, colour_by, styled
+from tutelage.evaluator.report.chart_style import MUTED, Chart, colour_by, styled, told_apart
 
 _WIDTH, _HEIGHT = 290, 210
 
@@ -23,7 +23,7 @@ def improvement_by_size(measures: pl.DataFrame, methods: Sequence[str]) -> Chart
     x.axis = alt.Axis(values=measures["size"].unique().sort().to_list(), format=".2~s", grid=False)
     y = alt.Y("improvement:Q", title="points over fine-tuning")
     base = alt.Chart(measures).encode(x=x, color=colour_by("method", methods))
-    dots = base.mark_point(filled=True, size=22, opacity=0.45).encode(y=y)
+    dots = base.mark_point(filled=True, size=22, opacity=0.45).encode(y=y, **told_apart("method", methods, "shape"))
     lines = base.mark_line(strokeWidth=2).encode(y=alt.Y("mean(improvement):Q", title="points over fine-tuning"))
     return styled((_zero().encode(y="zero:Q") + lines + dots).properties(width=_WIDTH, height=_HEIGHT))
 
@@ -48,7 +48,7 @@ def response(scores: pl.DataFrame, column: str, title: str, series: Sequence[str
     base = alt.Chart(scores).encode(x=x, color=colour_by("series", series))
     lines = base.mark_line(strokeWidth=2).encode(y=alt.Y("mean(score):Q", title=f"{measure}, %"))
     dots = base.mark_point(filled=True, size=26, opacity=0.5).encode(
-        y=alt.Y("score:Q", title=f"{measure}, %", scale=alt.Scale(zero=True))
+        y=alt.Y("score:Q", title=f"{measure}, %", scale=alt.Scale(zero=True)), **told_apart("series", series, "shape")
     )
     return styled((lines + dots).properties(width=_WIDTH, height=_HEIGHT))
 
@@ -70,14 +70,18 @@ def score_against_fidelity(
     measures: pl.DataFrame, methods: Sequence[str], students: Sequence[str], measure: str
 ) -> Chart:
     """Score against BLEU with the teacher's text, a dot a training."""
+    # A shape can say one thing: the student, if there are several.
+    channels: dict[str, Any] = told_apart("method", methods, "shape")
+    if len(students) > 1:
+        legend = alt.Legend(title=None, symbolFillColor=MUTED)
+        channels["shape"] = alt.Shape("student:N", sort=list(students), legend=legend)
     chart = (
         alt.Chart(measures)
         .mark_point(filled=True, size=55, opacity=0.8)
         .encode(
             x=alt.X("fidelity:Q", title="BLEU with the teacher's text", scale=alt.Scale(zero=False, nice=True)),
             y=alt.Y("score:Q", title=f"{measure}, %", scale=alt.Scale(zero=False, nice=True)),
-            color=colour_by("method", methods),
-            shape=alt.Shape("student:N", sort=list(students), legend=alt.Legend(title=None, symbolFillColor=MUTED)),
+            **channels,
         )
     )
     return styled(chart.properties(width=_WIDTH, height=_HEIGHT))
@@ -91,7 +95,7 @@ def learning(metrics: pl.DataFrame, methods: Sequence[str]) -> Chart:
         .encode(
             x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickMinStep=1, tickCount=6, format="d")),
             y=alt.Y("value:Q", title="held-out KL, nats a token", scale=alt.Scale(zero=True, nice=True)),
-            color=colour_by("method", methods),
+            **told_apart("method", methods, "strokeDash", symbolType="stroke"),
         )
     )
     return styled(chart.properties(width=_WIDTH, height=_HEIGHT))

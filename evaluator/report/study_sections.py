@@ -74,11 +74,14 @@ def scores(data: StudyData, found: StudyResults) -> Section:
 
 
 def gain_by_size(data: StudyData, found: StudyResults) -> Section | None:
-    """Whether smaller students gain more."""
+    """Whether smaller students gain more; of students of one size, what they gain."""
     rows = found.measures
     if rows.is_empty():
         return None
     methods = [method for method in data.methods if method in rows["method"].to_list()]
+    listed = [tables.by_size(rows, data.students, methods, data.fine_tuning)]
+    if rows["size"].n_unique() == 1:
+        return Section("Gain over fine-tuning", f"What each method adds to {data.fine_tuning}.", tables=listed)
     caption = f"Points of {data.measure}, the distilled student's minus the fine-tuned one's of its seed. "
     trend = found.trends.get("size")
     if trend is not None and trend.rho is not None:
@@ -93,7 +96,6 @@ def gain_by_size(data: StudyData, found: StudyResults) -> Section | None:
         figures.improvement_by_size(rows, methods),
         caption,
     )
-    listed = [tables.by_size(rows, data.students, methods)]
     return Section("Gain by size", "Whether smaller students gain more.", [figure], listed)
 
 

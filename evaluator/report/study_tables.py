@@ -193,7 +193,7 @@ def whole_runs(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.filter(pl.col("method").n_unique().over("student", "seed") == methods)
 
 
-def by_size(rows: pl.DataFrame, students: Sequence[str], methods: Sequence[str]) -> Table:
+def by_size(rows: pl.DataFrame, students: Sequence[str], methods: Sequence[str], fine_tuning: str) -> Table:
     """Mean improvement by student and method."""
     frame = rows.group_by("student", "method", maintain_order=True).agg(
         pl.col("improvement").mean(), sd=pl.col("improvement").std(), seeds=pl.len()
@@ -205,7 +205,7 @@ def by_size(rows: pl.DataFrame, students: Sequence[str], methods: Sequence[str])
 
     listed = [{"student": one} | {method: cells.get((one, method)) for method in methods} for one in students]
     columns = [column("student", "student"), *(column(method, method, gain) for method in methods)]
-    caption = "Points over fine-tuning at T = 1 without noise, mean ± standard deviation over seeds."
+    caption = f"Points over {fine_tuning} at T = 1 without noise, mean ± standard deviation over seeds."
     return Table("improvement", columns, listed, rows, caption)
 
 

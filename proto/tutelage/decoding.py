@@ -68,7 +68,11 @@ def decode(
     written: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))
     takes = inspect.signature(model.forward).parameters
-    ids_BT, mask_BT = _left_padded(model, prompts, cache, shared_length(prompts) if share_prefix else 0)
+    # A prompt that is continued several times is computed once.
+    numbers: dict[tuple[int, ...], int] = {}
+    number_B = torch.tensor([numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts])
+    different = list(numbers)
+    ids_BT, mask_BT = _left_padded(model, different, cache, shared_length(different) if share_prefix else 0)
     positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
     while active:
         # A model without position ids (ALiBi) makes its own from the mask.
@@ -81,6 +85,10 @@ def decode(
             logits_to_keep=1,
             **positions,
         ).logits[:, -1]
+        if len(logits_BV) < len(active):
+            number_B = number_B.to(logits_BV.device)
+            logits_BV, mask_BT, positions_BT = (each[number_B] for each in (logits_BV, mask_BT, positions_BT))
+            cache.batch_select_indices(number_B)
         chosen_B = next_ids(logits_BV, active)
         for row, token in zip(active, chosen_B.tolist(), strict=True):
             written[row].append(token)

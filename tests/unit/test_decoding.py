@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,3 +82,22 @@ def test_a_cache_that_grows_in_place_changes_no_token(model: Any, monkeypatch: p
     growing = decoded(model, PROMPTS, [1, 2, 3], room)
     monkeypatch.setattr(decoding, "growing_cache", lambda model: DynamicCache(config=model.config))
     assert growing == decoded(model, PROMPTS, [1, 2, 3], room)
+
+
+@pytest.mark.parametrize("share_prefix", [False, True])
+def test_a_prompt_that_is_continued_several_times_is_computed_once(model: Any, share_prefix: bool) -> None:
+    prompts, room = [PROMPTS[row] for row in (0, 1, 1, 0, 2, 1)], [12, 30, 5, 20, 9, 40]
+    alone = [decoded(model, [prompts[row]], [row], [room[row]])[0] for row in range(6)]
+    rows_of_passes = []
+    plain = model.forward
+
+    def counted(*, input_ids: torch.Tensor, **options: Any) -> Any:
+        rows_of_passes.append(len(input_ids))
+        return plain(input_ids=input_ids, **options)
+
+    counted.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
+    model.forward = counted
+    together = decoded(model, prompts, range(6), room, share_prefix=share_prefix)
+    assert together == alone
+    recurrent = model.config.model_type in ("lfm2", "qwen3_next")
+    assert rows_of_passes[0] == (1 if recurrent else 3)

@@ -17,7 +17,7 @@ import pytest
 
 from tutelage.errors import DataError
 from tutelage.evaluator.report import write_report, write_study_report
-from tutelage.evaluator.report.chart_style import PALETTE
+from tutelage.evaluator.report.chart_style import PALETTE, told_apart
 from tutelage.evaluator.report.run_comparisons import changes, likeness
 from tutelage.evaluator.report.run_data import read_run
 from tutelage.evaluator.report.run_report import facts, tiles
@@ -199,6 +199,14 @@ def test_figures_and_tables_lie_beside_it(run: Path, page: str) -> None:
     assert scores["score"].to_list() == [0.75, 0.1, 0.6]
     assert scores["n"].to_list() == [20, 20, 20]
     assert all(colour in page for colour in PALETTE[:1])
+
+
+@pytest.mark.parametrize("by", ["shape", "strokeDash"])
+def test_more_names_than_colours_are_told_apart(by: str) -> None:
+    few, many = ([f"method-{number}" for number in range(count)] for count in (6, 24))
+    assert list(told_apart("method", few, by)) == ["color"]
+    ranges = [map(str, channel["scale"]["range"]) for channel in told_apart("method", many, by).values()]
+    assert len(set(zip(*ranges, strict=True))) == 24
 
 
 def test_a_score_of_nothing_or_everything_is_not_certain(tmp_path: Path) -> None:
