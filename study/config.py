@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -103,14 +103,18 @@ class BudgetConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> BudgetConfig:
-        if len(self.model_fields_set) != 1:
+        if len(self._given) != 1:
             raise ConfigurationError("give one of steps, scored_tokens and teacher_tokens", "budget")
         return self
 
     @property
+    def _given(self) -> list[EndsBy]:
+        return [unit for unit in get_args(EndsBy) if getattr(self, unit) is not None]
+
+    @property
     def unit(self) -> EndsBy:
         """Which of them it is."""
-        return next(iter(self.model_fields_set))  # type: ignore[arg-type]
+        return self._given[0]
 
     @property
     def amount(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def test_a_ready_study_can_be_planned(file, tmp_path, capsys):
     assert f"0 cells are done, {len(study.cells)} are missing" in shown
     known = {task.task for task in study.config.evaluation.tasks if not task.task.endswith(".yaml")}
     assert known <= set(TASKS)
+    # What a folder stands for, and how its status is asked for.
+    assert Study.from_json(json.loads(json.dumps(study.to_json()))) == study
 
 
 def write_open_rows(frames: Path, study: Study, cell: Cell, generator: np.random.Generator) -> None:
