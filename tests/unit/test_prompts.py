@@ -114,7 +114,7 @@ def test_the_ready_studies_score_with_the_text_that_they_train_on():
         scored = "alpaca" if protocols == {"open"} else study["evaluation"]["serve"]["prompt"]
         assert trained == scored, path
         compared.append(path.name)
-    assert len(compared) == 8
+    assert len(compared) == 9
 
 
 def test_a_tokenizer_without_a_chat_template_says_which_others_there_are():
