@@ -106,11 +106,9 @@ def _product_on_cpu(hidden_ND: Tensor, matrix_VD: Tensor) -> Tensor:
     """
     product_NV = hidden_ND.new_empty(len(hidden_ND), len(matrix_VD))
     rows = max(1, _TILE_BYTES // (4 * matrix_VD.shape[1]))
-    wide_RD = hidden_ND.new_empty(min(rows, len(matrix_VD)), matrix_VD.shape[1])
     for start in range(0, len(matrix_VD), rows):
-        tile_RD = matrix_VD[start : start + rows]
-        widened_RD = wide_RD[: len(tile_RD)].copy_(tile_RD)
-        torch.mm(hidden_ND, widened_RD.T, out=product_NV[:, start : start + len(tile_RD)])
+        tile = slice(start, start + rows)
+        torch.mm(hidden_ND, matrix_VD[tile].float().T, out=product_NV[:, tile])
     return product_NV
 
 
