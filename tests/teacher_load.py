@@ -26,7 +26,7 @@ from tutelage.rpc.v1 import teacher_pb2 as pb
 from tutelage.rpc.v1 import teacher_pb2_grpc as pb_grpc
 from tutelage.teacher_server.admission.validation import Scoring, Signal
 from tutelage.teacher_server.model.teacher import Teacher
-from tutelage.teacher_server.server.server import forget_what_is_loaded
+from tutelage.teacher_server.server.server import freeze_gc_heap
 from tutelage.teacher_server.signals import frame_encoder as frames
 
 TOKENS, K, SEQUENCES, WINDOW = 512, 64, 16, 8
@@ -192,7 +192,7 @@ def fixed_latency_teacher(seconds: float, max_waiting: int = 4096) -> Teacher:
 
 async def _serve(seconds: float, max_waiting: int) -> None:
     async with serving(fixed_latency_teacher(seconds, max_waiting)) as server:
-        forget_what_is_loaded()  # as `serve` does
+        freeze_gc_heap()  # as `serve` does
         print(server.address, flush=True)
         await asyncio.Event().wait()
 

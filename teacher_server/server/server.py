@@ -163,7 +163,7 @@ async def serve(config: TeacherConfig, load: Callable[[str, float], Teacher]) ->
             logger.info("told to stop while loading")
             return False
         teacher = preparing.result()
-        forget_what_is_loaded()
+        freeze_gc_heap()
         await server.open(teacher)
         logger.info("serving %s at %s", config.served_name, server.address)
         await _until_stopped(server, teacher, stopped, config.drain_seconds)
@@ -172,7 +172,7 @@ async def serve(config: TeacherConfig, load: Callable[[str, float], Teacher]) ->
         await server.stop(0)
 
 
-def forget_what_is_loaded() -> None:
+def freeze_gc_heap() -> None:
     """Takes what is there already from the garbage collector's view; for a process that from now on only serves.
 
     A full collection looks at everything that torch and vLLM made when they were imported, and holds up the event loop
