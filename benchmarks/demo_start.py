@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import psutil
+from packaged_models import PACKAGED, model_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
@@ -59,7 +60,7 @@ def main() -> None:
     """Prints the seconds of every start, and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", help="a commit")
-    parser.add_argument("--teacher", type=Path, default=BUILD / "models" / "teacher")
+    parser.add_argument("--teacher", type=model_folder, default=PACKAGED)
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
     added = [*GIT, "log", "--diff-filter=A", "--format=%H^", "--", "proto/tutelage/up/cli.py"]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness_environment import BUILD, data_dir, run_harness
+from packaged_models import PACKAGED, model_folder
 
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Engine
@@ -179,7 +180,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=200, help="items of each task that the model scores")
     parser.add_argument("--tasks", default=",".join(OURS))
-    parser.add_argument("--model", type=Path, default=BUILD / "models" / "teacher")
+    parser.add_argument("--model", type=model_folder, default=PACKAGED)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--parts", default="requests,extractions,scores", help="what is compared")
     options = parser.parse_args()

@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 from evaluator_parity import lines_of
-from harness_environment import BUILD, data_dir, run_harness
+from harness_environment import data_dir, run_harness
+from packaged_models import PACKAGED, model_folder
 
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.models.base import Engine
@@ -171,7 +172,7 @@ def profile(engine: Engine, prompts: list[list[int]]) -> None:
 def main() -> None:
     """Prints items a second and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=BUILD / "models" / "teacher")
+    parser.add_argument("--model", type=model_folder, default=PACKAGED)
     parser.add_argument("--loglik-items", type=int, default=400)
     parser.add_argument("--generate-items", type=int, default=100)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])

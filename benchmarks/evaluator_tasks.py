@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from harness_environment import BUILD, data_dir
+from packaged_models import PACKAGED, model_folder
 
 from tutelage.evaluator.config import EvaluationSettings
 from tutelage.evaluator.results.frames import read, summarize
@@ -25,7 +26,7 @@ def main() -> None:
     """Evaluates (a second call takes finished batches as they are) and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=50)
-    parser.add_argument("--model", type=Path, default=BUILD / "models" / "teacher")
+    parser.add_argument("--model", type=model_folder, default=PACKAGED)
     parser.add_argument("--out", type=Path, default=BUILD / "evaluator_tasks")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     options = parser.parse_args()

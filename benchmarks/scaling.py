@@ -22,7 +22,6 @@ import argparse
 import heapq
 import itertools
 import math
-import os
 import statistics
 import sys
 import tempfile
@@ -37,9 +36,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
+from packaged_models import PACKAGED, model_folder  # noqa: E402
 from scipy.optimize import minimize  # noqa: E402
 
-BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 K = 64
 PROMISED = 0.2
 CYCLES, WARM_UP_CYCLES = 60, 5
@@ -351,7 +350,7 @@ def plan(options: argparse.Namespace) -> None:
 def main() -> int:
     """Either of the two forms."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=BUILD / "models" / "teacher")
+    parser.add_argument("--model", type=model_folder, default=PACKAGED)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="through all loads, of which medians are taken")
     parser.add_argument("--batch-tokens", type=int, default=512, help="max_num_batched_tokens (%(default)s)")

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import re
 import shutil
 import sys
@@ -31,6 +30,7 @@ sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "tests")]
 import grpc  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from packaged_models import tiny_folder  # noqa: E402
 
 from teacher_process import running  # noqa: E402
 from tutelage.identity import tokenizer_digests  # noqa: E402
@@ -41,7 +41,6 @@ from tutelage.trainer.data.sequences import TokenSequence  # noqa: E402
 from tutelage.trainer.teacher.base import SignalSpec  # noqa: E402
 from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
 
-BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 VOCABULARY = 512
 CUTS = (100, 170)
 # Heads of 64, because vLLM's attention on a CPU takes no smaller ones of every kind. Where the code of one side knows
@@ -136,9 +135,8 @@ def write(folder: Path, name: str) -> None:
     import transformers
 
     config_class, settings = ARCHITECTURES[name]
-    tiny = BUILD / "models" / "tiny"
     folder.mkdir()
-    for path in tiny.glob("*token*"):
+    for path in tiny_folder().glob("*token*"):
         shutil.copy(path, folder)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**settings)).float()

@@ -30,7 +30,8 @@ sys.path[:0] = [str(ROOT / "proto")]
 
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
-from teacher_speed import BUILD, K, vllm_side  # noqa: E402
+from packaged_models import PACKAGED, model_folder  # noqa: E402
+from teacher_speed import K, vllm_side  # noqa: E402
 
 from tutelage.identity import vocabulary_size  # noqa: E402
 from tutelage.teacher_server.config import TeacherConfig  # noqa: E402
@@ -154,7 +155,7 @@ def report(spent: dict[tuple[str, bool], list[float]]) -> None:
 def main() -> None:
     """Starts all engines, lets them take turns, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=BUILD / "models" / "teacher")
+    parser.add_argument("--model", type=model_folder, default=PACKAGED)
     parser.add_argument("--rounds", type=int, default=32)
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=256)

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import sys
@@ -39,6 +38,7 @@ sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "tests")]
 import grpc  # noqa: E402
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
+from packaged_models import PACKAGED, model_folder, tiny_folder  # noqa: E402
 
 from teacher_process import TeacherProcess, running  # noqa: E402
 from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
@@ -48,7 +48,6 @@ from tutelage.trainer.data.sequences import TokenSequence  # noqa: E402
 from tutelage.trainer.teacher.base import SignalSpec  # noqa: E402
 from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
 
-BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 SPEC = SignalSpec("topk", k=64, temperatures=(1.0,))
 PROMPT, COMPLETIONS, COMPLETION = 600, 8, 40
 TURNS, TURN_TOKENS = 6, (40, 80, 160, 320)
@@ -232,7 +231,7 @@ def main() -> int:
     parser.add_argument("--block-size", help="tokens of a block of the prefix cache")
     parser.add_argument("--only", default="completions,chat,pieces,long")
     options = parser.parse_args()
-    model, wanted = BUILD / "models" / "teacher", options.only.split(",")
+    model, wanted = model_folder(PACKAGED), options.only.split(",")
     block = ("--block-size", options.block_size) if options.block_size else ()
     with tempfile.TemporaryDirectory() as folder:
         if set(wanted) - {"long"}:
@@ -246,7 +245,7 @@ def main() -> int:
                         measure(asker, options.rounds)
         if "long" in wanted:
             wide = Path(folder) / "wide"
-            shutil.copytree(BUILD / "models" / "tiny", wide)
+            shutil.copytree(tiny_folder(), wide)
             settings = json.loads((wide / "config.json").read_text())
             (wide / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": LONG}))
             with (

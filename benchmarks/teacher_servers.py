@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
+from packaged_models import PACKAGED, model_folder  # noqa: E402
 from teacher_engine import engine_side, start_engine  # noqa: E402
 from teacher_speed import Side, our_side  # noqa: E402
 
@@ -37,7 +38,6 @@ from tutelage.teacher_server.config import TeacherConfig  # noqa: E402
 from tutelage.teacher_server.engine.vllm import prepare_environment  # noqa: E402
 from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
 
-BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 PROMISED = 1.7
 SPIN_SECONDS = 1.5
 """Before each turn: vLLM's processes go on spinning for a second after their last work, on cores of the next."""
@@ -100,7 +100,7 @@ def plain_engines(model: Path, cores: list[int]) -> Iterator[dict[str, Side]]:
 def main() -> int:
     """Starts both servers, then lets the sides take turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=BUILD / "models" / "teacher")
+    parser.add_argument("--model", type=model_folder, default=PACKAGED)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=256)

@@ -36,6 +36,7 @@ sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
+from packaged_models import PACKAGED, model_folder  # noqa: E402
 
 from teacher_process import running  # noqa: E402
 from tutelage.identity import tokenizer_digests, vocabulary_size  # noqa: E402
@@ -47,7 +48,6 @@ from tutelage.trainer.teacher.base import SignalSpec  # noqa: E402
 from tutelage.trainer.teacher.grpc_client import TeacherClient  # noqa: E402
 
 K = 64
-BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 PROMISED = {"flat": 1.25, "prefill": 0.8}
 SPIN_SECONDS = 1.5
 """Before each turn: vLLM's processes go on spinning for a second after their last work, on cores of the next."""
@@ -163,7 +163,7 @@ def report(rates: dict[str, list[float]], spent: dict[str, dict], options: argpa
 def main() -> int:
     """Starts both engines, then lets the sides take turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=BUILD / "models" / "teacher")
+    parser.add_argument("--model", type=model_folder, default=PACKAGED)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=256)

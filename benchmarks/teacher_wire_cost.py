@@ -37,11 +37,11 @@ sys.path[:0] = [str(ROOT / "proto"), str(ROOT / "tests")]
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import torch  # noqa: E402
+from packaged_models import PACKAGED, model_folder  # noqa: E402
 
 K, VOCABULARY_SIZE, HIDDEN_SIZE = 64, 49152, 576  # SmolLM2-135M's
 PROMISED_RATIO = 50
 PROMISED_BYTES = {"topk": 400, "hidden": 2 * HIDDEN_SIZE + 16}
-BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 TRL = ROOT / "build" / "trl-1.16.0-wheel"
 
 
@@ -225,7 +225,7 @@ def trl_costs(logits_STV: torch.Tensor, sequences: list[list[int]], rounds: int)
     """Processor microseconds and bytes a token."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(BUILD / "models" / "teacher")
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(PACKAGED))
     client_class, tokens = import_trl(), sum(map(len, sequences))
 
     def keep() -> list[Any]:

@@ -187,3 +187,9 @@ def test_every_name_that_a_program_imports_from_the_package_is_there(program):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("tutelage", *SUPPORT):
             for alias in node.names:
                 assert resolves(f"{node.module}.{alias.name}"), f"{node.module}.{alias.name}"
+
+
+@pytest.mark.parametrize("program", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_a_benchmark_needs_no_model_that_another_one_makes(program):
+    named = r'(?<!make_directory_once\()BUILD / "models" / "'
+    assert not re.search(named, program.read_text()), "packaged_models.py makes it for the first who wants it"
