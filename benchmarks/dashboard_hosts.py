@@ -35,7 +35,7 @@ BUILD = Path(os.environ.get("TUTELAGE_BUILD_DIR", ROOT / "build"))
 STUDENTS = ("ann", "bob", "cid", "dan")
 DASHBOARD = f"http://127.0.0.1:{DASHBOARD_PORT}"
 SAMPLING = {"max_new_tokens": 12, "max_staleness": 1, "writers": {"count": 2}}
-STEPS = 60
+STEPS = 150  # The first of four must not be done when the last begins.
 
 
 @contextmanager

@@ -7,9 +7,10 @@ the real server, is made as slow as the writing (`slow_teacher.py`): so many sec
 one sequence after the other, that a batch which is asked for when it is written takes as long as the writing did. That
 costs no processor time, as if the teacher were elsewhere; the student has all cores but the one of the engine.
 
-Two students of one seed take steps in turn, one with `sampling.stream: true` and one with `false`; no sequence ends
-early. `scoring` is how long a step stood still for the teacher after the last token was written. Before that, the same
-two are compared with the teacher at its own speed; with `--shared` only so, teacher and student both on all cores.
+Two students that differ in their seed alone take steps in turn, one with `sampling.stream: true` and one with `false`;
+of one seed, the second would ask for what the first has left in the teacher's cache. No sequence ends early. `scoring` is
+how long a step stood still for the teacher after the last token was written. Before that, the same two are compared with
+the teacher at its own speed; with `--shared` only so, teacher and student both on all cores.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         os.sched_setaffinity(0, cores if options.shared else cores[1:])
         batch = {"sequences": options.sequences, "micro_batch_sequences": options.sequences, "max_tokens": 1024}
         sides = {}
-        for name, stream in SIDES.items():
-            sampling = {"max_new_tokens": options.new_tokens, "stream": stream}
-            sides[name] = Ours(options, student, prompts, address, EndlessStudent, batch=batch, sampling=sampling)
+        for seed, (name, stream) in enumerate(SIDES.items()):
+            own = {"sampling": {"max_new_tokens": options.new_tokens, "stream": stream}, "seed": seed}
+            sides[name] = Ours(options, student, prompts, address, EndlessStudent, batch=batch, **own)
         quick = take_steps(sides, options.rounds if options.shared else 1)
         report("the teacher's own speed", quick)
         if options.shared:

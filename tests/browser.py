@@ -28,7 +28,8 @@ class Browser:
     """
 
     def __init__(self, url: str, token: str, before: Sequence[str] = ()) -> None:
-        self._profile = tempfile.TemporaryDirectory(prefix="tutelage-chromium-")
+        # Its helpers outlive it for a moment, and still write there while it is removed.
+        self._profile = tempfile.TemporaryDirectory(prefix="tutelage-chromium-", ignore_cleanup_errors=True)
         reads, self._to = os.pipe()
         self._from, writes = os.pipe()
         own = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
