@@ -7,10 +7,10 @@ the real server, is made as slow as the writing (`slow_teacher.py`): so many sec
 one sequence after the other, that a batch which is asked for when it is written takes as long as the writing did. That
 costs no processor time, as if the teacher were elsewhere; the student has all cores but the one of the engine.
 
-Two students that differ in their seed alone take steps in turn, one with `sampling.stream: true` and one with `false`;
-of one seed, the second would ask for what the first has left in the teacher's cache. No sequence ends early. `scoring` is
-how long a step stood still for the teacher after the last token was written. Before that, the same two are compared with
-the teacher at its own speed; with `--shared` only so, teacher and student both on all cores.
+Two students that differ in their seed alone take steps in turn, one with `sampling.stream: true`, one with `false`; of
+one seed, the second would ask for what the first has left in the teacher's cache. No sequence ends early. `scoring` is
+how long a step stood still for the teacher after the last token was written. Before that, the same two are compared
+with the teacher at its own speed; with `--shared` only so, teacher and student both on all cores.
 """
 
 from __future__ import annotations
