@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
+from growth import assert_linear
 from tutelage.evaluator.scoring.extraction import LETTER, NUMBER, TRUTH, labelled, score
 from tutelage.evaluator.tasks import TASKS
 
@@ -303,10 +303,9 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("text", ADVERSARIAL)
-def test_a_hundred_kilobytes_take_at_most_fifty_milliseconds(rule: str, text: str) -> None:
+def test_a_hundred_kilobytes_take_no_more_than_their_length(rule: str, text: str) -> None:
     for extract in (RULES[rule].paper, RULES[rule].corrected):
-        fastest = min(_seconds(extract, ADVERSARIAL[text]) for _ in range(3))  # the machine is shared
-        assert fastest <= 0.05
+        assert_linear(extract, ADVERSARIAL[text])
 
 
 PIECES = (
@@ -363,9 +362,3 @@ def test_nothing_that_can_be_written_breaks_a_rule(rule: str) -> None:
     assert RULES[rule].corrected(f"{rule}{'9' * 5000}") == ""
     if rule == "number":
         assert [NUMBER.corrected(text) for text in ("The answer is ^5", r"\frac{}{2} 7")] == ["", "7"]
-
-
-def _seconds(extract: Callable[[str], str], text: str) -> float:
-    started = time.process_time()
-    extract(text)
-    return time.process_time() - started

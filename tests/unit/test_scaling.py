@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "scaling.py"
+sys.path.append(str(PATH.parent))  # of what it imports
 SPEC = importlib.util.spec_from_file_location("scaling", PATH)
 scaling = importlib.util.module_from_spec(SPEC)
 sys.modules["scaling"] = scaling
