@@ -5,7 +5,6 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from growth import assert_linear
 from tutelage.evaluator.scoring.extraction import paper_number
 from tutelage.evaluator.scoring.math_errors import count_kinds, kind_of
 
@@ -37,9 +36,13 @@ def test_each_output_is_of_one_kind(output: str, kind: str) -> None:
     assert kind_of(QUESTION, output, paper_number(output), "18.0") == kind
 
 
-def test_a_hundred_kilobytes_take_no_more_than_their_length() -> None:
+def test_hundreds_of_kilobytes_are_read_in_bounded_time() -> None:
+    import time
+
     for text in ("1 + 1 = 3 " * 10_000, "9" * 100_000, "1 +" * 30_000, "=" * 100_000):
-        assert_linear(lambda text: kind_of(QUESTION, text, paper_number(text), "18"), text)
+        started = time.process_time()
+        kind_of(QUESTION, text, paper_number(text), "18")
+        assert time.process_time() - started < 0.5
 
 
 def test_kinds_are_counted_per_evaluation() -> None:
