@@ -212,6 +212,8 @@ class ComparisonConfig(Config):
     """Which rows they are compared with."""
     students: tuple[str, ...] = ()
     """Students that are compared; none means all."""
+    tasks: tuple[str, ...] = ()
+    """Of `evaluation.tasks`, as written there: what is compared and averaged; none means all."""
     margin: Annotated[float, Field(gt=0)] | None = None
     """Largest difference in points that counts as none; with it, equivalence is tested."""
 
@@ -332,6 +334,9 @@ class StudyConfig(Config):
             if not self.teachers and any(self.methods[name].needs_teacher for name in block.methods):
                 raise ConfigurationError("a method needs a teacher and there is none; name one", f"grid.{index}")
         self._check_starts()
+        for comparison in self.comparisons:
+            asked = {each.task for each in self.evaluation.tasks}
+            _require_known(f"comparisons.{comparison.name}.tasks", comparison.tasks, asked)
         _require_known(
             "claims.family", (c.family for c in self.claims if c.family), {c.family for c in self.comparisons}
         )

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from tutelage.config import read_mapping
 from tutelage.data.hub import is_on_hub
 from tutelage.data.merging import whole_model
 from tutelage.errors import ConfigurationError, TutelageError
@@ -310,7 +311,15 @@ def write_description(study: Study, folder: Folder) -> None:
         "teachers": teachers,
         "cells": cells,
         "tasks": [task.model_dump() for task in config.evaluation.tasks],
-        "comparisons": [comparison.model_dump() for comparison in config.comparisons],
+        "comparisons": [
+            comparison.model_dump() | {"tasks": [_name_of(task) for task in comparison.tasks]}
+            for comparison in config.comparisons
+        ],
         "claims": [claim.model_dump() for claim in config.claims],
     }
     write_durably(folder.path("study.json"), json.dumps(content, indent=1) + "\n")
+
+
+def _name_of(task: str) -> str:
+    """What rows call a task: a file of one says its name."""
+    return str(read_mapping(Path(task), "tasks").get("name")) if task.endswith((".yaml", ".yml")) else task

@@ -13,10 +13,11 @@ from typing import Any
 
 import polars as pl
 
-from tutelage.errors import DataError
+from tutelage.errors import DataError, NotFound
 from tutelage.evaluator.report.run_data import read_metrics, read_preflight
 from tutelage.evaluator.results.frames import LEFT_OUT, naming_unreadable, read
 from tutelage.evaluator.statistics.planned_comparisons import ITEMS, Comparison, rows_with
+from tutelage.evaluator.tasks import task_of_name
 
 _CELL = ["cell", "role", "method", "parameters"]
 _MEASURES = {"acc": "accuracy", "rougeL": "ROUGE-L"}
@@ -160,7 +161,8 @@ def read_study(folder: Path, frames: Path) -> StudyData:
 
     def side(declared: dict[str, Any], name: str) -> dict[str, Any]:
         columns: dict[str, Any] = {_COLUMNS[key]: value for key, value in declared[name].items()}
-        return columns | ({"student": declared["students"]} if declared["students"] else {})
+        columns |= {"student": declared["students"]} if declared["students"] else {}
+        return columns | ({"task": [_as_in_rows(one) for one in declared["tasks"]]} if declared["tasks"] else {})
 
     metrics = read_metrics(folder)
     if len(metrics):
@@ -180,6 +182,14 @@ def read_study(folder: Path, frames: Path) -> StudyData:
         usage=tuple(json.loads(path.read_text()) for path in sorted((folder / "usage").glob("*.json"))),
         preflight=tuple(found for found in read_preflight(folder) if found["student"] in set(cells["cell"])),
     )
+
+
+def _as_in_rows(task: str) -> str:
+    """What rows call a task that a study may name in any case, or as lm-evaluation-harness does."""
+    try:
+        return task_of_name(task).name
+    except NotFound:
+        return task  # one's own
 
 
 def complete(data: StudyData, comparisons: Sequence[Comparison]) -> list[Comparison]:

@@ -88,6 +88,12 @@ def comparisons(averages: pl.DataFrame, compared: pl.DataFrame) -> Table:
         "Holm within the family. Detectable: smallest true difference found with 80 % power. The single tasks, with "
         "bootstrap and permutation tests, are in the CSV."
     )
+    tasks = {
+        name: ", ".join(part["task"].unique(maintain_order=True))
+        for (name,), part in compared.filter(pl.col("task") != AVERAGE).group_by("comparison", maintain_order=True)
+    }
+    if len(set(tasks.values())) > 1:
+        columns.insert(2, Column("tasks", lambda row: tasks[row["comparison"]]))
     return Table("comparisons", columns, averages.to_dicts(), compared, caption)
 
 
