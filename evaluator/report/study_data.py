@@ -160,9 +160,10 @@ def read_study(folder: Path, frames: Path) -> StudyData:
     scored = rows["evaluation_id"].unique().to_list()
 
     def side(declared: dict[str, Any], name: str) -> dict[str, Any]:
+        tasks = declared.get("tasks")  # a version that knew none may have run it
         columns: dict[str, Any] = {_COLUMNS[key]: value for key, value in declared[name].items()}
         columns |= {"student": declared["students"]} if declared["students"] else {}
-        return columns | ({"task": [_as_in_rows(one) for one in declared["tasks"]]} if declared["tasks"] else {})
+        return columns | ({"task": [_as_in_rows(one) for one in tasks]} if tasks else {})
 
     metrics = read_metrics(folder)
     if len(metrics):

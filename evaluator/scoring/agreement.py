@@ -69,9 +69,11 @@ def pair(teacher: pl.DataFrame, student: pl.DataFrame) -> pl.DataFrame:
     for name, rows in (("teacher", teacher), ("student", student)):
         if rows.select("evaluation_id", "task", "protocol").n_unique() != 1:
             raise DataError(f"the {name}'s rows are not of one evaluation of one task; filter them first")
-    # An item that was answered several times is paired answer by answer, in the order of the seeds.
+    # An item that was answered several times is paired answer by answer, in the order of the seeds, one that failed being
+    # counted.
     answer = pl.int_range(pl.len()).over("item_id").alias("answer")
-    left, right = (one.filter(error="").sort("seed").select(*columns, answer) for one in (teacher, student))
+    numbered = [one.sort("seed").with_columns(answer) for one in (teacher, student)]
+    left, right = (one.filter(error="").select(*columns, "answer") for one in numbered)
     both = left.join(right, on=["task", "item_id", "item_hash", "answer"], suffix="_student", validate="1:1")
     # Items are numbered as text: "10" comes after "9".
     return both.sort(pl.col("item_id").cast(pl.UInt32), "answer")

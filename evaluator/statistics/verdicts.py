@@ -1,7 +1,8 @@
 """Whether what a study declared before its run shows: verdicts by fixed rules from comparisons and trends.
 
 A claim about a family of comparisons needs every member, on the average of the tasks, to fall on the expected side with
-an adjusted p ≤ 0.05 over items and with an interval over items and training runs that excludes zero. A claim about a
+an adjusted p ≤ 0.05 over items and with an interval over items and training runs that excludes zero; equivalence needs
+that interval to lie within the margin. One training a side has no such interval, and tells nothing. A claim about a
 trend needs the interval of Spearman's rho to exclude zero on the expected side, and p ≤ 0.05; "none" needs it to hold
 zero. Fewer than five runs have no such interval, and tell nothing.
 """
@@ -28,18 +29,20 @@ VERDICTS = pl.Schema(
 def directions(compared: pl.DataFrame) -> pl.DataFrame:
     """The averages of `planned_comparisons.compare` with `holds`: what each says of the method, other runs included.
 
-    first higher, second higher, equivalent, these runs only (significant over items, not over runs), undecided, or
-    cannot tell (the differences show no spread).
+    first higher, second higher, equivalent, these runs only (so over items, but not over runs), undecided, or cannot
+    tell (the differences show no spread).
     """
     averages = compared.filter(task=AVERAGE)
     beyond = (pl.col("seeds_low") > 0) | (pl.col("seeds_high") < 0)
+    within = (pl.col("seeds_low") > -pl.col("margin")) & (pl.col("seeds_high") < pl.col("margin"))
     higher = pl.col("conclusion").is_in(list(_HIGHER))
+    alike = pl.col("p_equivalence") < 0.05
     holds = (
         pl.when(higher & beyond)
         .then("conclusion")
-        .when(pl.col("p_equivalence") < 0.05)
+        .when(alike & within)
         .then(pl.lit("equivalent"))
-        .when(higher)
+        .when(higher | alike)
         .then(pl.lit("these runs only"))
         .when(pl.col("conclusion") == CANNOT_TELL)
         .then("conclusion")
@@ -108,7 +111,8 @@ def _of_family(claim: Mapping[str, Any], members: pl.DataFrame, count: int) -> d
     elif hits:
         verdict = f"{PARTLY}, {hits} of {len(holds)}"
     else:
-        kinds = set(holds)
+        # One training a side says nothing of what another one would have given.
+        kinds = {CANNOT_TELL if row["seeds"] == 1 else row["holds"] for row in members.to_dicts()}
         verdict = CANNOT_TELL if kinds == {CANNOT_TELL} else UNDECIDED if kinds <= {UNDECIDED, CANNOT_TELL} else NOT
     return _row(claim, "; ".join(_found(row) for row in members.to_dicts()) or "–", _FAMILY_TEST, verdict)
 

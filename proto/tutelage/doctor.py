@@ -154,7 +154,7 @@ def _chats_and_ends(info: pb.GetTeacherInfoResponse, student: Path) -> list[Find
     try:
         require_same_template(info.chat_template_digest, chat_template_digest(student))
     except TutelageError as error:
-        findings.append(Finding("chat template", "bad", error.message))
+        findings.append(Finding("chat template", "bad", error.message, error.exit_code))
     teachers, own = sorted(info.end_token_ids), end_token_ids(student)
     if teachers and teachers != own:
         text = f"the teacher ends texts with the ids {teachers}, the student with {own}; it will be trained to use all"

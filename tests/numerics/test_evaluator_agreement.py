@@ -105,3 +105,12 @@ def test_only_rows_of_the_same_items_are_paired() -> None:
         pair(pl.concat([teacher, teacher.with_columns(evaluation_id=pl.lit("second"))]), teacher)
     failed = teacher.with_columns(error=pl.when(pl.col("item_id") == "0").then(pl.lit("broken")).otherwise(pl.lit("")))
     assert len(pair(failed, teacher)) == 5
+
+
+def test_answers_after_one_that_failed_are_paired_with_those_of_their_place() -> None:
+    texts = [text for text, _ in TEXTS]
+    several = rows("teacher", TEACHER, texts).with_columns(item_id=pl.lit("0"), item_hash=pl.lit("h"))
+    several = several.with_columns(seed=pl.int_range(pl.len()))
+    broken = several.with_columns(error=pl.when(pl.col("seed") == 1).then(pl.lit("broken")).otherwise(pl.lit("")))
+    pairs = pair(several, broken)
+    assert pairs["output"].to_list() == pairs["output_student"].to_list() == [texts[0], *texts[2:]]

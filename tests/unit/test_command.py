@@ -16,7 +16,7 @@ import pytest
 from trainer_doubles import FaultyServicer, InProcessTeacher, serving
 from tutelage import cli as command
 from tutelage import doctor
-from tutelage.errors import Terminated, Unreachable
+from tutelage.errors import IdentityMismatch, Terminated, Unreachable
 from tutelage.identity import chat_template_digest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,7 +199,7 @@ def test_the_doctor_says_where_one_tokenizer_is_used_in_two_ways(capsys, tiny_mo
     teacher.info.chat_template_digest = chat_template_digest(tiny_model)
     teacher.info.end_token_ids.extend([0, 2])
     with serving(teacher) as address:
-        assert doctor.main(["--teacher", address, "--student", str(student), "--json"]) == 0
+        assert doctor.main(["--teacher", address, "--student", str(student), "--json"]) == IdentityMismatch.exit_code
         findings = {finding["topic"]: finding["text"] for finding in json.loads(capsys.readouterr().out)}
         assert "data.chat_template: student" in findings["chat template"]
         assert findings["end tokens"].startswith("the teacher ends texts with the ids [0, 2], the student with [2];")

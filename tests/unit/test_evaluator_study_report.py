@@ -107,7 +107,7 @@ def write_rows(frames: Path, described: dict[str, object], generator: np.random.
                 "step": 5,
                 "training_seed": described["seed"],
                 "evaluation_id": described["evaluation_id"],
-                "task": "sums",
+                "task": described.get("task", "sums"),
                 "protocol": "paper",
                 "template": "chat",
                 "sampling_temperature": 0.0,
@@ -121,7 +121,7 @@ def write_rows(frames: Path, described: dict[str, object], generator: np.random.
                 "error": error,
             }
         )
-    path = frame_path(frames, "known", "sums", str(described["evaluation_id"]), "paper")
+    path = frame_path(frames, "known", str(described.get("task", "sums")), str(described["evaluation_id"]), "paper")
     write_frame(frame_of_rows(rows), path)
 
 
@@ -282,6 +282,30 @@ def test_a_study_of_one_item_or_one_run_reports(tmp_path, monkeypatch, items: in
     compared = pl.read_csv(out.parent / "tables" / "comparisons.csv", infer_schema_length=None)
     assert compared["items"].to_list() == [items] * compared.height > []
     assert (compared["high"] - compared["low"]).min() > 50
+
+
+def test_a_comparison_of_some_tasks_averages_those_alone(tmp_path):
+    cells = [cell("tuned", "big")]
+    for seed in SEEDS:
+        cells += [cell("student", "small", "sft", seed), cell("student", "small", "kd", seed, teacher="big")]
+    generator = np.random.default_rng(0)
+    for described in cells:
+        for task, right in (("ARC-Easy", 0.1), ("piqa", 0.9), ("own", 0.5)):
+            write_rows(tmp_path / "frames", {**described, "task": task, "right": right}, generator)
+    sides = {"first": {"method": "kd"}, "second": {"method": "sft"}, "students": [], "margin": None, "family": "kd"}
+    chosen = {"low": ["arc_easy"], "high": ["piqa"], "two": ["PIQA", "own"], "all": []}
+    content = declared(cells) | {"claims": []}
+    content["comparisons"] = [{"name": name, **sides, "tasks": tasks} for name, tasks in chosen.items()]
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    out = write_study_report(frames=tmp_path / "frames", study=tmp_path, out=tmp_path / "out" / "report.html")
+    compared = pl.read_csv(out.parent / "tables" / "comparisons.csv", infer_schema_length=None)
+    assert compared.filter(task="Average")["items"].to_list() == [ITEMS, ITEMS, 2 * ITEMS, 3 * ITEMS]
+    average = dict(compared.filter(task="Average").select("comparison", "second").rows())
+    by_task = dict(compared.filter(comparison="all").select("task", "second").rows())
+    assert average["low"] == by_task["ARC-Easy"] < average["two"] == (by_task["piqa"] + by_task["own"]) / 2
+    shown = out.read_text()
+    assert "<td>ARC-Easy</td>" in shown
+    assert "<td>own, piqa</td>" in shown
 
 
 def test_kinds_of_errors_are_counted_over_seeds(tmp_path, monkeypatch):

@@ -223,6 +223,22 @@ def test_a_family_without_spread_cannot_tell() -> None:
     assert verdicts([claim], averages, {}, {"primary": 1})["verdict"].to_list() == ["cannot tell"]
 
 
+@pytest.mark.parametrize("expects", ["first higher", "second higher", "equivalent"])
+@pytest.mark.parametrize("chosen", [{"objective": "gkd"}, {"objective": "seq_kd", "margin": 25.0}])
+def test_one_training_a_side_tells_nothing_of_a_method(chosen, expects) -> None:
+    averages = directions(compare(study(seeds=1), [comparison(**chosen)], np.random.default_rng(0), resamples=200))
+    assert averages["holds"].to_list() == ["these runs only"]
+    claim = {"text": "", "family": "primary", "trend": None, "expects": expects}
+    assert verdicts([claim], averages, {}, {"primary": 1})["verdict"].to_list() == ["cannot tell"]
+
+
+def test_equivalence_needs_the_interval_over_runs_within_the_margin() -> None:
+    frame = compare(study(seeds=4), [comparison("seq_kd", margin=25.0)], np.random.default_rng(0), resamples=200)
+    assert directions(frame)["holds"].to_list() == ["equivalent"]
+    wider = frame.with_columns(seeds_high=pl.lit(26.0))
+    assert directions(wider)["holds"].to_list() == ["these runs only"]
+
+
 def test_a_cell_without_a_score_is_refused_by_the_tests_over_methods() -> None:
     cells = cells_of_items(study(seeds=1, items=5)).with_columns(
         score=pl.when(pl.col("task") == "hard").then(float("nan")).otherwise("score")

@@ -154,6 +154,20 @@ def test_a_comparison_without_its_cells_is_refused_before_anything_runs(config):
         ),
         ({"claims": [{"text": "t", "family": "none", "expects": "equivalent"}]}, "'none' is not there"),
         (
+            {
+                "comparisons": [
+                    {
+                        "name": "c",
+                        "family": "f",
+                        "first": {"method": "sft"},
+                        "second": {"method": "sft"},
+                        "tasks": ["nine"],
+                    }
+                ]
+            },
+            r"comparisons\.c\.tasks: 'nine' is not there; choose from",
+        ),
+        (
             {"claims": [{"text": "t", "trend": "size", "expects": "first higher"}]},
             "is none of negative, positive, none",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
+from architectures import REFUSED, write_architecture
 from trainer_cases import student_config, write_rows
-from tutelage.errors import ConfigurationError
+from tutelage.errors import ConfigurationError, Unreachable
 from tutelage.findings import refuse_bad
 from tutelage.trainer.cli import main as trained_by
 from tutelage.trainer.cluster.preflight import _against_itself
@@ -103,6 +105,13 @@ def test_rows_that_are_cut(tiny_model, tokenizer, tmp_path):
     assert "completions lost their end" in text
 
 
+def test_rows_that_are_left_out(tiny_model, tokenizer, tmp_path):
+    rows = [{"prompt": "What is it? " * (40 if i % 4 == 0 else 1), "completion": "It."} for i in range(20)]
+    config = student_config(tiny_model, rows_file(tmp_path / "rows.jsonl", rows), held_out={"sequences": 0})
+    state, text = found(config, tokenizer)["length"]
+    assert (state, text.split()[:3]) == ("note", ["5", "of", "20"])
+
+
 @pytest.mark.parametrize(
     ("sampling", "state"),
     [({}, "ok"), ({"temperature": 2.0}, "ok"), ({"temperature": 0.7}, "note"), ({"top_p": 0.9}, "note"),
@@ -123,6 +132,32 @@ def test_held_out_rows_that_are_training_rows(shared, state, tiny_model, tokeniz
     held = rows_file(tmp_path / "held.jsonl", [row(number) for number in range(10 - shared, 14 - shared)])
     config = student_config(tiny_model, train, held_out={"sequences": 4, "data": {"path": held}})
     assert found(config, tokenizer)["held out"][0] == state
+
+
+def test_held_out_rows_whose_prompts_the_student_answers(tiny_model, tokenizer, tmp_path):
+    asked = rows_file(tmp_path / "asked.jsonl", [{"prompt": f"What is {number}?"} for number in range(10)])
+    rows = [{"prompt": f"What is {number}?", "completion": f"It is {number}."} for number in (8, 9, 10, 11)]
+    held = rows_file(tmp_path / "held.jsonl", rows)
+    objective = {"name": "gkd", "on_policy_fraction": 1}
+    config = student_config(
+        tiny_model,
+        asked,
+        objective=objective,
+        held_out={"sequences": 4, "data": {"path": held}},
+        batch={"max_tokens": 96},
+    )
+    state, text = found(config, tokenizer)["held out"]
+    assert (state, text.partition(";")[0]) == ("note", "2 of 4 held-out rows are training rows as well")
+
+
+def test_held_out_rows_of_what_streams_are_not_called_untrained(tiny_model, tokenizer, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl")
+    (tmp_path / "folder").mkdir()
+    shutil.copy(rows, tmp_path / "folder" / "train.jsonl")
+    data = {"path": tmp_path / "folder", "streaming": True}
+    config = student_config(tiny_model, rows, held_out={"sequences": 4, "data": {"path": rows}})
+    config = StudentConfig.model_validate(config.model_dump() | {"data": data})
+    assert found(config, tokenizer)["held out"][0] == "note"
 
 
 def test_they_are_kept_for_the_report(tiny_model, tokenizer, tmp_path):
@@ -173,6 +208,27 @@ def test_the_doctor_says_of_each_student_what_its_training_would_refuse(tiny_mod
     assert not (tmp_path / "run/students").exists()
 
 
+def test_the_doctor_says_what_adapters_the_loss_does_not_reach_and_what_data_has_no_row_that_fits(
+    tiny_model, tmp_path, capsys
+):
+    """Adapters of a tower for images, which no row of text passes."""
+    tower = write_architecture(tmp_path / "tower", tiny_model, *REFUSED["a tower for images"][:2])
+    rows = str(write_rows(tmp_path / "rows.jsonl"))
+    rows_file(tmp_path / "long.jsonl", [{"prompt": "What is it? " * 40, "completion": "It."}] * 8)
+    students = [
+        {"id": "adapted", "init": str(tower), "data": {"path": rows}, "lora": {"target_modules": ["q_proj"]}},
+        {"id": "asked", "init": str(tiny_model), "data": {"path": str(tmp_path / "long.jsonl")}},
+    ]
+    defaults = {"objective": {"name": "sft"}, "batch": {"max_tokens": 96}}
+    content = {"output": str(tmp_path / "run"), "defaults": defaults, "students": students}
+    (tmp_path / "cohort.yaml").write_text(yaml.safe_dump(content))
+    assert trained_by(["--config", str(tmp_path / "cohort.yaml"), "--preflight"]) != 0
+    adapted, asked = capsys.readouterr().out.split("student ")[1:]
+    assert "✗ model" in adapted
+    assert "no gradient of the loss reaches" in adapted
+    assert "✗ data" in asked
+
+
 class Swaying:
     """A teacher whose answers depend on what else it is asked."""
 
@@ -192,9 +248,20 @@ class Swaying:
         return answers
 
 
-@pytest.mark.parametrize(("sway", "state"), [(0.0, "ok"), (0.5, "bad")])
-def test_a_teacher_that_is_far_from_itself_is_refused(sway, state):
+class Away(Swaying):
+    """A teacher that has gone."""
+
+    def score(self, sequences, spec):
+        raise Unreachable("it is away")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "state"),
+    [(Swaying(0.0), "ok"), (Swaying(0.5), "bad"), (Swaying(float("nan")), "bad"), (Away(0.0), "bad")],
+    ids=["the same", "far", "no number", "away"],
+)
+def test_a_teacher_that_is_far_from_itself_is_refused(teacher, state):
     ids = np.arange(6, dtype=np.int32)
     rows = [token_sequence(ids[:2], ids[2:], loss_on_prompt=False)] * 3
-    (finding,) = _against_itself(Swaying(sway), rows, 512)
+    (finding,) = _against_itself(teacher, rows, 512)
     assert (finding.topic, finding.state) == ("noise floor", state)

@@ -1,7 +1,7 @@
 """A cohort looked at without training it: `tutelage doctor --config cohort.yaml`.
 
-Of each student everything that its training looks at before the first step: the model against its own code, what the
-loss reaches, its rows, its teacher and all of that teacher's servers; and the teacher against itself.
+Of each student what its training looks at as well: the model against its own code, what the loss reaches, its rows, its
+teacher and all of that teacher's servers; and the teacher against itself, on rows of the student.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tutelage.trainer.data.shown import shown
 from tutelage.trainer.teacher.base import SignalSpec, Teacher
 from tutelage.trainer.teacher.same_teacher import bucketed_kl
 from tutelage.trainer.teacher.several import members_of
-from tutelage.trainer.training.findings import findings_of
+from tutelage.trainer.training.findings import findings_of, of_model, of_teacher
 from tutelage.trainer.training.sources import Data, read_data
 
 _WAIT_SECONDS = 5.0
 _KEPT_IDS = 32
 _FLOORS = 10.0
-"""So many noise floors a teacher may be from itself, or `_LEAST_KL`; as replicas may from each other."""
+"""So many noise floors a teacher may be from itself, or `_LEAST_KL`: the floor is that of another, short text."""
 _LEAST_KL = 1e-3
 
 
@@ -71,16 +71,14 @@ def _model(student: StudentConfig, found: list[Finding]) -> Any:
     except TutelageError as error:
         found.append(Finding("model", "bad", str(error), error.exit_code))
         return None
-    what = "adapters" if student.lora else "weights"
-    text = f"logits and loss as its own code has them; {model.parameters_count:,} numbers of {what} are trained, and "
-    found.append(Finding("model", "ok", text + "the loss reaches all of them"))
+    found.append(of_model(student, model.parameters_count))
     return model
 
 
 def _teacher(config: CohortConfig, student: StudentConfig, found: list[Finding], stack: ExitStack) -> Teacher | None:
     """Who would score for it; with several servers, all of them were asked alike. None if nobody does."""
     if not student.objective.needs_teacher:
-        found.append(Finding("teacher", "ok", f"{student.objective.label} asks none"))
+        found.append(of_teacher(student, None))
         return None
 
     def hurried(teacher: Any) -> Any:
@@ -94,8 +92,7 @@ def _teacher(config: CohortConfig, student: StudentConfig, found: list[Finding],
         found.append(Finding("teacher", "bad", str(error), error.exit_code))
         return None
     assert teacher is not None
-    text = f"{teacher.identity.model_name}: tokenizer, chat template and servers agree"
-    found.append(Finding("teacher", "ok", text))
+    found.append(of_teacher(student, teacher.identity))
     return teacher
 
 
@@ -121,7 +118,7 @@ def _against_itself(teacher: Teacher, rows: Sequence[TokenSequence], vocabulary:
         return [Finding("noise floor", "bad", str(error), error.exit_code)]
     kl, floor = abs(bucketed_kl(alone, again)), own.identity.noise_floor_kl
     text = f"the teacher is {kl:.2g} nats a token from itself, alone and among others (noise floor {floor:.2g})"
-    if kl > max(_LEAST_KL, _FLOORS * floor):
+    if not kl <= max(_LEAST_KL, _FLOORS * floor):  # also if it is no number
         advice = "; its answers depend on what else it is asked: serve it with another dtype or without quantization"
         return [Finding("noise floor", "bad", text + advice, EXIT_UNREACHABLE)]
     return [Finding("noise floor", "ok", text)]

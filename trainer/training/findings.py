@@ -19,6 +19,7 @@ from tutelage.files import write_durably
 from tutelage.findings import Finding
 from tutelage.trainer.config.student import SourceConfig, StudentConfig
 from tutelage.trainer.data.dataset import Dataset, row_key
+from tutelage.trainer.teacher.base import TeacherIdentity
 from tutelage.trainer.training.sources import Data
 
 FILE = "preflight.json"
@@ -44,6 +45,21 @@ def findings_of(config: StudentConfig, tokenizer: Any, data: Data, teacher_ends:
             found += _tokens(source, dataset, tokenizer, teacher_ends)
             found += _lengths(dataset, config.batch.max_tokens)
     return [*found, *_held_out(config, data)]
+
+
+def of_model(config: StudentConfig, trained_numbers: int) -> Finding:
+    """What a model that was loaded has shown: it is refused where its own code or its loss says otherwise."""
+    what = "adapters" if config.lora else "weights"
+    text = f"logits and loss as its own code has them; {trained_numbers:,} numbers of {what} are trained, and "
+    return Finding("model", "ok", text + "the loss reaches all of them")
+
+
+def of_teacher(config: StudentConfig, identity: TeacherIdentity | None) -> Finding:
+    """What a teacher that was reached has shown: one that is another, or unlike its other servers, is refused."""
+    if identity is None:
+        return Finding("teacher", "ok", f"{config.objective.label} asks none")
+    text = f"{identity.model_name}: tokenizer, chat template and servers agree; alone and among others, it was "
+    return Finding("teacher", "ok", text + f"{identity.noise_floor_kl:.2g} nats a token from itself when it started")
 
 
 def write(findings: Sequence[Finding], folder: Path) -> None:
@@ -124,13 +140,19 @@ def _held_out(config: StudentConfig, data: Data) -> list[Finding]:
     """Whether what is measured on is trained on."""
     if not data.held_out:
         return [Finding("held out", "ok", "nothing is measured on held-out rows")]
-    trained = {row_key(row) for _, dataset in data.read if dataset for row in dataset.examples}
-    shared = _count(data.held_out, lambda row: row_key(row) in trained)
+    rows = [row for _, dataset in data.read if dataset for row in dataset.examples]
+    trained = {row_key(row) for row in rows}
+    # A prompt without an answer is answered by whoever trains on it.
+    asked = {row.prompt_ids.tobytes() for row in rows if not len(row.completion_ids)}
+    shared = _count(data.held_out, lambda row: row_key(row) in trained or row.prompt_ids.tobytes() in asked)
     if shared == len(data.held_out):
         text = f"all {shared:,} held-out rows are training rows, so what is measured on them is memory; hold out others"
         return [Finding("held out", "bad", text, EXIT_USAGE)]
     if shared:
         text = f"{shared:,} of {len(data.held_out):,} held-out rows are training rows as well; take them out of one"
+        return [Finding("held out", "note", text)]
+    if config.held_out.data and any(dataset is None for _, dataset in data.read):
+        text = f"{len(data.held_out):,} rows; whether what streams has them as well is not looked for"
         return [Finding("held out", "note", text)]
     return [Finding("held out", "ok", f"{len(data.held_out):,} rows, none of them trained on")]
 

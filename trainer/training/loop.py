@@ -50,7 +50,6 @@ from tutelage.trainer.training import findings
 from tutelage.trainer.training.batch_builder import BatchBuilder
 from tutelage.trainer.training.control import Control
 from tutelage.trainer.training.equal_teacher import EqualTeacher
-from tutelage.trainer.training.findings import findings_of
 from tutelage.trainer.training.preflight import check_saving
 from tutelage.trainer.training.sources import read_data
 from tutelage.trainer.training.step import TrainStep
@@ -195,7 +194,9 @@ class _Training:
             check_saving(self._student, init, folder)
         self._data = data = read_data(config, tokenizer)
         self._notes = data.cost_of_length(config.batch.max_tokens)
-        found = findings_of(config, tokenizer, data, teacher.identity.end_token_ids if teacher else ())
+        found = [findings.of_model(config, self._student.parameters_count)]
+        found.append(findings.of_teacher(config, teacher.identity if teacher else None))
+        found += findings.findings_of(config, tokenizer, data, teacher.identity.end_token_ids if teacher else ())
         refuse_bad(found)
         self._notes += tuple(f"{each.topic}: {each.text}" for each in found if each.state == "note")
         held_out = [answered(example, loss_on_prompt=config.loss_on_prompt) for example in data.held_out]
