@@ -69,8 +69,7 @@ def pair(teacher: pl.DataFrame, student: pl.DataFrame) -> pl.DataFrame:
     for name, rows in (("teacher", teacher), ("student", student)):
         if rows.select("evaluation_id", "task", "protocol").n_unique() != 1:
             raise DataError(f"the {name}'s rows are not of one evaluation of one task; filter them first")
-    # An item that was answered several times is paired answer by answer, in the order of the seeds, one that failed being
-    # counted.
+    # An item that was answered several times is paired answer by answer, in the order of the seeds; failed ones count.
     answer = pl.int_range(pl.len()).over("item_id").alias("answer")
     numbered = [one.sort("seed").with_columns(answer) for one in (teacher, student)]
     left, right = (one.filter(error="").select(*columns, "answer") for one in numbered)

@@ -6,33 +6,43 @@ All three are read alike: find what is mentioned, leave out what is denied or me
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tutelage.evaluator.scoring.reading import answer_text, attempts, without_reasons
+from tutelage.evaluator.scoring.reading import JUDGED, answer_text, attempts, without_confirmations, without_reasons
 
 _REACH = 48  # characters after "the answer is" in which the answer must begin
 _MARKERS = 50
 _NOUN = r"(?:answer|option|choice|solution|ending)"
 _ANSWER_IS = re.compile(
-    rf"{_NOUN}\s*+(?:is|(?:would|should|must)\s+be)\b(?!\s+(?:in)?correct|\s+(?:right|wrong|best|better))"
+    rf"{_NOUN}\s*+(?:is|(?:would|should|must)\s+be)\b(?!{JUDGED})\s*+[:：]?"
     rf"|{_NOUN}\s*+[:=：]|####|\\boxed\{{|<answer>",
     re.IGNORECASE,
 )
 _OPENING = re.compile(r"(?:[\s(\[*\"'“#]|\\boxed\{|\\text\w*\{)*+")
-# After a choice that an output begins with: its end, a reason, or that it is right; not "or", nor a list of them.
+# After a choice that an output begins with: its end ("B)" and "2:" too), a reason, or that it is right; not "or", nor a
+# list of them.
 _SETTLED = re.compile(
-    r"[)\]*\"'”}]*+(?:\s*+(?:[.!;]|\Z|\n)|,(?!\s*(?:and|or)\b)|\s*+(?:because|since|as)\b"
+    r"(?<=\b\w)[)\].:]{1,2}\s|[)\]*\"'”}]*+(?:\s*+(?:[.!;]|\Z|\n)|,(?!\s*(?:and|or)\b)|\s*+(?:because|since|as)\b"
     r"|\s+(?:is|looks|seems|fits|makes)\s+(?:the\s+)?(?:most|correct|right|best|better|answer|true|more|sense)\b)",
     re.IGNORECASE,
 )
 _LISTING = re.compile(r"[\s)\]*\"'(\[,/]*+(?:and/or|or|and|nor|&)?[\s(\[*\"']*+(?:option|answer)?\s*+")
-_DENIED_BEFORE = re.compile(
-    r"(?:\bnot|n't|\bcannot|\bnever|\brather than|\binstead of|\bneither|\bnor)"
-    r"(?:\s+(?:be|it|the|a|really|option|answer))*+[\s(\[*\"']*+\Z",
-    re.IGNORECASE,
+_OR = re.compile(r"[)\]*\"'”]*+,?\s++(?:and/)?or\s++[(\[*\"'“]*+", re.IGNORECASE)
+_DENIAL = (
+    r"(?:\b(?:I|we)\s(?:do|did|would|can)(?:\snot|n['’]t)\s(?:think|believe|say|feel|agree)"
+    r"|\b(?:not|never|cannot|hardly|no longer|far from|by no means|in no way|I doubt)|n['’]t)\b"
 )
+# Between a denial and what it denies: "not [always] true", "do not think [that it is] B"; but "not only true".
+_BETWEEN = (
+    r"(?:be|been|an?|the|to|is|are|was|(?:it|this|that)(?:['’]s)?|seem|appear|look|case"
+    r"|statement|claim|sentence|option|answer|always|quite|so|at all|even|ever|(?!only\b)[a-z]{2,16}ly)\b"
+)
+_DENYING = re.compile(rf"{_DENIAL}|\b(?:rather than|instead of|neither|nor)\b", re.IGNORECASE)
+_DENIED_BEFORE = re.compile(rf"(?:{_DENYING.pattern})(?:\s+{_BETWEEN}){{0,8}}+[\s(\[*\"']*+", re.IGNORECASE)
+_DENIAL_REACH = 64
 _DENIED_AFTER = re.compile(
     r"[)\]*\"']*+\s+(?:is|are|was|would be|seems?|looks?)\s+(?:too\b|wrong|incorrect|false|not\b|impossible)",
     re.IGNORECASE,
@@ -61,14 +71,12 @@ class Choices:
         mentions: finds the choices that a text names.
         bare: a shorter name, which counts only where nothing but a choice is expected.
         value_of: the choice that a bare name stands for, or empty.
-        settles: what comes after a choice that an output begins with and settles on.
 
     """
 
     mentions: Callable[[str], Sequence[Mention]]
     bare: re.Pattern[str]
     value_of: Callable[[str], str]
-    settles: re.Pattern[str] = _SETTLED
 
 
 def settled(text: str, choices: Choices) -> str:
@@ -93,7 +101,8 @@ def settled(text: str, choices: Choices) -> str:
 def _after_marker(text: str, named: Sequence[Mention], kept: Sequence[Mention], choices: Choices) -> str:
     for marker in [*_ANSWER_IS.finditer(text)][-_MARKERS:][::-1]:
         if (short := _bare(text, marker.end(), choices)) and (value := choices.value_of(short.group())):
-            return "" if _listed(text, named, short.start()) else value
+            several = _listed(text, named, short.start()) or _or_another(text, short, choices)
+            return "" if several or _denied(text, marker.start(), _denials(text)) else value
         after = [one for one in kept if marker.end() <= one.start < marker.end() + _REACH]
         if after:
             return after[0].value
@@ -102,10 +111,10 @@ def _after_marker(text: str, named: Sequence[Mention], kept: Sequence[Mention], 
 
 def _at_start(text: str, kept: Sequence[Mention], choices: Choices) -> str:
     short = _bare(text, 0, choices)
-    if short and choices.settles.match(text, short.end()) and (value := choices.value_of(short.group())):
+    if short and _SETTLED.match(text, short.end()) and (value := choices.value_of(short.group())):
         return value
     begins = kept and _OPENING.fullmatch(text, 0, kept[0].start)
-    return kept[0].value if begins and choices.settles.match(text, kept[0].end) else ""
+    return kept[0].value if begins and _SETTLED.match(text, kept[0].end) else ""
 
 
 def _bare(text: str, start: int, choices: Choices) -> re.Match[str] | None:
@@ -133,8 +142,15 @@ def _listed(text: str, named: Sequence[Mention], position: int) -> bool:
     return False
 
 
+def _or_another(text: str, short: re.Match[str], choices: Choices) -> bool:
+    """Whether a bare name has another one beside it ("2 or 3")."""
+    alternative = _OR.match(text, short.end())
+    return alternative is not None and choices.bare.match(text, alternative.end()) is not None
+
+
 def _undenied(text: str, named: Sequence[Mention]) -> list[Mention]:
     """Without what a text says is not the answer, and without lists of different choices."""
+    denials = _denials(text)
     dropped: set[int] = set()
     for index, (one, other) in enumerate(pairwise(named)):
         if one.value != other.value and _LISTING.fullmatch(text, one.end, other.start):
@@ -142,10 +158,20 @@ def _undenied(text: str, named: Sequence[Mention]) -> list[Mention]:
     return [
         one
         for index, one in enumerate(named)
-        if index not in dropped
-        and not _DENIED_BEFORE.search(text, max(0, one.start - 32), one.start)
-        and not _DENIED_AFTER.match(text, one.end)
+        if index not in dropped and not _denied(text, one.start, denials) and not _DENIED_AFTER.match(text, one.end)
     ]
+
+
+def _denials(text: str) -> list[int]:
+    return [found.start() for found in _DENYING.finditer(text)]
+
+
+def _denied(text: str, position: int, denials: Sequence[int]) -> bool:
+    """Whether the last of the denials before a position denies what begins there."""
+    index = bisect_left(denials, position)
+    if not index or position - denials[index - 1] > _DENIAL_REACH:
+        return False
+    return _DENIED_BEFORE.fullmatch(text, denials[index - 1], position) is not None
 
 
 # Letters. "A" before a lower-case word is the article, unless the word goes on about the option; not a name ("A's").
@@ -154,19 +180,18 @@ _OPTION = r"(?:[B-E]|A(?!\s(?!is\b|because\b|as\b|since\b|or\b|and\b|but\b|looks
 _STANDALONE = re.compile(rf"(?<![\w'])({_OPTION})")
 _BRACKETED = re.compile(r"\(([A-E])\)")
 _BARE_LETTER = re.compile(rf"(?:option\s+)?[(\[*]{{0,3}}({_OPTION})", re.IGNORECASE)
-_SETTLED_LETTER = re.compile(rf"[)\].:]\s|{_SETTLED.pattern}", re.IGNORECASE)
 _OPTION_LIST = re.compile(r"(?m)(?:^[^\S\n]*+\(?[A-E][).:][^\n]*+\n*+){3,}")
 
 
 def corrected_letter(text: str) -> str:
     """The option A to E that an output settles on; letters in brackets go before letters that stand alone."""
-    text = _OPTION_LIST.sub("\n", answer_text(text))
+    text = _OPTION_LIST.sub("\n", without_confirmations(answer_text(text)))
 
     def mentions(part: str) -> list[Mention]:
         pattern = _BRACKETED if _BRACKETED.search(part) else _STANDALONE
         return [Mention(found.start(), found.end(), found[1]) for found in pattern.finditer(part)]
 
-    return settled(text, Choices(mentions, _BARE_LETTER, lambda name: name[-1].upper(), _SETTLED_LETTER))
+    return settled(text, Choices(mentions, _BARE_LETTER, lambda name: name[-1].upper()))
 
 
 # Labels.
@@ -177,6 +202,13 @@ _INDEX = {word: index for words in (_COUNTED, _ORDINALS) for index, word in enum
 _BARE_LABEL = re.compile(
     rf"(?:\d{{1,3}}|(?:the\s+)?(?:{'|'.join((*_COUNTED, *_ORDINALS))}))\b(?!\.\d|,\d|/)", re.IGNORECASE
 )
+_ITEM = re.compile(r"(?<!\S)[(\[]?([1-9])[)\].:]\s(?!\s*+(?:is|are|would|does|seems)\b)")
+
+
+def _without_item_numbers(text: str) -> str:
+    """Without the numbers of a list that counts 1, 2, …: options, or steps."""
+    numbers = [found[1] for found in _ITEM.finditer(text)]
+    return _ITEM.sub(" ", text) if numbers[:2] == ["1", "2"] else text
 
 
 def label_reader(stem: str, count: int) -> Callable[[str], str]:
@@ -196,21 +228,30 @@ def label_reader(stem: str, count: int) -> Callable[[str], str]:
         found = [(one, value_of(one[1] or one[2])) for one in pattern.finditer(text)]
         return [Mention(one.start(), one.end(), value) for one, value in found if value]
 
-    return lambda text: settled(answer_text(text), Choices(mentions, _BARE_LABEL, value_of))
+    def read(text: str) -> str:
+        text = _without_item_numbers(without_confirmations(answer_text(text)))
+        return settled(text, Choices(mentions, _BARE_LABEL, value_of))
+
+    return read
 
 
 # Truth values.
 
 _TRUE = {"true", "yes", "correct", "right"}
 _TRUTH = re.compile(
-    r"(?P<denied>(?:\b(?:not|never|cannot be|can not be|hardly)|n't(?:\s+be)?)\s+)?"
+    rf"(?P<denied>{_DENIAL}(?:\s+{_BETWEEN}){{0,8}}+\s+)?"
     r"(?:\b(?P<word>true|false|untrue)"
-    r"|(?:(?<=is )|(?<=was )|(?<=n't )|(?<=is not )|(?<=was not ))(?P<predicate>correct|incorrect|right|wrong)"
+    r"|(?(denied)|(?:(?<=is )|(?<=was )))(?P<predicate>correct|incorrect|right|wrong)"
     r"(?!\s+(?:to call|answer|option))"
     r"|\b(?P<answer>yes|no)(?=\s*(?:[.,!;:)\]*\"']|and\b|or\b|\Z)))\b",
     re.IGNORECASE,
 )
-_HYPOTHETICAL = re.compile(r"\b(?:would|could|might|may)\s+(?:only\s+|also\s+)?be\s+(?:true|false)\b", re.IGNORECASE)
+# What would be true, or whether something is, says neither.
+_HYPOTHETICAL = re.compile(
+    r"\b(?:(?:would|could|might|may)\s+(?:only\s+|also\s+)?be|(?:might|may)\s+not\s+be"
+    rf"|(?:if|whether)(?:\s+{_BETWEEN}){{1,8}}+)\s+(?:true|false)\b",
+    re.IGNORECASE,
+)
 _BARE_TRUTH = re.compile(r"(?:true|false|yes|no)\b", re.IGNORECASE)
 
 

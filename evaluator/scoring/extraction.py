@@ -18,7 +18,7 @@ from tutelage.evaluator.scoring.choices import corrected_letter, corrected_truth
 from tutelage.evaluator.scoring.numbers import canonical_number, corrected_number
 
 NUMBER_TOLERANCE = 0.001
-RULES_VERSION = 3
+RULES_VERSION = 4
 """Rises when a rule reads an output differently, so that rows of older rules are not taken for present ones."""
 
 

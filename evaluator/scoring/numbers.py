@@ -12,9 +12,11 @@ import operator
 import re
 from collections.abc import Callable
 
-from tutelage.evaluator.scoring.reading import answer_text, attempts, without_reasons
+from tutelage.evaluator.scoring.reading import JUDGED, answer_text, attempts, without_confirmations, without_reasons
 
 _BOX_REACH = 400  # characters of a box that are read
+_DEPTH = 4  # of fractions in fractions
+_WINDOW = 24  # characters before a number word that are read
 _MARKERS = 50
 _CLAUSE_REACH = 200
 _EQUATION_REACH = 400
@@ -37,13 +39,27 @@ _WORD_VALUES = {
     **{word: 10 * value for value, word in enumerate(_TENS, 2)},
 }
 # "One" is a pronoun ("each one", "one of them") unless it is what something is.
-_ONE = r"one(?=\s+hundred|\W*$)|(?<=is )one(?!\s+(?:of|for|who|that|which|in|by|more)\b)|(?<=are )one(?=\W)"
+_ONE = (
+    r"one(?=\s+hundred|\sand\sa\s(?:half|quarter)|\W*$)"
+    r"|(?<=is )one(?!\s+(?:of|for|who|that|which|in|by|more)\b)|(?<=are )one(?=\W)"
+)
 _WORD = re.compile(
     rf"\b(?:(?P<tens>{'|'.join(_TENS)})(?:[- ](?P<unit>{'|'.join(_UNITS[1:10])}))?"
     rf"|(?P<small>{'|'.join([_UNITS[0], *_UNITS[2:]])}|{_ONE}|a(?=\s+hundred\b)))\b",
     re.IGNORECASE,
 )
-_RESULT_VERB = re.compile(r"\b(?:is|are|equals?|gives?|gets?|makes?|leaves?|leaving|has|have|had)\s+$", re.IGNORECASE)
+# What stands before and after a number word that says what something is, although others are written as digits.
+_RESULTS = tuple(
+    (re.compile(before, re.IGNORECASE), re.compile(after, re.IGNORECASE))
+    for before, after in (
+        (r"\b(?:is|are|gives?|gets?|makes?|leaves?|leaving|has|have|had)[:,]?\s+[$(]*\Z", ""),
+        (r"\b(?:total of|in total|in all|altogether),?\s+[$(]*\Z", ""),
+        (r"(?:=|####|\b(?:answer|total|result):)\s*[$(]*\Z", ""),
+        (r"\b(?:so|therefore|thus|hence),?\s+\Z", r"(?:\s[a-z]+){0,2}+[^\w\n]*(?:[.!\n]|\Z)"),
+        (r"(?:^|\n)[^\w\n]*\Z", r"[^\w\n]*(?:\n|\Z)"),
+        ("", r"\sand\sa\s(?:half|quarter)\b"),
+    )
+)
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _VULGAR = dict(zip("½⅓⅔¼¾⅕⅛⅜⅝⅞", ("1/2", "1/3", "2/3", "1/4", "3/4", "1/5", "1/8", "3/8", "5/8", "7/8"), strict=True))
 _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
@@ -57,29 +73,56 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
         (r"\\(?:left|right|displaystyle|quad|[,;:! ])", " "),
         (r"\\([$%])", r"\1"),
         (r"\\(?:text\w{0,2}|math\w{2}|mbox)\{([^{}]{0,200})\}", r" \1 "),
+        (r"\\sqrt\[(\d)\]\{([^{}]{0,80})\}", r"((\2)^(1/\1))"),
         (r"\*\*|__|\\[()\[\]]", " "),
         (r"[−–]", "-"),
         (r"≈|\\approx|\bequals\b|\bis equal to\b", "="),
-        (r"×|·|\\(?:times|cdot)\b|(?<=\d)[^\S\n]*+x[^\S\n]*+(?=[$\d])", "*"),
+        (r"×|·|\\(?:times|cdot)\b|(?:(?<=\d)|(?<=\ws)[^\S\n])[^\S\n]*+x[^\S\n]*+(?=[$\d])", "*"),
         (r"÷|\\div\b", "/"),
         (r"(?<=[A-Za-z])\^[{(]?-?\d{1,3}[})]?|(?<![A-Za-z])[kcmd]?m[23]\b", ""),  # cm^3
     )
 )
-_FRACTION = re.compile(r"(?:(\d)\s*+)?\\[dt]?frac\s*(?:\{([^{}]{0,80})\}\s*\{([^{}]{0,80})\}|(\d)(\d))")
+_PART = r"\s*(?:\{([^{}]{0,80})\}|(\d))"
+_FRACTION = re.compile(rf"(?:(\d)\s*+)?\\[dt]?frac{_PART}{_PART}")
+_BRACED = re.compile(r"(\\sqrt|\^)\s*\{([^{}]{0,80})\}")
+_DECIMAL = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?")
+# Mixed numbers and operations in words; after number words, which may be what they join.
+_JOINED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), replacement)
+    for pattern, replacement in (
+        (r"(?<=\d)[^\S\n]++and[^\S\n]++a[^\S\n]++half\b", " 1/2"),
+        (r"(?<=\d)[^\S\n]++and[^\S\n]++a[^\S\n]++quarter\b", " 1/4"),
+        (r"(?<![\d/.,])(\d{1,15})[^\S\n]++(?:and|&)[^\S\n]++\$?[^\S\n]*+(\d{1,3}/\d{1,3})\b(?!\s+of\b)", r"\1 \2"),
+        (r"(?<=\d)[^\S\n]++minus[^\S\n]++(?=[$\d])", " - "),
+        (r"(?<=\d)[^\S\n]++plus[^\S\n]++(?=[$\d])", " + "),
+        (r"(?<=\d)[^\S\n]++(?:times|multiplied by)[^\S\n]++(?=[$\d])", " * "),
+        (r"(?<=\d)[^\S\n]++divided by[^\S\n]++(?=[$\d])", " / "),
+    )
+)
 
 
 def _fraction(found: re.Match[str]) -> str:
-    whole, above, below = found[1] or "", (found[2] or found[4] or "").strip(), (found[3] or found[5] or "").strip()
-    plain = above.isdigit() and below.isdigit()
-    return f"{whole} {above}/{below}" if plain else f"{whole}*(({above})/({below}))".removeprefix("*")
+    whole, above, below = found[1] or "", (found[2] or found[3] or "").strip(), (found[4] or found[5] or "").strip()
+    if above.isdigit() and below.isdigit():
+        negated = found.string.endswith("-", 0, found.start())
+        return f"{above}/{below}" if negated and not whole else f"{whole} {above}/{below}"
+    if not whole and _DECIMAL.fullmatch(above) and _DECIMAL.fullmatch(below) and float(below):
+        return canonical_number(float(above) / float(below))
+    return f"{whole}*(({above})/({below}))".removeprefix("*")
 
 
 def _words(text: str) -> str:
-    """Number words as digits: all of a text without digits, else those that say what something is."""
+    """Number words as digits: all of a text without digits, else those that say what something is or comes to."""
     has_digits = re.search(r"\d", text) is not None
 
+    def says_what_it_is(found: re.Match[str]) -> bool:
+        begin, end = found.span()
+        return any(
+            before.search(text, max(0, begin - _WINDOW), begin) and after.match(text, end) for before, after in _RESULTS
+        )
+
     def digits(found: re.Match[str]) -> str:
-        if has_digits and not _RESULT_VERB.search(text, max(0, found.start() - 12), found.start()):
+        if has_digits and not says_what_it_is(found):
             return found.group()
         word = found["tens"] or found["small"]
         value = _WORD_VALUES.get(word.lower(), 1)
@@ -91,9 +134,12 @@ def _words(text: str) -> str:
 def _spelled(text: str) -> str:
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
-    for _ in range(4):
-        text = _FRACTION.sub(_fraction, text)
-    return _words(_unboxed(text))
+    for _ in range(_DEPTH if "\\" in text else 0):
+        text = _FRACTION.sub(_fraction, _BRACED.sub(r"\1(\2)", text))
+    text = _words(_unboxed(text))
+    for pattern, replacement in _JOINED:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 _BOX = re.compile(r"\\f?boxed\s*\{")
@@ -125,7 +171,7 @@ _OPERATIONS: dict[type, Callable[[float, float], float]] = {
     ast.Pow: math.pow,
 }
 _EXPRESSION = (
-    (r"\\?sqrt\s*\{|√\{", "sqrt("),
+    (r"\\?sqrt\s*[{(]|√[{(]", "sqrt("),
     (r"√\s*(\d++)", r"sqrt(\1)"),
     (r"\\pi\b|π", f"({math.pi})"),
     (r"[{\[]", "("),
@@ -172,11 +218,21 @@ _NUMBER = re.compile(
     r"(?P<value>(?>\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?|(?<!\.)\.\d++)"
     r"(?P<denominator>/\d++)?"
     r"(?:e(?P<e>[-+]?\d{1,3})\b|(?:\s?\*\s?10|(?<=10))\^[{(]?(?P<power>[-+]?\d{1,3})[})]?)?"
-    r"(?:[^\S\n](?P<scale>hundred|thousand|million|billion|trillion)\b|(?<=\d)(?P<letter>[kKMB])\b)?"
+    r"(?:\$?[^\S\n]{1,4}(?P<scale>hundred|thousand|million|billion|trillion)\b|(?<=\d)(?P<letter>[kKMB])\b)?"
 )
 _CALCULATION = re.compile(r"(?>[^\S\n]|[$€£¥%(){}]|\\[a-z]++|[-+*/^])*+(?=[\d$€£¥.])")
 _OPERATOR = re.compile(r"[-+*/^]")
 _EQUALS = re.compile(r"(?>[^\S\n]|[$€£¥%)}])*+=(?>[^\S\n]|[({])*+(?=[-$€£¥.\d√])√?")
+# After a calculation, in words; after a number alone this begins something else ("5, which is 3 more").
+_COMES_TO = re.compile(
+    r"[$%)}]*+(?:,?\s(?:which|that)\s(?:is|gives|makes|leaves)|,?\s(?:is|are|gives|makes|leaves)|,\sor)\s"
+    r"(?=[-$€£¥.]?\d)",
+    re.IGNORECASE,
+)
+_UNIT = re.compile(
+    r"(?:(?:[^\S\n]|[^\S\n]?/)(?!(?:where|if|when|with|because|since|so|and|as|for|let)\b)[A-Za-z]{1,20}){1,3}+"
+    r"(?=[^\S\n]{0,2}(?:[-+*/]|(?P<equals>=)))"
+)
 _UNFINISHED = re.compile(r"(?>[^\S\n]|[$%)])*+[-+*/^=][^\S\n$]*+(?:\n|\Z)")
 
 
@@ -193,25 +249,37 @@ def _value(number: re.Match[str]) -> float:
     return -value if number["sign"] or number["sign_after"] else value
 
 
-def _calculated(text: str, first: re.Match[str]) -> tuple[re.Match[str] | None, int]:
-    """The result of the calculation that begins with a number ("6 * 7 = 42"), or the number itself; and its end.
+def _calculated(text: str, first: re.Match[str], *, units: bool = False) -> tuple[re.Match[str] | None, int]:
+    """The result of the calculation that begins with a number ("6 * 7 = 42", "42 = 6 * 7"), or the number itself.
 
-    None for a calculation without a result, which is no number yet.
+    And where it ends. None for a calculation without a result, which is no number yet. With `units`, "5 dollars * 3 =
+    15 dollars" is a calculation too.
     """
-    number, calculates = first, False
+    number, calculates, result_first = first, False, False
     limit = first.start() + _EQUATION_REACH
     while number.end() < limit:
-        equals = _EQUALS.match(text, number.end())
-        between = None if equals else _CALCULATION.match(text, number.end())
-        if between and not _OPERATOR.search(between.group()):
-            between = None
-        step = equals or between
+        unit = _UNIT.match(text, number.end()) if units else None
+        position = unit.end() if unit and (calculates or not unit["equals"]) else number.end()
+        equals = _EQUALS.match(text, position) or (_COMES_TO.match(text, position) if calculates else None)
+        step = equals or _operation(text, position)
         following = _NUMBER.match(text, step.end()) if step else None
         if following is None:
             break
+        result_first |= equals is not None and number is first
         number, calculates = following, equals is None
-    unfinished = calculates or _UNFINISHED.match(text, number.end()) is not None
-    return (None if unfinished else number), number.end()
+    if _UNFINISHED.match(text, number.end()):
+        return None, number.end()
+    return (number if not calculates else first if result_first else None), number.end()
+
+
+def _operation(text: str, position: int) -> re.Match[str] | None:
+    between = _CALCULATION.match(text, position)
+    return between if between and _OPERATOR.search(between.group()) else None
+
+
+def _answered(text: str, first: re.Match[str]) -> re.Match[str] | None:
+    """What a number that follows a marker leads to; a unit belongs to a calculation if that has a result."""
+    return _calculated(text, first, units=True)[0] or _calculated(text, first)[0]
 
 
 # Between what a calculation gives and a number that goes beyond it.
@@ -223,13 +291,13 @@ _GOES_ON = re.compile(
 
 def _last(text: str) -> re.Match[str] | None:
     """The last number; but what a calculation gives goes before numbers that only describe it ("= 40 hours for 6")."""
-    last, given, position = None, None, 0
+    last, given, beyond, position = None, None, 0, 0
     while first := _NUMBER.search(text, position):
         result, position = _calculated(text, first)
         if result:
             last = result
-            given = result if result is not first else given
-    if last is None or given is None or _GOES_ON.search(text, given.end(), last.start()):
+            given, beyond = (result, position) if position > first.end() else (given, beyond)
+    if last is None or given is None or _GOES_ON.search(text, beyond, last.start()):
         return last
     return given
 
@@ -237,7 +305,7 @@ def _last(text: str) -> re.Match[str] | None:
 # What is committed to.
 
 _ANSWER_IS = re.compile(
-    r"(?:(?:answer|option|choice)(?:\s+(?:is|(?:would|should|must)\s+be)\b|\s*[:=：])|答案(?:是|：|:)"
+    rf"(?:(?:answer|option|choice)(?:\s+(?:is|(?:would|should|must)\s+be)\b(?!{JUDGED})|\s*[:=：])|答案(?:是|：|:)"
     r"|####|<answer>|(?m:^\W{0,6}answer\W{0,4}$))[^\S\n]*+[:：]?",
     re.IGNORECASE,
 )
@@ -281,7 +349,7 @@ def _committed(text: str) -> re.Match[str] | str | None:
     for marker in [*_ANSWER_IS.finditer(text)][-_MARKERS:][::-1]:
         begins = _IMMEDIATE.match(text, marker.end())
         if begins and (first := _NUMBER.match(text, begins.end())):
-            return _calculated(text, first)[0] or ""
+            return _answered(text, first) or ""
         clause = _CLAUSE.match(text, marker.end(), marker.end() + _CLAUSE_REACH)
         if clause and (found := _last(_BESIDE.sub(" ", without_reasons(clause.group()))) or _last(clause.group())):
             return found
@@ -293,7 +361,7 @@ def corrected_number(text: str) -> str:
 
     An aside, a reason, a date, or what something is not, is read only where there is nothing else.
     """
-    text = _NEVER.sub(" ~ ", _without_list_numbers(_spelled(answer_text(text))))
+    text = _NEVER.sub(" ~ ", _without_list_numbers(without_confirmations(_spelled(answer_text(text)))))
     for attempt in attempts(text):
         found = _committed(attempt)
         if found is not None:

@@ -36,6 +36,17 @@ _REASON = re.compile(
     r"(?:(?![.!?](?:\s|\Z)|,\s(?:then|so|there|it|he|she|they|we)\b)[^\n;=])*+(?=[.!?;\n]|\Z)",
     re.IGNORECASE,
 )
+# Thinking again that ends where it began ("Wait, … so that is right"), and the sentence of it.
+_CONFIRMS = re.compile(
+    r"\b(?:so|yes|yeah|then|thus|hence|and|okay|indeed|actually|wait|hmm+)\b,?\s+"
+    r"(?:that|this|it|(?:my|the)(?:\s\w{1,12})?\sanswer)"
+    r"(?:(?:['’]s|\s(?:is|was))(?:\s(?:indeed|still))?\s(?:right|correct)|\sstands|\s(?:checks\sout|holds))"
+    r"(?:,?\s(?:because|since|as)\b.*)?\Z",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"(?:[^.!\n]|[.!](?!\s|\Z))++")
+# What "the answer is" says of the answer instead of naming it.
+JUDGED = r"\s+(?:(?:in)?correct|right|wrong|best|better|valid|reasonable|based|rounded)\b"
 _QUESTION = re.compile(r"(?:(?<=^)|(?<=[.!?\n]))[^.!?\n]{1,400}\?(?=\s)")
 
 
@@ -60,6 +71,17 @@ def attempts(text: str) -> list[str]:
     """The answers that a text gives one after the other ("… 2. Wait, … 3."), the last first."""
     starts = [0, *(found.end() for found in _AGAIN.finditer(text))]
     return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)][::-1]
+
+
+def without_confirmations(text: str) -> str:
+    """Without thinking again that finds right what was said before: it names numbers and choices, but no answer."""
+
+    def kept(sentence: re.Match[str]) -> str:
+        confirms = _CONFIRMS.search(sentence.group())
+        again = _AGAIN.search(text, sentence.start(), sentence.end()) if confirms else None
+        return text[sentence.start() : again.start()] if again else sentence.group()
+
+    return _SENTENCE.sub(kept, text)
 
 
 def without_reasons(text: str) -> str:
