@@ -82,6 +82,25 @@ def test_one_that_ends_before_it_is_ready_is_not_started_again(server, tmp_path)
         until(service.revive)
 
 
+def test_one_that_was_ready_in_time_may_be_looked_at_late(server, tmp_path):
+    """A study trains without its teacher first, for as long as that takes."""
+    service = server()
+    told = tmp_path / "server.address"
+    until(lambda: told.exists() and told.read_text())
+    service.started_seconds -= 1000.0
+    assert service.address == told.read_text()
+
+
+def test_one_that_has_ended_before_anybody_looked_is_reported(server, tmp_path):
+    service = server()
+    told = tmp_path / "server.address"
+    until(lambda: told.exists() and told.read_text())
+    (tmp_path / "faults").write_text("die")
+    until(lambda: "the engine died" in service.log.read_text())
+    with pytest.raises(Unreachable, match=r"(?s)server ended with 1.*the engine died"):
+        until(service.is_ready)
+
+
 def test_a_folder_has_one_owner_who_can_be_asked_to_end(tmp_path):
     program = (
         f"import sys, time; sys.path.insert(0, {str(PROTO)!r})\nfrom pathlib import Path\n"

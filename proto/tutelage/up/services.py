@@ -89,8 +89,10 @@ class Service:
         """
         if self._process is None or self.seconds_to_ready:
             return True
-        require_starting(self._process, log=self.log, deadline=self.started_seconds + self._ready_seconds)
         found = self._probe() if self._probe else self._read_address()
+        # It may have been ready long before anybody looked.
+        if not found or self._process.poll() is not None:
+            require_starting(self._process, log=self.log, deadline=self.started_seconds + self._ready_seconds)
         if found:
             self._address, self.seconds_to_ready = found, time.monotonic() - self.started_seconds
         return bool(found)
