@@ -35,7 +35,7 @@ def facts(data: StudyData) -> list[tuple[str, str]]:
     """What the study was, for the head of the page."""
     rows, cells = data.rows, data.cells
     seeds = sorted(cells.filter(role="student")["seed"].unique().to_list())
-    decoding = rows["sampling_temperature"].drop_nulls().unique().to_list()
+    decoding = rows["sampling_temperature"].drop_nulls().unique().sort().to_list()
     items = rows.group_by("task").agg(pl.col("item_id").n_unique()).sort("task")
     sizes = {row["model"]: row["parameters"] for row in cells.to_dicts()}
     return [
@@ -43,7 +43,7 @@ def facts(data: StudyData) -> list[tuple[str, str]]:
         ("cells", f"{int(cells['scored'].sum())} of {len(cells)} scored"),
         ("seeds", ", ".join(map(str, seeds))),
         ("tasks", ", ".join(f"{task} ({count} items)" for task, count in items.rows())),
-        ("protocol", ", ".join(rows["protocol"].unique().sort()) + ", prompt " + ", ".join(rows["template"].unique())),
+        ("protocol", ", prompt ".join(", ".join(rows[name].unique().sort()) for name in ("protocol", "template"))),
         ("decoding", ", ".join("greedy" if one == 0 else f"sampled at T = {one:g}" for one in decoding)),
         (
             "rows",

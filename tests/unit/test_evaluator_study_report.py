@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tutelage.errors import DataError
 from tutelage.evaluator.report import write_study_report
 from tutelage.evaluator.report.preflight import of_several
 from tutelage.evaluator.report.study_data import read_study
+from tutelage.evaluator.report.study_report import facts
 from tutelage.evaluator.results.frames import SCHEMA, frame_of_rows, frame_path, write_frame
 from tutelage.evaluator.tasks import TASKS
 
@@ -168,6 +170,19 @@ def test_the_mixed_model_tells_the_method_that_helps_from_the_one_that_does_not(
     apart = pl.read_csv(report.parent / "tables" / "methods_apart.csv").filter(test="kruskal")
     assert "kd and seq_kd" in report.with_name("report.md").read_text()
     assert apart.height == 1
+
+
+def test_what_several_rows_have_is_said_in_one_order(tmp_path):
+    """Polars gives unique values in any order."""
+    cells = [cell("tuned", "big"), *(cell("student", "small", "sft", seed) for seed in SEEDS)]
+    for described in cells:
+        write_rows(tmp_path / "frames", described, np.random.default_rng(0))
+    (tmp_path / "study.json").write_text(json.dumps(declared(cells)))
+    data = read_study(tmp_path, tmp_path / "frames")
+    names = [f"t{number}" for number in range(9)]
+    many = data.rows.with_columns(template=pl.Series(np.resize(names, len(data.rows))))
+    shown = dict(facts(replace(data, rows=many)))
+    assert shown["protocol"] == f"paper, prompt {', '.join(names)}"
 
 
 def test_it_says_how_many_cells_are_missing(report):
