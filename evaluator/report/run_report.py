@@ -43,6 +43,8 @@ def facts(data: RunData) -> list[tuple[str, str]]:
     rows = data.rows
     teachers = data.summary.filter(role="teacher")["student"].unique().sort().to_list()
     decoding = rows.filter(protocol="paper")["sampling_temperature"].drop_nulls().unique().sort().to_list()
+    # The rows of a teacher have 0 there, as those of any model whose training nobody knows.
+    seeds = rows.filter(pl.col("objective") != "")["training_seed"].unique().sort()
     described = []
     for student in data.students:
         trained = rows.filter(pl.col("student") == student, pl.col("objective") != "")
@@ -58,7 +60,7 @@ def facts(data: RunData) -> list[tuple[str, str]]:
         ("tasks", ", ".join(f"{task} ({protocol})" for task, protocol in rows.select(CELL).unique().sort(CELL).rows())),
         ("items", ", ".join(counted)),
         ("prompts", ", ".join(rows["template"].unique().sort())),
-        ("training seeds", ", ".join(map(str, rows["training_seed"].unique().sort()))),
+        ("training seeds", ", ".join(map(str, seeds)) or "none"),
     ]
     if data.data:
         known.append(("training data", _training_data(data)))

@@ -135,6 +135,13 @@ def test_it_has_its_parts(page: str) -> None:
         assert words in page, words
 
 
+def test_training_seeds_are_those_of_the_trained(tmp_path: Path) -> None:
+    write_rows(tmp_path, "big", right=lambda index: index < 15, training_seed=0)
+    assert dict(facts(read_run(tmp_path, None, None)))["training seeds"] == "none"
+    write_rows(tmp_path, "gkd", right=lambda index: index < 9, objective="gkd", training_seed=1)
+    assert dict(facts(read_run(tmp_path, None, None)))["training seeds"] == "1"
+
+
 def test_what_the_length_of_the_data_cost_is_said(run: Path, page: str, tmp_path: Path) -> None:
     cost = "40 rows, 20 of them left out, as their prompt alone is too long, 3 completions cut, by 120 tokens together"
     assert cost in page
