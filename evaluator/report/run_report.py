@@ -43,12 +43,13 @@ def facts(data: RunData) -> list[tuple[str, str]]:
     rows = data.rows
     teachers = data.summary.filter(role="teacher")["student"].unique().sort().to_list()
     decoding = rows.filter(protocol="paper")["sampling_temperature"].drop_nulls().unique().sort().to_list()
-    # The rows of a teacher have 0 there, as those of any model whose training nobody knows.
-    seeds = rows.filter(pl.col("objective") != "")["training_seed"].unique().sort()
+    # Rows of a teacher, or of a model whose training nobody knows, have 0 as their seed.
+    trained = rows.filter(pl.col("objective") != "")
+    seeds = trained["training_seed"].unique().sort()
     described = []
     for student in data.students:
-        trained = rows.filter(pl.col("student") == student, pl.col("objective") != "")
-        row = trained.row(0, named=True) if len(trained) else None
+        own = trained.filter(student=student)
+        row = own.row(0, named=True) if len(own) else None
         noise = f", σ = {row['noise']:g}" if row and row["noise"] else ""
         described.append(f"{student} ({row['objective']}, T = {row['temperature']:g}{noise})" if row else student)
     left_out = rows["finish_reason"].is_in(LEFT_OUT).fill_null(value=False)
