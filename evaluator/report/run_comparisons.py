@@ -22,7 +22,7 @@ CHANGES = pl.Schema(
         "gained": pl.Int64,  # items right only after; this and the next are null where scores are no decisions
         "lost": pl.Int64,  # items right only before
         "p_value": pl.Float64,
-        "test": pl.String,  # mcnemar, or t where scores are no decisions or items share a text
+        "test": pl.String,  # McNemar, or t where scores are no decisions or items share a text
     }
 )
 LIKENESS = pl.Schema(
@@ -82,7 +82,7 @@ def changes(data: RunData) -> pl.DataFrame:
                 "gained": test.only_first if test else None,
                 "lost": test.only_second if test else None,
                 "p_value": test.p_value if test and exact else t_test(interval).p_value,
-                "test": "mcnemar" if exact else "t",
+                "test": "McNemar" if exact else "t",
             }
         )
     return pl.DataFrame(rows, schema=CHANGES)

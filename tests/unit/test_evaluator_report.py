@@ -161,7 +161,7 @@ def test_the_headline_of_one_task_is_before_after_and_teacher_with_intervals(run
     assert tile.text.startswith(
         "before 10.0 % (1.2 to 31.7); after 60.0 % (36.1 to 80.9); teacher 75.0 % (50.9 to 91.3); +50.0 points ("
     )
-    assert tile.text.endswith("), mcnemar, p = 0.013; same answer as the teacher 5.0 → 55.0 %")
+    assert tile.text.endswith("), McNemar, p = 0.013; same answer as the teacher 5.0 → 55.0 %")
 
 
 def test_the_headline_of_several_tasks_is_the_distance_to_the_teacher(run: Path) -> None:
