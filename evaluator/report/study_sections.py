@@ -167,7 +167,8 @@ def likeness(data: StudyData, found: StudyResults) -> Section | None:
     if rows.is_empty():
         return None
     methods = [method for method in data.methods if method in rows["method"].to_list()]
-    means = rows.group_by("student", "method").agg(pl.col("agreement", "fidelity", "score").mean())
+    keys = ["student", "method"]
+    means = rows.group_by(keys).agg(pl.col("agreement", "fidelity", "score").mean()).sort(keys)
     shown = []
     if len(means.drop_nulls("agreement")):
         shown.append(
@@ -197,9 +198,9 @@ def learning(data: StudyData, found: StudyResults) -> Section | None:
     if data.metrics.is_empty() or column not in data.metrics.columns:
         return None
     known = data.metrics.join(data.main.select("cell"), on="cell").filter(pl.col(column).is_not_null())
-    shown = []
+    keys, shown = ["method", "step"], []
     for student in dict.fromkeys((data.students[0], data.students[-1])):
-        own = known.filter(model=student).group_by("method", "step").agg(value=pl.col(column).mean()).sort("step")
+        own = known.filter(model=student).group_by(keys).agg(value=pl.col(column).mean()).sort(keys)
         methods = [method for method in data.methods if method in own["method"].to_list()]
         if methods:
             shown.append(

@@ -16,6 +16,7 @@ from tutelage.evaluator.report import write_study_report
 from tutelage.evaluator.report.preflight import of_several
 from tutelage.evaluator.report.study_data import read_study
 from tutelage.evaluator.report.study_report import facts
+from tutelage.evaluator.report.study_sections import learning, likeness, results_of
 from tutelage.evaluator.results.frames import SCHEMA, frame_of_rows, frame_path, write_frame
 from tutelage.evaluator.tasks import TASKS
 
@@ -183,6 +184,18 @@ def test_what_several_rows_have_is_said_in_one_order(tmp_path):
     many = data.rows.with_columns(template=pl.Series(np.resize(names, len(data.rows))))
     shown = dict(facts(replace(data, rows=many)))
     assert shown["protocol"] == f"paper, prompt {', '.join(names)}"
+
+
+def test_curves_and_maps_are_drawn_in_one_order(study):
+    """Polars groups in any order, and what is drawn last lies on top."""
+    data = read_study(study, study / "frames")
+    steps = pl.DataFrame({"step": range(40), "heldout/forward_kl": np.linspace(4, 1, 40)})
+    data = replace(data, metrics=data.cells.filter(role="student").join(steps, how="cross"))
+    found = results_of(data)
+    for section, keys in ((learning(data, found), ["method", "step"]), (likeness(data, found), ["student", "method"])):
+        drawn = section.figures[0].chart.data
+        assert drawn.height > 1
+        assert drawn.select(keys).equals(drawn.select(keys).sort(keys))
 
 
 def test_it_says_how_many_cells_are_missing(report):
