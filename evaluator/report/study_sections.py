@@ -198,7 +198,8 @@ def learning(data: StudyData, found: StudyResults) -> Section | None:
     if data.metrics.is_empty() or column not in data.metrics.columns:
         return None
     known = data.metrics.join(data.main.select("cell"), on="cell").filter(pl.col(column).is_not_null())
-    keys, shown = ["method", "step"], []
+    keys = ["method", "step"]
+    shown = []
     for student in dict.fromkeys((data.students[0], data.students[-1])):
         own = known.filter(model=student).group_by(keys).agg(value=pl.col(column).mean()).sort(keys)
         methods = [method for method in data.methods if method in own["method"].to_list()]
